@@ -76,7 +76,13 @@ def branches_of(
     report: Callable[[str], None],
 ) -> list[Branch]:
     """Returns the branches of a volume that have a change such as is asked for, the oldest first;
-    without a question all. *report* is called with a line for each that cannot be understood.
+    without a question all.
+
+    Args:
+        state: of the volume.
+        uid, paths, since, until: as in :meth:`JournalSource.criteria`.
+        report: called with a line for each branch that cannot be understood.
+
     Raises UsageError, FusejournalError, OSError."""
     found = list_branches(state.directory, report)
     if uid is None and not paths and since is None and until is None:

@@ -103,7 +103,7 @@ def export_volume(
     """Composes the export of a volume, and with *write* makes it.
 
     Args:
-        clients: hosts, addresses, networks, wildcards, @netgroups.
+        state, clients: of the volume; and hosts, addresses, networks, wildcards, @netgroups.
         read_only: clients only read, of a mirror also when that is the primary.
         durable: changes are answered when they are safe from a crash.
         root_squash: a client's root is nobody here.

@@ -62,7 +62,16 @@ def replication_options(
     metrics: str | None = None,
     open_backing: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Returns what these options change in the configuration. Raises UsageError."""
+    """Returns what these options change in the configuration: section, key and value. Of an option
+    that is None, False or empty nothing is said.
+
+    Args:
+        role, durability, open_backing: of the section "volume".
+        listen, insecure, mirrors: of the section "replication".
+        peers: the same section's, as NAME=ADDRESS.
+        metrics: the address of the section "metrics".
+
+    Raises UsageError."""
     told: dict[str, dict[str, Any]] = {
         "volume": {"role": role, "durability": durability, "open_backing": open_backing or None},
         "replication": {

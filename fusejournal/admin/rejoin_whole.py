@@ -91,8 +91,14 @@ def is_cheaper(offered: OfferedTree) -> bool:
 
 
 class WholeRejoin:
-    """Makes the volume *state*, which this process holds, level with *peer* by a copy of its tree,
-    as the node *me*."""
+    """Makes a volume level with a peer by a copy of its tree.
+
+    Args:
+        state: of the volume, which this process holds.
+        peer, me: the peer, and what this node greets it with.
+        config, config_file: the volume's configuration, and the file; None: the volume's own.
+        insecure: peers without a certificate are called in plain.
+        force: a new mirror copies the tree, whatever is cheaper."""
 
     def __init__(
         self,
@@ -105,7 +111,6 @@ class WholeRejoin:
         insecure: bool,
         force: bool,
     ) -> None:
-        """*force*: a new mirror copies the tree, whatever is cheaper."""
         self.state = state
         self._me = me._replace(uuid=None) if state.role is Role.UNINITIALIZED else me
         self._peer = peer

@@ -47,7 +47,12 @@ class Moment(NamedTuple):
 
 class PlannedInPlace:
     """A restore in place that was planned, and can be carried out as long as the block that made it
-    lasts."""
+    lasts.
+
+    Args:
+        source, state: the volume's journal, and its state.
+        path, plan: what is brought back, and how.
+        seq, version: the attributes of these names."""
 
     def __init__(
         self,
@@ -142,8 +147,15 @@ def planned_in_place(
     waiting: Callable[[], None] = do_not_wait,
     config: Path | None = None,
 ) -> Iterator[PlannedInPlace]:
-    """Yields the plan that brings *path* of *volume* (None: the whole tree) back to *moment*; what
-    it is made of is there for the length of the block. *waiting*, *config*: see VolumeVersions.
+    """Yields the plan that brings a path back; what it is made of is there for the length of the
+    block.
+
+    Args:
+        volume, path: the volume, and the path in it; None: the whole tree.
+        moment: the moment that it is brought back to.
+        progress: called while journal and version are read.
+        waiting, config: as in :class:`VolumeVersions`.
+
     Raises UsageError, NoSuchMomentError, NoSuchSeqError, NoSuchVersionError, PathNotFoundError,
     ConflictError, JournalError, StoreError."""
     source = open_source(volume)

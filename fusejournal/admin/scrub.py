@@ -93,9 +93,17 @@ class Scrub:
         do_repair: bool = False,
         anew: bool = False,
     ) -> None:
-        """*progress* is called between any two steps, and may raise; *waiting*: see VolumeVersions.
-        *anew*: one that was stopped is not gone on with. Raises VolumeNotFoundError,
-        NotRunningError, UsageError, PrivilegeError."""
+        """Reads nothing yet.
+
+        Args:
+            volume: its name, mountpoint or state directory.
+            progress: called between any two steps; may raise.
+            waiting: as in :class:`VolumeVersions`.
+            bytes_per_second: how much is read at most; 0: as much as can be.
+            do_repair: what is wrong of a file is put right, on a primary.
+            anew: one that was stopped is not gone on with.
+
+        Raises VolumeNotFoundError, NotRunningError, UsageError, PrivilegeError."""
         source = open_source(volume)
         if source.state is None:
             raise UsageError(f"{source.name} is a copy of a journal: see 'journal verify'")

@@ -82,8 +82,15 @@ async def listen(
     pairing: ConsolePairing,
     task_status: trio.TaskStatus[Address],
 ) -> None:
-    """Listens for consoles until cancelled; *task_status* gets the address. Raises
-    FusejournalError when nothing can listen there."""
+    """Listens for consoles until cancelled.
+
+    Args:
+        address, identity: where, and with which key and certificate.
+        book: the consoles that may call.
+        calls, pairing: serve those, and those that want to pair.
+        task_status: gets the address, with the port that was really taken.
+
+    Raises FusejournalError when nothing can listen there."""
     await serve(
         address,
         identity,

@@ -115,6 +115,13 @@ class CatalogNode:
     def __init__(
         self, fid: Fid, type_: int, ctime_ns: int, last_seq: Seq, parent: Fid, cookie: int
     ) -> None:
+        """A node whose handle is not known yet.
+
+        Args:
+            fid, type_: its id, and its type as bits of a mode.
+            ctime_ns, last_seq: the time of the last entry about it, since 1970, and that entry.
+            parent, cookie: the directory of its own place, 0 for none; and where it stands there.
+        """
         self.fid = fid
         self.type = type_
         self.ctime_ns = ctime_ns

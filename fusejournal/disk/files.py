@@ -49,9 +49,17 @@ def write_atomically(
     mode: int = 0o600,
     dir_fd: int | None = None,
 ) -> None:
-    """Replaces the file at *path*, or makes it, with *content* and *mode*. *dir_fd*: a descriptor
-    of the directory that *path* is relative to. Raises OSError: the file is as before then, or,
-    where only the directory's flush failed, already the new one."""
+    """Replaces a file, or makes it.
+
+    Args:
+        label: of its storage calls.
+        path: the file.
+        content, mode: what it gets.
+        outlives: what this must survive, once it returns.
+        dir_fd: a descriptor of the directory that *path* is relative to.
+
+    Raises OSError: the file is as before then, or, where only the directory's flush failed, already
+    the new one."""
     with replacing(label, path, outlives, mode=mode, dir_fd=dir_fd) as fd:
         calls.write_all(f"{label}.write", fd, content)
 

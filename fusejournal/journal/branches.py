@@ -150,10 +150,16 @@ def _before(paths: list[Path], first_seq: Seq) -> list[Path]:
 def make_branch(
     state_dir: Path, uuid: UUID, parted: Position, head: Position, source: str, reign: str
 ) -> Branch:
-    """Keep the entries after *parted* up to *head*, where the journal in *state_dir* ends, which
-    no process writes; returns the branch, durable. One that is there is returned as it is. *parted*
-    may be the one before the journal's first entry. *source*, *reign*: whose history is followed
-    instead. Raises JournalError, OSError: then there is none."""
+    """Keep the entries of a history that lost; returns the branch, durable. One that is there is
+    returned as it is.
+
+    Args:
+        state_dir, uuid: the volume's state directory, and its id; no process writes its journal.
+        parted, head: after the first of these they begin; the second is where the journal ends. The
+            first may be the entry before the journal's first.
+        source, reign: the peer whose history is followed instead, and its reign.
+
+    Raises JournalError, OSError: then there is none."""
     for known in list_branches(state_dir):
         if (known.parted, known.head) == (parted, head):
             return known

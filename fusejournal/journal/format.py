@@ -154,9 +154,14 @@ def frame_bytes_at(buffer: bytes, at: int) -> int:
 def read_frame(
     buffer: bytes, view: memoryview, at: int, expected: Seq, chain_before: int, offset: int
 ) -> Frame | None:
-    """The frame at *at* of *buffer* (*view* is a view of it), which lies at *offset* of its
-    segment; None when the buffer ends before the frame does. Checks that it is entry *expected*
-    and follows *chain_before*. Raises FormatError."""
+    """The checked frame at *at*; None when the buffer ends before the frame does.
+
+    Args:
+        buffer, view: the bytes, and a view of them.
+        at, offset: where it is in them, and in its segment.
+        expected, chain_before: the seq that it must have, and the chain that it must follow.
+
+    Raises FormatError."""
     if len(buffer) - at < FRAME_HEADER_BYTES:
         return None
     payload_bytes, data_bytes, seq, flushed, checksum = FRAME.unpack_from(buffer, at)
@@ -192,9 +197,14 @@ def checked_frame(view: memoryview, at: int, offset: int) -> Frame:
 def skim_frames(
     buffer: bytes, view: memoryview, seq: Seq, chain_before: int, at: int = 0, to_seq: int = 1 << 63
 ) -> tuple[int, Seq, int]:
-    """Check frames as :func:`read_frame` does, from *at* of *buffer* on; stops before the first
-    that is not whole or not good, or is *to_seq*. Returns where that is, its seq, and the chain
-    before it.
+    """Check frames as :func:`read_frame` does; stops before the first that is not whole or not
+    good. Returns where that is, its seq, and the chain before it.
+
+    Args:
+        buffer, view: the bytes, and a view of them.
+        seq, chain_before: of the first frame.
+        at: where it is.
+        to_seq: stops before this entry, too.
 
     This is for reading everything quickly: there is no object for a frame, and what is wrong with
     the one it stops at is for read_frame to find."""

@@ -138,16 +138,22 @@ class Journal:
         is_copy: bool = False,
         known_durable: Seq = Seq(0),
     ) -> "Journal":
-        """The journal in *directory*.
+        """The journal in *directory*. What is torn at its end is cut off, saved aside and listed in
+        ``repairs``.
 
-        What is torn at its end is cut off, saved aside and listed in ``repairs``; with
-        *unclean_machine* (the machine went down since) anything bad above the flushed watermark
-        counts as torn. Any other damage raises JournalDamagedError; with *read_only* nothing is
-        changed and the journal ends before the damage, which is in ``damage``. One that *is_copy*
-        is received from elsewhere and begins no segment by itself, and its frames tell only what
-        was on the disk of the node that wrote them. *known_durable*: what was on disk here, as is
-        known from elsewhere. Raises JournalForeignError when the segments are another
-        volume's."""
+        Args:
+            directory, uuid, options: where it is, of which volume, and how it is written.
+            on_flush_failed: called in the thread whose flush has failed.
+            unclean_machine: the machine went down since: anything bad above the flushed watermark
+                counts as torn.
+            read_only: nothing is changed, and the journal ends before a damage, which is in
+                ``damage``.
+            is_copy: it is received from elsewhere and begins no segment by itself; its frames tell
+                only what was on the disk of the node that wrote them.
+            known_durable: what was on disk here, as is known from elsewhere.
+
+        Raises JournalDamagedError for any other damage, JournalForeignError when the segments are
+        another volume's, OSError."""
         journal = cls(directory, uuid, options, on_flush_failed)
         journal.is_writable = not read_only
         journal._is_copy = is_copy
@@ -216,8 +222,14 @@ class Journal:
         *,
         makes_space: bool = False,
     ) -> Seq:
-        """Append one entry; when this returns it is in the kernel's hands. *path_of* tells a fid's
-        path as it is now. One that *makes_space*, as a removal does, may use some of the reserve.
+        """Append one entry; when this returns it is in the kernel's hands.
+
+        Args:
+            operation, data: what is done, and the bytes of a WRITE.
+            who: the caller who does it.
+            time_ns: the entry's time: :meth:`next_time`.
+            path_of: returns a fid's path as it is now.
+            makes_space: as a removal does: it may use some of the reserve.
 
         What no reader would take is refused, with nothing written: OSError EFBIG where the entry is
         larger than the format allows, EINVAL where a field cannot be what it is. Raises also

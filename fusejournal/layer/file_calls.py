@@ -66,8 +66,14 @@ class FileCalls:
         kernel_cache: KernelCache | None = None,
         access_times: AccessTimes | None = None,
     ) -> None:
-        """*kernel_cache*: of a mirror, whose tree changes without the kernel. *access_times*: None
-        where they are not kept."""
+        """Answers calls from now on.
+
+        Args:
+            volume, durability, importer: of the volume.
+            files: those that the kernel has open.
+            policy: which replies wait until their change is durable.
+            kernel_cache: of a mirror, whose tree changes without the kernel; None on a primary.
+            access_times: None where they are not kept."""
         self.volume = volume
         self._catalog = volume.catalog
         self._tree = volume.tree

@@ -70,8 +70,16 @@ def make(
     parent_stat: FileStat,
     default_acl: bytes | None,
 ) -> Create | Mkdir:
-    """A directory, file, fifo, socket or device, as *mode* says. *parent_stat* and *default_acl*
-    are the directory's."""
+    """A directory, file, fifo, socket or device.
+
+    Args:
+        who: the caller, to whom it belongs; the group may be the directory's.
+        fid: the new object's.
+        parent, name: its place.
+        mode: type and permission bits, as the caller asks.
+        rdev: a device's number; 0 for others.
+        umask: the caller's; it does not count where there is a default ACL.
+        parent_stat, default_acl: attributes and default ACL of *parent*; None: it has none."""
     gid, new = permissions.inherited(mode, umask, who, parent_stat, default_acl)
     if S_IFMT(mode) == S_IFDIR:
         return Mkdir(fid, parent, name, new.mode, who.uid, gid, new.acl, new.default_acl)
@@ -87,8 +95,12 @@ def unnamed(
     parent_stat: FileStat,
     default_acl: bytes | None,
 ) -> Create:
-    """A regular file that is made without a name, as :func:`make` would make it; the name in it
-    stands for none."""
+    """A regular file that is made without a name; the name in it stands for none.
+
+    Args:
+        who, fid, umask, parent_stat, default_acl: as in :func:`make`.
+        parent: the directory in which it would be.
+        mode: its permission bits, as the caller asks."""
     gid, new = permissions.inherited(S_IFREG | mode, umask, who, parent_stat, default_acl)
     return Create(fid, parent, b"-", new.mode, who.uid, gid, 0, new.acl)
 
@@ -96,7 +108,11 @@ def unnamed(
 def symlink(
     who: Caller, fid: Fid, parent: Fid, name: bytes, target: bytes, parent_stat: FileStat
 ) -> Symlink:
-    """A symbolic link."""
+    """A symbolic link.
+
+    Args:
+        who, fid, parent, name, parent_stat: as in :func:`make`.
+        target: what it says, not interpreted."""
     gid = permissions.new_group(who.gid, parent_stat.st_mode, parent_stat.st_gid)
     return Symlink(fid, parent, name, target, who.uid, gid)
 
@@ -110,8 +126,16 @@ def rename(
     flags: int,
     replaced: Fid | None,
 ) -> Rename | None:
-    """A move of *fid*, onto *replaced* where there is one; None where there is nothing to do,
-    because both are names of one file and rename(2) leaves both. Raises OSError."""
+    """A move; None where there is nothing to do, because both are names of one file and rename(2)
+    leaves both.
+
+    Args:
+        fid, parent, name: the file, and its place.
+        new_parent, new_name: the place that it moves to.
+        flags: those of renameat2(2).
+        replaced: the file that is there; None: there is none.
+
+    Raises OSError."""
     if flags & ~_RENAME_FLAGS:
         raise refusal(errno.EINVAL)
     if replaced is not None and flags & RENAME_NOREPLACE:

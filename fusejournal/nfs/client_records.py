@@ -29,7 +29,7 @@ from fusejournal.errors import ExportError
 from fusejournal.nfs import nfsd
 
 DIRECTORY = ".fusejournal-nfs"
-"""In the volume's root; of root, 0700."""
+"""The directory, in the volume's root; of root, 0700."""
 
 _FILE = "clients"
 _FORMAT = 1

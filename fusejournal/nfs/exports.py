@@ -256,9 +256,14 @@ def choose_options(
     is_mirror: bool = False,
     further: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
-    """The options of a volume's export, each with why it is there; *is_mirror*: it may be the
-    primary's later on. Raises UsageError for a *further* one that would undo what the others are
-    for."""
+    """The options of a volume's export, each with why it is there.
+
+    Args:
+        uuid, is_mirror: the volume's id, and whether it may be the primary's later on.
+        read_only, durable, root_squash: as in :func:`~fusejournal.admin.export.export_volume`.
+        further: other options of exports(5).
+
+    Raises UsageError for a *further* one that would undo what the others are for."""
     changes = "the layer of a mirror takes none" if is_mirror else "the journal has every change"
     chosen = [
         ("ro", "clients only read (--ro)")

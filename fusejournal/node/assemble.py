@@ -125,6 +125,8 @@ def assemble_start(
     """Make the parts that open the volume.
 
     Args:
+        spec, state: what was asked for, and the volume's state.
+        reporter: told how far a long step is.
         root_fd: of the backing; the startup closes it.
         table_fd: of the table of open files, of this mount or of the process before.
         is_taken_over: the kernel may know any fid from that process.
@@ -196,9 +198,14 @@ def assemble_serving(
     join_volume: Callable[[UUID], None],
     take_over: Callable[[Connection, Hello], Awaitable[None]],
 ) -> ServingParts:
-    """Make the parts that stand on the volume, once *start* has opened it. *fail* turns it
-    read-only; *join_volume* makes a mirror without a journal one of that volume; *take_over* serves
-    who hands over to it."""
+    """Make the parts that stand on the volume, once it is open.
+
+    Args:
+        spec, state: what was asked for, and the volume's state.
+        start: the parts that have opened it.
+        fail: turns it read-only, with the reason in words.
+        join_volume: makes a mirror without a journal one of that volume.
+        take_over: serves a primary that hands over to it."""
     startup, volume = start.startup, start.startup.volume
 
     def make_durability(hooks: FlushHooks) -> Durability:

@@ -25,9 +25,16 @@ async def prune_running(
     base: JournalBase,
     config: StoreConfig,
 ) -> int:
-    """Have the journal of *node*, whose volume *startup* has opened, begin after *base*; *records*
-    tell of its peers, and who tends sealed segments holds *tending*; the store of the base is dealt
-    with as *config* says. Returns how many segments went. Cancelled, what has begun is done first.
+    """Have the journal of a running node begin after *base*. Returns how many segments went.
+    Cancelled, what has begun is done first.
+
+    Args:
+        node, startup: the node, and what has opened its volume.
+        tending: held by who tends sealed segments.
+        records: what is known of its peers.
+        base: the position from which the journal has its entries then.
+        config: how the store is dealt with in which the base's version is.
+
     Raises StoreError where this node cannot read the base, PruningRefusedError, FusejournalError,
     OSError."""
     volume = startup.volume

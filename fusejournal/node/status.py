@@ -24,7 +24,12 @@ _RATE_WINDOW_SECONDS = 10
 
 
 class StatusPage:
-    """The page of one run, in the *role* of that. *replication* is None for a reader."""
+    """The page of one run.
+
+    Args:
+        spec, state, role: what was asked for, the volume's state, and the role of this run.
+        startup, durability, versions: of the volume.
+        replication: None for a reader."""
 
     def __init__(
         self,

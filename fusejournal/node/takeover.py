@@ -33,9 +33,14 @@ def connection_record(state_dir: Path) -> Path:
 
 
 class VolumeMount:
-    """The mount of *spec* over the backing *root_fd*. *taken*: the connection that was taken over;
-    None: a new one is made. *table_fd*: of the open files. *was_dead*: a dead mount is there, to
-    be replaced."""
+    """The mount of one run.
+
+    Args:
+        spec: what was asked for.
+        root_fd, table_fd: descriptors of the backing's root and of the table of open files.
+        taken: the connection that was taken over; None: a new one is made.
+        was_dead: a dead mount is there, to be replaced.
+        stays_covered: the attribute of that name."""
 
     def __init__(
         self,

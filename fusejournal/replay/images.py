@@ -60,9 +60,17 @@ def read_images(
     *,
     with_data: bool = False,
 ) -> dict[Fid, Image]:
-    """The images of *fids* before entry *before_seq*: of all entries, those for which *counts*
-    holds (all), and their making in any case. Each segment is read once. Raises
-    JournalDamagedError."""
+    """The images of files before an entry. Each segment is read once.
+
+    Args:
+        lookup: questions to the journal.
+        fids: the files.
+        before_seq: the entry.
+        counts: returns True for seqs that count; None: all do. A file's making does in any case.
+        progress: called with each seq.
+        with_data: the data of small contents are kept, too.
+
+    Raises JournalDamagedError."""
     images = {fid: Image(fid) for fid in fids}
     kept_bytes = 0
     for entry, outcome in lookup.entries_of_many(fids, before_seq, is_about):

@@ -56,9 +56,16 @@ def pid_of_private(name: bytes) -> int | None:
 
 
 class UndoFiles:
-    """The files of the volume mounted at *mountpoint*, of which a plan was made when entry
-    *head_seq* was the last. *stack* closes what is opened here. The private directory's name begins
-    with *private_prefix*, and goes on with the process."""
+    """The files of a mounted volume, for one plan.
+
+    Args:
+        lookup: questions to its journal.
+        head_seq: the last entry when the plan was made.
+        mountpoint: where the volume is mounted.
+        progress: called while the journal is read.
+        stack: closes what is opened here.
+        private_prefix: the private directory's name begins with it, and goes on with the
+            process."""
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ async def has_words(
     because then none of them is promoted without a person's word that this node is off.
 
     Args:
+        local, me, reign: this node, what it greets with, and the reign that it would begin.
         heard: the peers of which it is known what they hold, and whose words count.
         has_lost: entries that this node had acknowledged may be gone from it.
         report: is called with a line that says what is lacking.

@@ -402,10 +402,18 @@ async def serve_fetch(
     signatures: list[Kept],
     detail: str = "",
 ) -> None:
-    """Ship, as the other side, what comes after the greeter's end, up to *upto_seq*; up to
-    *held_seq* it is known to have been applied. Batches end where there is one of *signatures*, and
-    have it with them. *detail* is what the greeter should know. Cancelling ends the session. Raises
-    WireError, JournalError."""
+    """Ship, as the other side, what comes after the greeter's end. Cancelling ends the session.
+
+    Args:
+        connection, greeting: to the greeter, and what it said.
+        me, volume: of this node.
+        upto_seq: the last entry that is shipped,
+        held_seq: and the last that is known to have been applied.
+        bytes_max: the size of a batch.
+        signatures: batches end where there is one of these, and have it with them.
+        detail: what the greeter should know, in words.
+
+    Raises WireError, JournalError."""
     await connection.send(welcome(me, greeting, is_mirror=True, detail=detail))
     reign = me.reign
     journal = volume.journal

@@ -63,7 +63,8 @@ class CopySource(Protocol):
         ...
 
     async def serve(self, connection: Connection) -> None:
-        """Serves one that was let in. Raises PeerLostError, WireError, OSError."""
+        """Serves one that was let in. Cancelling ends the session. Raises PeerLostError, WireError,
+        OSError."""
         ...
 
 
@@ -80,9 +81,15 @@ class MirrorSide:
 
 
 class Inbound:
-    """Serves those who connect to *local*; *mirror* is None on a primary. *heed* judges a claim,
-    and returns when what was seen of reigns is on the disk; *peers_changed* is called when a peer
-    is not shipped to any more. *copies*: serves who copies the tree."""
+    """Serves those who connect to this node.
+
+    Args:
+        local, volume: the node, and its volume.
+        me: returns what it greets with.
+        heed: judges a claim, and returns when what was seen of reigns is on the disk.
+        mirror: None on a primary.
+        peers_changed: called when a peer is not shipped to any more.
+        copies: serves peers that copy the tree."""
 
     def __init__(
         self,

@@ -43,9 +43,12 @@ def check_becomes_mirror(name: str, listen: str | None) -> None:
 
 
 class LocalNode:
-    """The node of the volume *name*.
+    """The node of one volume.
 
     Args:
+        state_dir, name: the volume's state directory, and its name.
+        config: the section of its configuration.
+        is_mirror: its role.
         listen: the address that others connect to, as text; None: there is none.
         insecure: others may connect, and are connected to, without TLS.
         page: the node's watermarks.

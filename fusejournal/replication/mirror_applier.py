@@ -70,6 +70,8 @@ class MirrorApplier:
     """Applies received entries.
 
     Args:
+        volume, watermarks, durability: of the mirror.
+        kernel_cache: learns of each entry that was applied.
         redo_until_seq: entries up to here may have been applied before, by a process or machine
             that is gone.
         wakeup: set when ``applied_seq``, ``full`` or ``failure`` has changed.

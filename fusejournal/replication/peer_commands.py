@@ -67,8 +67,14 @@ class _Opened:
 
 
 class PeerCommands:
-    """The commands of one node. *listening* returns the address where it listens, None where it
-    does not; *changed* is called, in the event loop, when the book has changed."""
+    """The commands of one node.
+
+    Args:
+        book: its peers.
+        identity, node: its key and certificate, and its name.
+        changed: called, in the event loop, when the book has changed.
+        listening: returns the address where it listens, None where it does not.
+        insecure: peers may be without TLS."""
 
     def __init__(
         self,

@@ -73,9 +73,10 @@ class Mirroring:
 
 
 class Replication:
-    """Replication of *volume*, which is open, by the node *local*.
+    """Replication of one volume.
 
     Args:
+        local, volume: the node, and the volume, which is open.
         append_notifier: learns of each entry of the volume.
         mirroring: a mirror's; None on a primary.
         make_durability: makes ``durability``, with the hooks of replication.

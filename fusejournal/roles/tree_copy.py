@@ -201,8 +201,9 @@ class TreeCopy:
 
     async def fetch_segment(self, directory: Path, base: JournalBase) -> None:
         """Makes *directory* a journal that begins behind *base*, with the first entries that the
-        peer has there; durable. What there is more, comes to the mirror as ever. Raises as
-        :meth:`ask`, and JournalError, OSError."""
+        peer has there; durable. What there is more, comes to the mirror as ever.
+        Cancelled, *directory* is to be made anew. Raises as :meth:`ask`, and JournalError,
+        OSError."""
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
         position = Position(base.epoch, base.seq, base.chain)

@@ -88,9 +88,17 @@ def build_trees(
     to_seq: Seq,
     progress: Progress,
 ) -> Trees:
-    """Returns the trees after the entries in [from_seq, to_seq), where *base* are those before;
-    *progress* gets the entries done and all. Raises JournalError where one of them is not there;
-    JournalDamagedError, StoreDamagedError, StoreFullError, StoreError."""
+    """Returns the trees after some entries.
+
+    Args:
+        blocks: where the trees lie, and new blocks are put.
+        base: the trees before these entries.
+        reader: the journal that they are in.
+        from_seq, to_seq: the first of them, and the first that is none of them.
+        progress: gets the entries done and all.
+
+    Raises JournalError where one of them is not there; JournalDamagedError, StoreDamagedError,
+    StoreFullError, StoreError."""
     builder = Builder(blocks, base)
     # Whether the last one held is told by the one behind it.
     for entry, outcome in with_outcomes(_one_by_one(reader, from_seq, to_seq)):

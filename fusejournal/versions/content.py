@@ -71,9 +71,14 @@ def read_content(nodes: ChunkNodes, content: Content, start: int, end: int) -> b
 
 
 class Overlay:
-    """A content as it is to become: of *before* the first *kept* bytes, zeros from there on, and
-    over all of it the *extents*, whose data are in *data* by seq: the offset of each, and bytes, or
-    None for zeros."""
+    """A content as it is to become.
+
+    Args:
+        nodes: where *before* is read.
+        before, kept: the content that it had, and how many of its first bytes stay; zeros follow.
+        extents: what entries put over that.
+        data: by their seqs, the offset of what each entry has, and the bytes, or None for zeros.
+        size: of the new content, in bytes."""
 
     def __init__(
         self,

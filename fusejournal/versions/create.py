@@ -63,11 +63,19 @@ def create_version(
     made_ns: int,
     progress: Progress,
 ) -> Created:
-    """Makes the version after entry *head_seq*, the last whose outcome is known. One that is there
-    without a name is returned as it is, whatever *name* says. Raises UsageError where *name* is
-    taken, or the one that is there has another; JournalError where the journal begins later than
-    any version; BusyError where it was taken for dead meanwhile; JournalDamagedError,
-    StoreDamagedError, StoreFullError, StoreError."""
+    """Makes the version after entry *head_seq*. One that is there without a name is returned as it
+    is, whatever *name* says.
+
+    Args:
+        store: where it is put.
+        reader, head_seq: the journal, and its last entry whose outcome is known.
+        name: the version's; empty: it has none.
+        made_by, made_ns: the node that makes it, and the time of that, since 1970.
+        progress: called between any two steps; may raise.
+
+    Raises UsageError where *name* is taken, or the one that is there has another; JournalError
+    where the journal begins later than any version; BusyError where it was taken for dead
+    meanwhile; JournalDamagedError, StoreDamagedError, StoreFullError, StoreError."""
     chain, _ = _entry_at(reader, head_seq)
     assert reader.uuid is not None
     found = read_versions(store, reader.uuid)

@@ -45,8 +45,15 @@ def restore_version(
 def restore_trees(
     blocks: BlockReader, uuid: UUID, trees: Trees, path: bytes, target: Path, progress: Progress
 ) -> Restored:
-    """Restores *path* (``b""``: the whole tree) of volume *uuid* by its *trees* as the new
-    directory *target*; one file lies in it by its name. *progress* gets the files done.
+    """Restores a part of a version, or all of it, as a new directory; one file lies in it by its
+    name.
+
+    Args:
+        blocks: where the version lies.
+        uuid, trees: the volume, and its trees as the version has them.
+        path: of the part; ``b""``: the whole tree.
+        target: the directory.
+        progress: gets the files done.
 
     Raises PathNotFoundError, StoreDamagedError, StoreError, and what restore_into raises; *target*
     is not there then."""

@@ -109,7 +109,15 @@ class Durability:
         page: WatermarkPage,
         hooks: "FlushHooks | None" = None,
     ) -> None:
-        """*fail* turns the volume read-only, with the reason in words."""
+        """Flushes nothing yet.
+
+        Args:
+            journal, catalog: what is flushed and committed.
+            root, checkpoint: the backing's root, and where its checkpoint is kept.
+            config: how often.
+            fail: turns the volume read-only, with the reason in words.
+            page: the node's watermarks.
+            hooks: the part of replication; None: it has none."""
         self.hooks = hooks or FlushHooks()
         self._journal = journal
         self._catalog = catalog

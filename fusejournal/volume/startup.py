@@ -25,11 +25,7 @@ from fusejournal.backing.tree import Tree
 from fusejournal.disk import calls
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.disk.process import files_open_max
-from fusejournal.errors import (
-    JournalDamagedError,
-    JournalError,
-    JournalFailedError,
-)
+from fusejournal.errors import JournalDamagedError, JournalError, JournalFailedError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
@@ -39,12 +35,7 @@ from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
 from fusejournal.volume.base import MakeTree, attach_base, prepare_base
 from fusejournal.volume.boot_record import BootRecord
-from fusejournal.volume.checkpoint import (
-    Checkpoint,
-    CheckpointFile,
-    suppress_full,
-    told_when_full,
-)
+from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile, suppress_full, told_when_full
 from fusejournal.volume.importer import Importer, survey
 from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.reconcile.after_loss import describe_trouble, reconcile_after_loss
@@ -90,10 +81,19 @@ class VolumeStartup:
         policy: WaitPolicy | None = None,
         base_tree: MakeTree | None = None,
     ) -> None:
-        """*page*: the node's watermarks; closed with the volume. *is_mirror*: the journal is a
-        copy. *is_uninitialized*: it has no journal yet, and will be whichever volume's its primary
-        is. *adopt*: files that bear another volume's mark are imported all the same. *observer*,
-        *policy*: of the volume. *base_tree*: opens the tree at the journal's base."""
+        """Opens nothing yet, but takes *root_fd* over.
+
+        Args:
+            state_dir, uuid, backing: the volume's state directory, its id, where its files are.
+            root_fd: the backing's root, opened; closed with the volume.
+            options: how the journal is written.
+            watcher: told how far a long step is.
+            page: the node's watermarks; closed with the volume.
+            is_mirror: the journal is a copy.
+            is_uninitialized: it has no journal yet, and will be whichever volume its primary's is.
+            adopt: files that bear another volume's mark are imported all the same.
+            observer, policy: of the volume.
+            base_tree: opens the tree at the journal's base; None: that cannot be read."""
         self._base_tree = base_tree
         self._observer = observer
         self._policy = policy

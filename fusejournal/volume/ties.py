@@ -24,8 +24,7 @@ from fusejournal.volume.base import base_seq_of_journal
 
 
 class BackingTies:
-    """The ties of the volume that *root* says, whose backing is at *backing* and whose state is in
-    *state_dir* with the watermarks *page*."""
+    """The ties of one volume."""
 
     def __init__(
         self,
@@ -37,7 +36,14 @@ class BackingTies:
         is_mirror: bool,
         adopt: bool,
     ) -> None:
-        """*adopt*: files that bear another volume's mark become this one's, while it is new."""
+        """Reads nothing yet.
+
+        Args:
+            state_dir, backing: the volume's state directory, and where its backing is.
+            root: the backing's root, with the volume's id.
+            page: the node's watermarks.
+            is_mirror: the journal is a copy.
+            adopt: files that bear another volume's mark become this one's, while it is new."""
         self._state_dir = state_dir
         self._backing = backing
         self._root = root

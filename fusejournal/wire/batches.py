@@ -45,7 +45,13 @@ def batch_of(
     head_seq: Seq,
     reign_node: int = 0,
 ) -> Batch:
-    """Returns the message that ships *frame_range*, whose content is *content* by *method*."""
+    """Returns the message that ships a range of frames.
+
+    Args:
+        frame_range: the range.
+        method, content: how its content is compressed, and what that comes to.
+        epoch, reign_node: the sender's reign; 0: its node is not known.
+        applied_seq, head_seq: what it has applied, and where its journal ends."""
     return Batch(
         epoch,
         frame_range.first_seq,

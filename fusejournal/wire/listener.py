@@ -82,12 +82,13 @@ async def serve(
     """Listens on *address* until cancelled, and then cancels what was begun.
 
     Args:
+        address, identity: where, and with which key and certificate.
         known: gives name and certificate (PEM) of each peer; asked for every connection. A peer
             that it does not give any more when *on_connection* would begin is not let in.
         insecure: root's own nodes may come unencrypted over the loopback (plain.py).
         on_connection: runs for each known peer, and for those nodes.
-        on_pairing: runs for each stranger that wants to pair while *is_pairing_open*; cancelled
-            after half a minute.
+        on_pairing: runs for each stranger that wants to pair; cancelled after half a minute.
+        is_pairing_open: returns True while strangers may.
         task_status: gets the address, with the port that was really taken.
 
     Resource handling: both handlers may use the connection until they return; it is closed then.

@@ -163,10 +163,17 @@ async def answer(
     now: Callable[[], float],
     keep: Callable[[Paired], Awaitable[None]],
 ) -> None:
-    """Pairs as the listener: has the connector prove that it knows *code* (None: no pairing is
-    open), has *keep* keep its certificate, and proves the same.
+    """Pairs as the listener: has the connector prove that it knows the code, has its certificate
+    kept, and proves the same.
 
-    *keep* may raise FusejournalError. A connector that leaves before its first message is no error
+    Args:
+        connection: to the connector.
+        code: the code; None: no pairing is open.
+        node, identity: name, and key and certificate, of this node.
+        now: the clock by which the code ends.
+        keep: keeps the connector's name and certificate; may raise FusejournalError.
+
+    A connector that leaves before its first message is no error
     (it may have come to look at our certificate). Cancelling may leave a certificate kept, and the
     connector without the proof. Raises PairingError and WireError, once the connector was told."""
     first = await connection.receive()

@@ -27,11 +27,13 @@ def reconcile_after_loss(
     may_be_ahead: bool,
     losing: LosingEntries | None,
 ) -> Reconciliation:
-    """Make the backing, at *backing*, what the journal says before *before_seq*, and have that on
-    the disk by *make_checkpoint*.
+    """Make the backing what the journal says, and have that on the disk.
 
     Args:
-        in_flight, may_be_ahead, losing: as in :class:`Reconciliation`.
+        volume, backing: the volume, and where its backing is.
+        checkpoints: the newest checkpoint is read from here.
+        make_checkpoint: makes one of the result.
+        before_seq, in_flight, progress, may_be_ahead, losing: as in :class:`Reconciliation`.
 
     Raises RecoveryError, JournalDamagedError."""
     checkpoint = checkpoints.load()

@@ -55,10 +55,19 @@ class Contents:
         *,
         keeps_losing: bool,
     ) -> None:
-        """*kept* gets to see each file before a byte of any is overwritten; but for those in
-        *losing*, unless *keeps_losing*: the ranges of them that entries wrote which are in the
-        journal no more, and in a branch. *unflagged*: those of which such entries set the file
-        flags."""
+        """Changes nothing yet.
+
+        Args:
+            volume, lookup: the volume, and questions to its journal.
+            states: what the files are before entry *before_seq*.
+            before_seq: the first entry that does not count.
+            checkpoint_seq: up to this entry the backing is known to have been on disk.
+            kept: gets to see each file before a byte of any is overwritten.
+            progress: called now and then.
+            losing: the ranges of files that entries wrote which are in the journal no more, and in
+                a branch; those files are not shown to *kept*,
+            keeps_losing: or are.
+            unflagged: the files of which such entries set the file flags."""
         self._volume = volume
         self._kept = kept
         self._lookup = lookup

@@ -44,6 +44,7 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import Dentry
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.native import kernel
 from fusejournal.operations import (
     ControlOperation,
     Create,
@@ -74,12 +75,18 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 
 
 class Reconciliation:
-    """Reconciles *volume*, whose catalog is what the journal says before entry *before_seq* and
-    knows no handles, from *checkpoint* on. *in_flight*: what the entry at *before_seq* may have
-    done, in part: its place is made free, for who decides it. *may_be_ahead*: the backing may have
-    what the journal lost, because entries were applied before they were durable; an import in
-    flight is decided here then. (Else it was made, as any other file is, and stays where it is.)
-    *losing*: what entries have touched that were in the journal and are not any more."""
+    """One reconciliation.
+
+    Args:
+        volume: its catalog is what the journal says before *before_seq*, and knows no handles.
+        checkpoint: up to this one the backing is known to have been on disk.
+        before_seq, in_flight: the first entry that does not count, and what it may have done, in
+            part: its place is made free, for who decides it.
+        may_be_ahead: the backing may have what the journal lost, because entries were applied
+            before they were durable; an import in flight is decided here then. (Else it was made,
+            as any other file is, and stays where it is.)
+        progress: called now and then.
+        losing: what entries have touched that were in the journal and are not any more."""
 
     def __init__(
         self,
@@ -279,7 +286,7 @@ class Reconciliation:
             self._staging_fd = os.open(self._staging_name, _DIRECTORY, dir_fd=root_fd)
         try:
             yield
-            if self._staging_fd >= 0 or _exists(root_fd, self._staging_name):
+            if self._staging_fd >= 0 or kernel.exists(root_fd, self._staging_name):
                 failpoints.reached("reconcile.unstaging")
                 os.rmdir(self._staging_name, dir_fd=root_fd)
                 self._mtime_dirty_directories.add(ROOT_FID)
@@ -421,7 +428,7 @@ class Reconciliation:
         while True:
             ending = _ASIDE + (b"-%d" % number if number else b"")
             name = unexpected.name[: NAME_BYTES_MAX - len(ending)] + ending
-            if self._catalog.lookup(parent, name) is None and not _exists(aside, name):
+            if self._catalog.lookup(parent, name) is None and not kernel.exists(aside, name):
                 break
             number += 1
         failpoints.reached("reconcile.aside")
@@ -490,11 +497,3 @@ class Reconciliation:
                     syscalls.link(fd, self._staging_fd, staged)
             failpoints.reached("reconcile.place")
             os.rename(staged, name, src_dir_fd=self._staging_fd, dst_dir_fd=directory)
-
-
-def _exists(directory: int, name: bytes) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True

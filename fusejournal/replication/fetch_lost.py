@@ -407,10 +407,8 @@ async def serve_fetch(
     Args:
         connection, greeting: to the greeter, and what it said.
         me, volume: of this node.
-        upto_seq: the last entry that is shipped,
-        held_seq: and the last that is known to have been applied.
-        bytes_max: the size of a batch.
-        signatures: batches end where there is one of these, and have it with them.
+        upto_seq, held_seq: the last entry that is shipped, and that is known to be applied.
+        bytes_max, signatures: the size of a batch, which ends where there is one of these.
         detail: what the greeter should know, in words.
 
     Raises WireError, JournalError."""

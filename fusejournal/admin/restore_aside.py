@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class AsideRestore:
-    """A restore of *path* (``b""``: the whole tree) as it was before entry *end*.
+    """A restore of a path as it was before an entry.
 
     Args:
+        path, end: the path (``b""``: the whole tree), and the entry.
         volume: the name of *source*, as the admin says it.
         source: its journal, or a copy.
         config: the configuration, where it is not the one that the volume has.

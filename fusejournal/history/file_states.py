@@ -197,6 +197,9 @@ class State:
         return type_of(self.maker) == S_IFDIR if self.maker is not None else self.fid == ROOT_FID
 
     def _take_maker(self, operation: Making, seq: Seq) -> None:
+        if isinstance(operation, Create):
+            # One that was made before is made anew, where its naming was taken back then.
+            self.size, self.floor, self.xattrs, self.flags = 0, 0, {}, None
         self.maker, self.made_seq = operation, seq
         self.uid, self.gid = operation.uid, operation.gid
         acls: list[tuple[bytes, bytes]] = []

@@ -19,6 +19,7 @@ from fusejournal.operations import (
     MAKERS,
     NAME_KINDS,
     ONE_FILE_KINDS,
+    Create,
     DataOperation,
     Import,
     ImportData,
@@ -30,6 +31,7 @@ from fusejournal.operations import (
     Setattr,
     Setxattr,
     TreeOperation,
+    Unlink,
     made_by,
 )
 from fusejournal.replay.divergence import Divergence
@@ -158,9 +160,12 @@ class Fold:
         for entry, outcome in entries:
             operation: Any = entry.operation
             if (making := made_by(operation)) is not None:
-                made.add(making.fid)
                 parent, name = places[making.fid][0]
                 operation = making._replace(parent=parent, name=name)
+                if outcome.held and isinstance(making, Create) and making.fid in made:
+                    # A naming was taken back (volume/unnamed_files.py), and made once more.
+                    yield Step(Unlink(making.fid, parent, name), entry.time_ns)
+                made.add(making.fid)
             elif self._counts is not None and not self._counts(entry.seq):
                 continue
             elif operation.fid not in made:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from fusejournal.errors import JournalError
 from fusejournal.history.file_states import State, fid_of, is_about
 from fusejournal.history.lookup import Lookup
-from fusejournal.operations import ContentOperation, ImportData, Write, made_by
+from fusejournal.operations import ContentOperation, Create, ImportData, Write, made_by
 from fusejournal.replay.extents import Extents, read_extents
 from fusejournal.types import Fid, Progress, Seq
 
@@ -83,6 +83,8 @@ def read_images(
         image = images[fid_of(entry)]
         image.state.take(entry, outcome)
         if not isinstance(operation, ContentOperation | ImportData):
+            if isinstance(operation, Create):
+                image.extents.cut(0)  # made anew, where a naming was taken back
             continue
         data = outcome.data_of(entry)
         image.extents.take(operation, entry.seq, len(data))

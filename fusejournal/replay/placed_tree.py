@@ -20,10 +20,12 @@ from fusejournal.types import Fid
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FLAGS_OTHER = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_KEPT_OF_WAY_MAX = 64
 
 
 class PlacedTree(Tree):
-    """A tree whose files are opened by a name that the catalog knows for them."""
+    """A tree whose files are opened by a name that the catalog knows for them; *descriptors_max* is
+    more than twice _KEPT_OF_WAY_MAX."""
 
     def __init__(self, root_fd: int, catalog: Catalog, descriptors_max: int) -> None:
         super().__init__(root_fd, UUID(int=0), catalog, descriptors_max)
@@ -47,15 +49,28 @@ class PlacedTree(Tree):
         directory = self._pinned.get(above.fid, -1)
         if directory < 0:
             directory = self._descriptors[above.fid]
-        fd = -1
+        fd = passed = -1
+        left = len(steps)
         for step, name in reversed(steps):
-            fd = _open_name(step, name, directory)
+            try:
+                fd = _open_name(step, name, directory)
+            finally:
+                if passed >= 0:
+                    os.close(passed)
+            passed = -1
+            left -= 1
             if step.ino and os.fstat(fd).st_ino != step.ino:
                 os.close(fd)  # (who has a directory open from before may still make names in it)
                 raise OSError(errno.ESTALE, "another file is there")
-            if step is not node:
+            if not left:
+                break
+            directory = fd
+            # Of a long way only the end is kept, or it would take the place of all else that is
+            # open: an operation may need two files.
+            if left <= _KEPT_OF_WAY_MAX:
                 self._keep(step.fid, fd)
-                directory = fd
+            else:
+                passed = fd
         return fd
 
     def lock(self, fid: Fid, flags: int) -> None:

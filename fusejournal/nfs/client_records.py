@@ -21,6 +21,7 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,15 +102,17 @@ def keeps_v4() -> bool:
 
 
 def _database() -> Path:
-    return _directory_of("nfsdcld", "storagedir", "var/lib/nfs/nfsdcld") / _DATABASE
+    directory = _directory_of(nfsd.root(), "nfsdcld", "storagedir", "var/lib/nfs/nfsdcld")
+    return directory / _DATABASE
 
 
 def _statd() -> Path:
-    return _directory_of("statd", "state-directory-path", "var/lib/nfs")
+    return _directory_of(nfsd.root(), "statd", "state-directory-path", "var/lib/nfs")
 
 
-def _directory_of(section: str, key: str, usual: str) -> Path:
-    return nfsd.root() / (nfsd.configured(section, key) or usual).lstrip("/")
+@cache  # because it takes a process, and is asked for twice a second
+def _directory_of(root: Path, section: str, key: str, usual: str) -> Path:
+    return root / (nfsd.configured(section, key) or usual).lstrip("/")
 
 
 def notified(name: str) -> Path:

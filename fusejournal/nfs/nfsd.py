@@ -282,12 +282,20 @@ def scope() -> str:
 def stop() -> None:
     """Stop nfsd: all its clients wait. By rpc.nfsd also where systemd started it, because that
     would stop mountd, too, and forget what was exported by hand. Raises ExportError."""
-    run("rpc.nfsd", "0")
+    _, words = run("rpc.nfsd", "0")
+    if threads():
+        raise ExportError(f"nfsd does not stop ({'; '.join(words) or 'no word'})")
 
 
 def start(count: int | None = None) -> None:
     """Start nfsd with *count* threads, or as many as nfs.conf says, and with its scope. Raises
     ExportError."""
+    if not count and (root() / "run/systemd/system").is_dir():
+        # At a boot, what belongs to it may not run yet. (It is no more than nothing where only
+        # rpc.nfsd had stopped it.)
+        run("systemctl", "start", "nfs-server")
+        if threads():
+            return
     arguments = (str(count),) if count else ()
     name, path = scope(), tool("rpc.nfsd")
     if name and path is not None:

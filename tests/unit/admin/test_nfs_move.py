@@ -35,6 +35,8 @@ root = pathlib.Path(sys.argv[0]).parents[2]
 threads = root / "proc/fs/nfsd/threads"
 if (root / "broken").exists():
     sys.exit("rpc.nfsd: no port")
+if (root / "stuck").exists():
+    sys.exit()
 with open(root / "calls", "a") as calls:
     print("nfsd", *sys.argv[1:], socket.gethostname(), file=calls)
 threads.write_text(sys.argv[1] if sys.argv[1:] else "8")
@@ -185,3 +187,30 @@ def test_an_nfsd_that_does_not_start_is_a_failure(server: Path, mounted: Path) -
     (server / "broken").touch()
     with pytest.raises(ExportError, match=r"does not start .*no port.*: systemctl restart"):
         follow(change("after", "primary", mounted))
+
+
+def test_one_that_does_not_stop_is_not_taken_for_one_that_has_begun_anew(
+    server: Path, mounted: Path
+) -> None:
+    """It would give nobody a lock back."""
+    client_records.save(mounted, ClientRecords("1/feed", frozenset((ANNA,))))
+    (server / "proc/fs/nfsd/threads").write_text("3\n")
+    (server / "stuck").touch()
+    with pytest.raises(ExportError, match="nfsd does not stop"):
+        follow(change("after", "primary", mounted))
+    assert rows_of(server, 1) == set()
+
+
+def test_at_a_boot_all_that_belongs_to_it_is_started(server: Path, mounted: Path) -> None:
+    (server / "run/systemd/system").mkdir(parents=True)
+    systemctl = server / "usr/sbin/systemctl"
+    systemctl.write_text(f'#!/bin/sh\necho "$@" >>{server}/calls\n')
+    systemctl.chmod(0o755)
+    # It does nothing for a unit of which rpc.nfsd alone was stopped.
+    assert follow(change("after", "mirror", mounted)) == ["nfsd serves"]
+    assert calls(server)[-2:] == ["start nfs-server", "nfsd files.example.org"]
+    nfsd.stop()
+    systemctl.write_text(f"#!/bin/sh\necho 8 >{server}/proc/fs/nfsd/threads\n")
+    calls(server)
+    assert follow(change("after", "mirror", mounted)) == ["nfsd serves"]
+    assert not [call for call in calls(server) if call.startswith("nfsd")]

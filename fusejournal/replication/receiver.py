@@ -110,9 +110,9 @@ class Receiver:
         return self._session_peer if self._session is not None else None
 
     @property
-    def primary(self) -> str | None:
-        """The node that ships to here, or did last."""
-        return self._record.primary
+    def last_peer(self) -> str | None:
+        """The peer that ships to here, or did last since this start; as it is called here."""
+        return self._session_peer
 
     @property
     def heard_seconds_ago(self) -> float | None:

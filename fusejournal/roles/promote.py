@@ -140,7 +140,7 @@ class Promotion:
             replication.me(),
             journal.durable_seq,
             self._volume.catalog.applied_seq,
-            self._receiver.primary or (primary.name if primary is not None else None),
+            self._receiver.last_peer or (primary.name if primary is not None else None),
             max(self._receiver.told_seq, primary.told_seq if primary is not None else Seq(0)),
             silent_seconds,
             config.mirrors,

@@ -1,4 +1,5 @@
-"""The pause of those who write while the service moves to a mirror, without NFS.
+"""The pause of those who write while the service moves to a mirror, without NFS; or, with --nfs,
+that of NFS clients of a floating address.
 
 Primary and mirror are on this machine, and talk TLS over the loopback. A client makes and removes
 files at a steady rate, where the service is: when it is refused there it tries the other node's
@@ -7,12 +8,17 @@ the first that is done at the other.
 
 handoff     'fusejournal handoff', to and fro.
 promotion   The primary is killed, and at once 'fusejournal promote --force' given on the mirror;
-            the killed one then comes back by 'rejoin'."""
+            the killed one then comes back by 'rejoin'.
+
+--nfs: in a guest (tests/support/guest), with the hooks that are shipped: see roles_nfs.py. There
+the promotion comes after a loss of power, and a fence agent says that the primary is off."""
 
 import argparse
+import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,12 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.replication import Couple, Node, couple
+from tests.support.guest.machine import Guest, GuestError, unavailable
 from tests.support.mirrors import wait_for
 
 _RETRY_SECONDS = 0.001
 _BEHIND_SECONDS = 0.01
 """A client that is later than this does not make up for it."""
 _BEFORE_SECONDS = 1.0
+_DISK_MIB = 8 << 10
+_GUEST_SECONDS = 600.0
+"""A round of all that is measured with NFS."""
 
 
 def _write(roots: list[str], rate: int, is_over: Any, told: Any) -> None:
@@ -120,6 +130,26 @@ def measure(name: str, nodes: Couple, options: argparse.Namespace) -> None:
     )
 
 
+def measure_nfs(options: argparse.Namespace) -> None:
+    """Print the pauses of NFS clients."""
+    names = [name for name in ("handoff", "promotion") if options.only in (None, name)]
+    asked = {"names": names, "versions": ["4.2", "3"], "rounds": options.rounds}
+    command = [sys.executable, "-m", "scripts.bench.roles_nfs", json.dumps(asked)]
+    with tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where) as base:
+        out = Path(base) / "out"
+        with Guest(command, out, disk_mib=[_DISK_MIB]) as guest:
+            end = time.monotonic() + _GUEST_SECONDS * options.rounds
+            while guest.is_alive() and time.monotonic() < end:
+                time.sleep(0.5)
+                guest.nudge()
+            if guest.wait(1.0):
+                raise GuestError(guest.words())
+        result = json.loads((out / "result.json").read_text())
+    print(f"{'median':>30}{'worst':>13}")
+    for name, pauses in result.items():
+        print(f"{name:17}{statistics.median(pauses):11.1f} s{max(pauses):11.1f} s", flush=True)
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(
@@ -131,7 +161,13 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=2000, help="changes a second")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", choices=["handoff", "promotion"])
+    parser.add_argument("--nfs", action="store_true", help="what NFS clients notice")
     options = parser.parse_args()
+    if options.nfs:
+        if (reason := unavailable()) is not None:
+            parser.error(reason)
+        measure_nfs(options)
+        return
     cpus = sorted(os.sched_getaffinity(0))
     with (
         tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where) as base,

@@ -15,6 +15,8 @@ after     mirror     nfsd starts, where something is exported
 Blocks; for the command line. Each step may be done again. Source: RFC 8881 (8.4.2, 2.10.4),
 nfsd(7), sm-notify(8)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import NamedTuple
@@ -66,25 +68,44 @@ def _count(records: client_records.ClientRecords) -> str:
 
 
 def _serve(change: RoleChange) -> list[str]:
-    told = []
-    records = client_records.load(change.mountpoint)
-    count = nfsd.threads()
-    # Where the layer alone was started again, all is as it was.
-    if records is not None and records.reign != change.reign:
-        if count:
-            nfsd.stop()
-        client_records.add_to_server(records, change.volume)
-        told.append(f"{_count(records)} came with the volume")
-        count = 0
+    told: list[str] = []
+    failures: list[str] = []
+    with _noting(failures):
+        told += _take_over(change)
     exports.read_anew()
-    if not count and exports.active():
+    if not nfsd.threads() and exports.active():
         nfsd.start()
         told.append("nfsd serves")
-        if not client_records.of_server("", change.volume).v3:
-            nfsd.end_lock_grace()
+        with _noting(failures):
+            if not client_records.of_server("", change.volume).v3:
+                nfsd.end_lock_grace()
     client_watch.begin(change.mountpoint, change.volume, change.reign)
+    if failures:
+        raise ExportError(f"clients may have lost their locks: {'; '.join(failures)}")
     _check_reclaim()
     return told
+
+
+@contextmanager
+def _noting(failures: list[str]) -> Iterator[None]:
+    """Has what fails noted in *failures*, because clients without locks are better off than those
+    without a server."""
+    try:
+        yield
+    except (ExportError, OSError) as error:
+        failures.append(str(error))
+
+
+def _take_over(change: RoleChange) -> list[str]:
+    """Have nfsd begin anew with the clients that came with the volume, unless the layer alone was
+    started again, for which all is as it was. Raises ExportError, OSError."""
+    records = client_records.load(change.mountpoint)
+    if records is None or records.reign == change.reign:
+        return []
+    if nfsd.threads():
+        nfsd.stop()
+    client_records.add_to_server(records, change.volume)
+    return [f"{_count(records)} came with the volume"]
 
 
 def _check_reclaim() -> None:

@@ -214,3 +214,17 @@ def test_at_a_boot_all_that_belongs_to_it_is_started(server: Path, mounted: Path
     calls(server)
     assert follow(change("after", "mirror", mounted)) == ["nfsd serves"]
     assert not [call for call in calls(server) if call.startswith("nfsd")]
+
+
+@pytest.mark.parametrize("spoilt", ["record", "database"])
+def test_clients_have_a_server_where_their_names_are_spoilt(
+    server: Path, mounted: Path, spoilt: str
+) -> None:
+    client_records.save(mounted, ClientRecords("1/feed", frozenset((ANNA,))))
+    if spoilt == "record":
+        (mounted / client_records.DIRECTORY / "clients").write_text("{")
+    else:
+        (server / "var/lib/nfs/nfsdcld/main.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(ExportError, match=r"clients may have lost their locks: .*(remove|nfsdcld)"):
+        follow(change("after", "primary", mounted))
+    assert nfsd.threads() == 8

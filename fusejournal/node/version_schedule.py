@@ -217,6 +217,9 @@ class VersionSchedule:
             self._errors.pop(work, None)
             self._dues[work].done(now, outcome.again_in_seconds)
             self._dues["look"].done(now)
+            for due in self._dues.values():
+                if due.failures:
+                    due.hasten(now, 0.0)  # what was in its way may be gone, too
             if was is not None:
                 log.info("versions: all is well again")
             return

@@ -15,10 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fusejournal.admin.live import live_status
+from fusejournal.admin.mend import mend
 from fusejournal.admin.scrub_record import load_scrub, save_scrub
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.versions import VolumeVersions
-from fusejournal.errors import JournalError, PrivilegeError, UsageError
+from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
 from fusejournal.journal.verify import verify
 from fusejournal.node.volume_status import ScrubStatus
 from fusejournal.objects.local import LocalStore
@@ -110,11 +111,9 @@ class Scrub:
         if os.geteuid() != 0:
             raise PrivilegeError("reading everything back needs root: try sudo")
         status = live_status(source.state)
-        if do_repair and status.role != "primary":
-            raise UsageError(
-                f"{source.name} is a mirror, which only its primary changes: scrub it without "
-                "--repair; one with faults begins anew, with an empty directory and a new --state"
-            )
+        if do_repair and status.role not in ("primary", "mirror"):
+            raise UsageError(f"{source.name} is mounted read-only: scrub it without --repair")
+        self._is_mirror = status.role == "mirror"
         self._source: JournalSource = source
         self._state = source.state
         self._versions = VolumeVersions(volume, waiting) if self._state.has_versions else None
@@ -307,11 +306,16 @@ class _TreeScrub:
                 if self._repair(tree, record, fault) and live.compare(record) is None:
                     scrub.status = replace(scrub.status, repaired=scrub.status.repaired + 1)
                     return
-            except (StoreDamagedError, JournalError, OSError) as error:
+            except ConflictError:
+                self._later.add(record.fid)
+                return
+            except (FusejournalError, OSError) as error:
                 shown += f" (not repaired: {error})"
         scrub._found(f"{shown}: not as the journal has it: {', '.join(fault.what)}")
 
     def _repair(self, tree: VersionTree, record: InodeRecord, fault: TreeFault) -> bool:
+        if self._scrub._is_mirror:
+            return mend(self._scrub._state, tree, record, fault, self._seq)
         with ExitStack() as stack:
             files = UndoFiles(
                 self._source.lookup,

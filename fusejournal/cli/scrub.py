@@ -16,7 +16,7 @@ from fusejournal.errors import ScrubFoundError
 
 @click.command(short_help="Read everything back, and compare the live tree.")
 @click.argument("volume")
-@click.option("--repair", is_flag=True, help="Put content and attributes right, on the primary.")
+@click.option("--repair", is_flag=True, help="Put content and attributes right.")
 @click.option(
     "--rate", metavar="SIZE", default="64MiB", show_default=True, help="A second; 0: any."
 )
@@ -31,7 +31,8 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
     given again; 'status' shows the last one. What differs is named, with exit code 49.
 
     --repair writes content, owner, mode, times and attributes of differing files anew, from the
-    versions and the journal, through the mount of a primary: journaled, so that mirrors follow.
+    versions and the journal: on a primary through the mount, journaled, so that mirrors follow; on
+    a mirror by its layer, whose journal stays as it is.
 
     \b
     Examples:
@@ -71,6 +72,6 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
         )
     if found.faults:
         raise ScrubFoundError(
-            f"{text.count(len(found.faults), 'fault')}; on a primary '--repair' puts right what "
+            f"{text.count(len(found.faults), 'fault')}; '--repair' puts right what "
             "versions and journal have"
         )

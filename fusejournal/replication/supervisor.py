@@ -25,6 +25,7 @@ from fusejournal.replication.inbound import CopySource, Heed, Inbound, MirrorSid
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.local_node import LocalNode
+from fusejournal.replication.mending import Mending
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.mirror_space import MirrorSpace
 from fusejournal.replication.peer_commands import PeerCommands
@@ -104,10 +105,12 @@ class Replication:
         )
         self._mirror: MirrorSide | None = None
         self.applier: MirrorApplier | None = None
+        self._mending: Mending | None = None
         if mirroring is None:
             self.durability, self._heed = self._assemble_primary(make_durability)
         else:
             self.durability, self._heed = self._assemble_mirror(mirroring, make_durability)
+            self._mending = Mending(volume, mirroring.kernel_cache)
         self._inbound = Inbound(
             local, volume, self.me, self._heed, self._mirror, self._peers_changed, copies
         )
@@ -360,7 +363,8 @@ class Replication:
 
     def commands(self) -> dict[str, Command]:
         """Returns the commands that the control socket answers."""
-        return self._peer_commands.commands()
+        mending = {} if self._mending is None else {"mend": self._mending.mend}
+        return {**self._peer_commands.commands(), **mending}
 
     # -- status ------------------------------------------------------------------------------------
 

@@ -224,13 +224,19 @@ class TouchedSince:
         return record.fid in self._fids or not self._fids.isdisjoint(parents)
 
 
+def can_be_repaired(record: InodeRecord, fault: TreeFault) -> bool:
+    """Returns True if only content and attributes differ, of a file that is there."""
+    whole = ("is missing", "type", "target", "device")
+    is_other = any(one in whole or " name " in f" {one} " for one in fault.what)
+    return not is_other and record.mode is not None
+
+
 def repair(files: UndoFiles, tree: VersionTree, record: InodeRecord, fault: TreeFault) -> bool:
     """Puts content and attributes of a file right through the mount of a primary, as changes like
     any other, from what *tree* has; where another process changes it meanwhile it is let be.
     Returns False where it is of another kind, or names differ. Raises StoreDamagedError,
     StoreError, OSError."""
-    whole = ("is missing", "type", "target", "device")
-    if any(one in whole or " name " in f" {one} " for one in fault.what) or record.mode is None:
+    if not can_be_repaired(record, fault):
         return False
     is_written = record.type == S_IFREG and ("size" in fault.what or fault.ranges)
     flags = (os.O_RDWR if is_written else os.O_PATH) | os.O_NOFOLLOW | os.O_NONBLOCK

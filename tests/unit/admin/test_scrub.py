@@ -89,8 +89,8 @@ def test_a_scrub_goes_on_unless_it_is_done(state: Path) -> None:
 def test_who_cannot_be_scrubbed_is_refused(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="is a copy"):
         Scrub(str(state / "journal"), show_nothing)
-    monkeypatch.setattr(module, "live_status", lambda _: SimpleNamespace(role="mirror"))
-    with pytest.raises(UsageError, match="is a mirror"):
+    monkeypatch.setattr(module, "live_status", lambda _: SimpleNamespace(role="reader"))
+    with pytest.raises(UsageError, match="read-only"):
         Scrub(str(state), show_nothing, do_repair=True)
     monkeypatch.undo()
     with pytest.raises(NotRunningError):

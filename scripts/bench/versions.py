@@ -8,7 +8,11 @@ three make their version in turn, the order changing. Files are in the page cach
 users run them, start of the interpreter included; restic and borg with their defaults, but for
 compression (borg: zstd; restic 0.14 has its own), and without encryption where that can be chosen.
 
-Not a measure of the first backup: fusejournal reads its journal, the two others the tree."""
+With --week it is a week of an office (office.py) of --size: twice a day the three make a version,
+and once a day they let go of all but the newest six.
+
+Not a measure of the first backup: fusejournal reads its journal, the two others the tree. Peak
+memory is that of the largest process: a restore by several processes has some more in all."""
 
 import argparse
 import os
@@ -25,9 +29,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.replay.digest import digest_tree
+from scripts.bench.office import Office
 from tests.support.layer import Layer
 
 _MB = 1 << 20
+_KEPT = 6
+"""The versions that a week's pruning keeps."""
 _MEASURED = """
 import os, sys, time
 begun = time.perf_counter()
@@ -72,10 +79,13 @@ class Program(NamedTuple):
     create: Callable[[int], list[str]]
     restore: Callable[[Path], list[str]]
     restore_one: Callable[[Path, str], list[str]]
+    prune: list[list[str]]
+    """The commands by which all but the newest versions go."""
 
 
-def programs(base: Path, layer: Layer) -> list[Program]:
-    """All three, with empty stores."""
+def programs(base: Path, layer: Layer, restored: str = "v0", kept: int = 0) -> list[Program]:
+    """All three, with empty stores. *restored*: the version that is restored; *kept*: how many
+    pruning keeps."""
     tree, state = layer.mountpoint, str(layer.state)
     ours, restic, borg = (base / f"{name}-store" for name in ("our", "restic", "borg"))
     layer.run("version", "store", "init", state, "--store", str(ours))
@@ -87,31 +97,48 @@ def programs(base: Path, layer: Layer) -> list[Program]:
         Program(
             "fusejournal",
             ours,
-            lambda n: [*us, "version", "create", state, f"v{n}"],
-            lambda to: [*us, "restore", state, "--to-version", "v0", "--target", str(to)],
-            lambda to, path: [
-                *(*us, "restore", state, path, "--to-version", "v0", "--target", str(to))
+            # One with a name stays for ever.
+            lambda n: [
+                *(*us, "version", "create", state),
+                *([] if kept and f"v{n}" != restored else [f"v{n}"]),
             ],
+            lambda to: [*us, "restore", state, "--to-version", restored, "--target", str(to)],
+            lambda to, path: [
+                *(*us, "restore", state, path, "--to-version", restored, "--target", str(to))
+            ],
+            [[*us, "prune", state]],
         ),
         Program(
             "restic",
             restic,
             lambda n: ["restic", "-r", str(restic), "backup", "--tag", f"v{n}", str(tree)],
             lambda to: [
-                *("restic", "-r", str(restic), "restore", "latest", "--tag", "v0"),
+                *("restic", "-r", str(restic), "restore", "latest", "--tag", restored),
                 *("--target", str(to)),
             ],
             lambda to, path: [
-                *("restic", "-r", str(restic), "restore", "latest", "--tag", "v0"),
+                *("restic", "-r", str(restic), "restore", "latest", "--tag", restored),
                 *("--target", str(to), "--include", str(tree / path)),
+            ],
+            [
+                [
+                    *("restic", "-r", str(restic), "forget", "--group-by", "host", "--prune"),
+                    *("--keep-last", str(kept)),
+                ]
             ],
         ),
         Program(
             "borg",
             borg,
             lambda n: ["borg", "create", "-C", "zstd", f"{borg}::v{n}", str(tree)],
-            lambda to: ["borg", "extract", f"{borg}::v0"],
-            lambda to, path: ["borg", "extract", f"{borg}::v0", str(tree / path).lstrip("/")],
+            lambda to: ["borg", "extract", f"{borg}::{restored}"],
+            lambda to, path: [
+                *("borg", "extract", f"{borg}::{restored}", str(tree / path).lstrip("/"))
+            ],
+            [
+                ["borg", "prune", "--keep-last", str(kept), str(borg)],
+                ["borg", "compact", str(borg)],
+            ],
         ),
     ]
 
@@ -194,6 +221,14 @@ def _median(costs: list[Cost]) -> Cost:
     )
 
 
+def _sum(costs: list[Cost]) -> Cost:
+    return Cost(
+        sum(one.seconds for one in costs),
+        sum(one.cpu_seconds for one in costs),
+        max(one.peak_mb for one in costs),
+    )
+
+
 def run(base: Path, files: int, changes: int, rounds: int) -> None:
     """Make the tree, measure, print."""
     with Layer(base / "volume") as layer:
@@ -215,15 +250,57 @@ def run(base: Path, files: int, changes: int, rounds: int) -> None:
             for one in compared[number % 3 :] + compared[: number % 3]:
                 costs[one.name].append(cost(one.create(number), environment, base))
         _row(f"after {changes:,} changes", *(_shown(_median(costs[one.name])) for one in compared))
-        _row("store", *(f"{_size(one.store) / _MB:.0f} MB" for one in compared))
-        _row("restore one file", *(_restores(one, base, environment, path) for one in compared))
-        _row("restore the tree", *(_restores(one, base, environment) for one in compared))
-        found = digest_tree(base / "restored-fusejournal").digest
-        print("the restored tree is equal" if found == wanted else "THE RESTORED TREE DIFFERS")
-        copied = cost(
-            ["cp", "-a", str(base / "restored-fusejournal"), str(base / "copy")], environment, base
+        _finish(compared, base, environment, path, wanted)
+        layer.stop()
+
+
+def _finish(
+    compared: list[Program], base: Path, environment: dict[str, str], path: str, wanted: str
+) -> None:
+    """Compare the stores, and restores of *path* and of the tree, whose digest is *wanted*."""
+    _row("store", *(f"{_size(one.store) / _MB:.0f} MB" for one in compared))
+    _row("restore one file", *(_restores(one, base, environment, path) for one in compared))
+    _row("restore the tree", *(_restores(one, base, environment) for one in compared))
+    found = digest_tree(base / "restored-fusejournal").digest
+    print("the restored tree is equal" if found == wanted else "THE RESTORED TREE DIFFERS")
+    copied = cost(
+        ["cp", "-a", str(base / "restored-fusejournal"), str(base / "copy")], environment, base
+    )
+    _row("cp -a of that tree", _shown(copied))
+
+
+def run_week(base: Path, size: float, days: int) -> None:
+    """Have an office work for so many days, measure, print."""
+    config = f"[versions]\nkeep_last = {_KEPT}\n"
+    with Layer(base / "volume", config=config) as layer:
+        layer.start()
+        begun = time.perf_counter()
+        office = Office(layer.mountpoint, size)
+        seconds = time.perf_counter() - begun
+        print(
+            f"an office of {office.users} users, {_size(layer.backing) / _MB:.0f} MB, made in "
+            f"{seconds:.0f} s, on {os.uname().nodename}"
         )
-        _row("cp -a of that tree", _shown(copied))
+        last = 2 * days
+        compared = programs(base, layer, f"v{last}", _KEPT)
+        environment = _environment(base, layer)
+        _row("wall, CPU, peak memory", *(one.name for one in compared))
+        first = [cost(one.create(0), environment, base) for one in compared]
+        _row("the first", *map(_shown, first))
+        costs: dict[str, list[Cost]] = {one.name: [] for one in compared}
+        pruned: dict[str, list[Cost]] = {one.name: [] for one in compared}
+        before = layer.head_seq()
+        for number in range(1, last + 1):
+            office.work()
+            for one in compared[number % 3 :] + compared[: number % 3]:
+                costs[one.name].append(cost(one.create(number), environment, base))
+                if number % 2 == 0 and number != last:
+                    pruned[one.name] += [cost(to, environment, base) for to in one.prune]
+        entries = (layer.head_seq() - before) // last
+        _row(f"half a day, {entries:,} entries", *(_shown(_median(costs[n])) for n in costs))
+        _row("pruning, in all", *(_shown(_sum(found)) for found in pruned.values()))
+        wanted = digest_tree(layer.mountpoint).digest
+        _finish(compared, base, environment, str(office.one_file), wanted)
         layer.stop()
 
 
@@ -247,11 +324,17 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--changes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--week", action="store_true", help="an office's, in place of all that")
+    parser.add_argument("--size", type=float, default=1.0, help="1: 8,000 files, 300 MB")
+    parser.add_argument("--days", type=int, default=7)
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
     base = Path(tempfile.mkdtemp(prefix="bench-versions.", dir=options.where))
     try:
-        run(base, options.files, options.changes, options.rounds)
+        if options.week:
+            run_week(base, options.size, options.days)
+        else:
+            run(base, options.files, options.changes, options.rounds)
     finally:
         shutil.rmtree(base, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.replay.digest import digest_tree
 from tests.support.forked import run
 from tests.support.layer import Layer
+from tests.support.losses import lose_machine
 from tests.support.mirrors import (
     PORT,
     Node,
@@ -367,3 +368,38 @@ def test_restores_in_place_and_scrubs_need_no_beginning(layer: Layer) -> None:
     assert digest_tree(root).digest == early
     assert json.loads(layer.run("scrub", state, "--json").stdout)["faults"] == []
     assert "kept in" not in layer.run("log", state, "-n", "3").stdout
+
+
+def test_what_was_there_first_goes_right_after_its_import(tmp_path: Path) -> None:
+    """Its content is in a verified version then, and need not be kept twice."""
+    backing = tmp_path / "backing"
+    backing.mkdir()
+    for number in range(400):
+        (backing / f"f{number}").write_bytes(os.urandom(10_000))
+    os.link(backing / "f1", backing / "linked")
+    with open(backing / "sparse", "wb") as file:
+        file.truncate(1 << 20)
+        os.pwrite(file.fileno(), b"x" * 5000, 300_000)
+    with Layer(tmp_path, config=_CONFIG) as layer:
+        layer.start()
+        state = str(layer.state)
+        layer.run("version", "store", "init", state, "--store", str(tmp_path / "kept"))
+        wanted, seq = digest_tree(layer.mountpoint).digest, _flushed(layer)
+        pruned = _prune(layer)["journal"]
+        assert pruned["bytes"] > 3 << 20
+        assert len(list_segments(layer.state / "journal")) == 1
+        # A file of before is taken back, the machine and its catalog are lost, all is restored.
+        (layer.mountpoint / "f7").write_bytes(b"spoilt")
+        layer.run("undo", state, f"{seq + 1}-{layer.head_seq()}", "--apply")
+        assert digest_tree(layer.mountpoint).digest == wanted
+        head_seq = layer.head_seq()
+        layer.kill()
+        lose_machine(layer.state, head_seq)
+        shutil.rmtree(layer.state / "catalog")
+        (backing / "f9").unlink()
+        layer.start()
+        assert digest_tree(layer.mountpoint).digest == wanted
+        target = tmp_path / "restored"
+        layer.run("restore", state, "--to-seq", str(seq), "--target", str(target))
+        assert digest_tree(target).digest == wanted
+        layer.stop()

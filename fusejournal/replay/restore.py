@@ -43,6 +43,8 @@ class Filled(NamedTuple):
     """The number of names, all looked over."""
     lock: Callable[[], None]
     """Makes files immutable and append-only that are to be: see Target.lock."""
+    is_flushed: bool = False
+    """True if the files in it are on the disk."""
 
 
 def restore(
@@ -92,7 +94,7 @@ def restore_into(
         with Target(spot.path, purpose, scratch=scratch) as stage:
             try:
                 filled = fill(stage)
-                stage.finish()
+                stage.finish(is_flushed=filled.is_flushed)
             except JournalError:
                 stage.discard(spot)  # it will never be whole
                 raise

@@ -157,17 +157,20 @@ class Target:
         """Close the files."""
         self._open.close()
 
-    def finish(self) -> None:
-        """All is done: open the target to others, as the journal has it, flush it and delete the
-        scratch directory, if it is the target's own: else :meth:`lock` is to follow, when the tree
-        has its place. Raises OSError, TargetError."""
+    def finish(self, *, is_flushed: bool = False) -> None:
+        """All is done: open the target to others, as the journal has it, flush it (its root alone,
+        where the rest *is_flushed*) and delete the scratch directory, if it is the target's own:
+        else :meth:`lock` is to follow, when the tree has its place. Raises OSError, TargetError."""
         try:
             self._root.set(self._root_fd)
             if self._spot is not None:
                 self.lock()
         except OSError as error:
             raise TargetError(self.path, error.strerror or "cannot be changed") from None
-        calls.syncfs("target.syncfs", self._root_fd)
+        if is_flushed:
+            calls.fsync("target.sync", self._root_fd)
+        else:
+            calls.syncfs("target.syncfs", self._root_fd)
         self._is_finished = True
         if self._spot is not None:
             self._scratch.remove(self._spot)

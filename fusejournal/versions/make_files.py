@@ -47,7 +47,11 @@ class FileMaker:
     """Makes files of *tree*, which *selection* has, in the directory that *root_fd* is open on. All
     methods raise OSError, TargetError, StoreDamagedError, StoreError."""
 
-    def __init__(self, tree: VersionTree, selection: Selection, root_fd: int) -> None:
+    def __init__(
+        self, tree: VersionTree, selection: Selection, root_fd: int, *, flush: bool = False
+    ) -> None:
+        """*flush*: each regular file is to be on the disk when it is made."""
+        self._flush = flush
         self._tree = tree
         self._selection = selection
         self._root_fd = root_fd
@@ -132,6 +136,8 @@ class FileMaker:
         if written != record.size:
             calls.ftruncate("restore.truncate", fd, record.size)
         _set_attributes(record, fd, fd)
+        if self._flush:
+            calls.fsync("restore.sync", fd)
 
     def _make_other(self, record: InodeRecord, again: bool) -> None:
         """Makes a symlink or a node."""

@@ -57,12 +57,18 @@ class MadeTree(NamedTuple):
 
 
 def make_tree(
-    tree: VersionTree, selection: Selection, root_fd: int, marks: Marks, progress: Progress
+    tree: VersionTree,
+    selection: Selection,
+    root_fd: int,
+    marks: Marks,
+    progress: Progress,
+    *,
+    flush: bool = False,
 ) -> MadeTree:
     """Makes the files of *selection* in the directory that *root_fd* is open on, and goes on where
-    *marks* say. *progress* gets how many are made, and may raise. Raises OSError, TargetError,
-    StoreDamagedError, StoreError."""
-    work = _Work(tree, selection, root_fd, marks)
+    *marks* say. *progress* gets how many are made, and may raise. *flush*: see FileMaker. Raises
+    OSError, TargetError, StoreDamagedError, StoreError."""
+    work = _Work(tree, selection, root_fd, marks, flush=flush)
     # A far store's requests do not outlive a fork, and it is not the processor that one waits for.
     alone = tree.blocks.store.traffic is not None
     done = 0
@@ -90,15 +96,24 @@ def make_tree(
 class _Work:
     """The work of each process."""
 
-    def __init__(self, tree: VersionTree, selection: Selection, root_fd: int, marks: Marks) -> None:
+    def __init__(
+        self,
+        tree: VersionTree,
+        selection: Selection,
+        root_fd: int,
+        marks: Marks,
+        *,
+        flush: bool,
+    ) -> None:
         self._tree = tree
+        self._flush = flush
         self._selection = selection
         self._root_fd = root_fd
         self._marks = marks
         self.directories = array("Q")
 
     def _maker(self) -> FileMaker:
-        return FileMaker(self._tree, self._selection, self._root_fd)
+        return FileMaker(self._tree, self._selection, self._root_fd, flush=self._flush)
 
     def make(self, unit: int, again: bool) -> MadeFiles:
         """Makes the files of a unit."""

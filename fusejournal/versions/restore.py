@@ -70,7 +70,9 @@ def restore_trees(
         stage.clear_acls()
         name = b""
         selection: Selection
-        if record.type != S_IFDIR:
+        # To flush all of a file system that others write to is a lot more than one file.
+        is_one = record.type != S_IFDIR
+        if is_one:
             name = path.rpartition(b"/")[2]
             selection = OneFile(record, name)
         elif record.fid == ROOT_FID:
@@ -79,10 +81,10 @@ def restore_trees(
             selection = PartOfTree(tree, record.fid)
         try:
             with closing(Marks(stage.open_marks(), selection.units)) as marks:
-                made = make_tree(tree, selection, stage.root_fd, marks, progress)
+                made = make_tree(tree, selection, stage.root_fd, marks, progress, flush=is_one)
         except OSError as error:
             raise _error(stage, error) from None
-        if record.type == S_IFDIR:
+        if not is_one:
             carry_out(stage, _root_steps(record), progress)
 
         def lock() -> None:
@@ -91,7 +93,7 @@ def restore_trees(
                 for locked in made.locked:
                     maker.lock(locked)
 
-        return Filled(name.decode("utf-8", "surrogateescape"), made.names, lock)
+        return Filled(name.decode("utf-8", "surrogateescape"), made.names, lock, is_flushed=is_one)
 
     return restore_into(target, purpose, fill)
 

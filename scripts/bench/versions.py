@@ -33,6 +33,7 @@ from scripts.bench.office import Office
 from tests.support.layer import Layer
 
 _MB = 1 << 20
+_NO_BYTE_CODE = "PYTHONDONTWRITEBYTECODE"
 _KEPT = 6
 """The versions that a week's pruning keeps."""
 _MEASURED = """
@@ -93,6 +94,7 @@ def programs(base: Path, layer: Layer, restored: str = "v0", kept: int = 0) -> l
     cost(["restic", "init", "-r", str(restic)], environment, base)
     cost(["borg", "init", "-e", "none", str(borg)], environment, base)
     us = [sys.executable, "-m", "fusejournal"]
+    cost([*us, "version", "list", state], environment, base)  # makes the byte code
     return [
         Program(
             "fusejournal",
@@ -144,8 +146,11 @@ def programs(base: Path, layer: Layer, restored: str = "v0", kept: int = 0) -> l
 
 
 def _environment(base: Path, layer: Layer) -> dict[str, str]:
+    # An installed program has its byte code; a checkout may be kept from writing it.
+    kept = {key: value for key, value in layer.environment.items() if key != _NO_BYTE_CODE}
     return {
-        **layer.environment,
+        **kept,
+        "PYTHONPYCACHEPREFIX": str(base / "byte-code"),
         "RESTIC_PASSWORD": "password",
         "RESTIC_CACHE_DIR": str(base / "restic-cache"),
         "BORG_BASE_DIR": str(base / "borg-base"),

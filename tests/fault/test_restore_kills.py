@@ -175,7 +175,13 @@ def test_a_part_has_the_names_in_it(kept: Kept, base: Path) -> None:
     assert names == sum(1 for _ in target.rglob("*"))
     assert os.stat(target / "deep/linked too").st_nlink == 2
     _unlock(target)
-    assert kept.restore(base / "one", b"d/deep/linked too") == 1
+    seen: list[str] = []
+    failpoints.listen(seen.append)
+    try:
+        assert kept.restore(base / "one", b"d/deep/linked too") == 1
+    finally:
+        failpoints.listen(None)
+    assert seen.index("restore.attributes") < seen.index("restore.sync") < seen.index("target.sync")
     assert os.stat(base / "one/linked too").st_nlink == 1
 
 

@@ -2,6 +2,7 @@
 Pure."""
 
 import re
+import socket
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -81,6 +82,12 @@ def default_node_name(hostname: str) -> str:
     which other nodes can have it as their peer."""
     short = re.sub(r"[^A-Za-z0-9_-]", "-", hostname.partition(".")[0]).lstrip("-")
     return short[:_NAME_CHARS_MAX] or "node"
+
+
+def node_name(volume_name: str) -> str:
+    """Returns the name of this node for others, of the machine and the volume."""
+    machine = socket.gethostname().partition(".")[0]
+    return default_node_name(f"{machine}-{volume_name}")
 
 
 def parse_peer(text: str) -> tuple[str, Address]:

@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from fusejournal.address import node_name
 from fusejournal.admin.prune import Pruning
 from fusejournal.admin.versions import ListedVersions, VolumeVersions
 from fusejournal.config import VersionsConfig, load_config
@@ -38,7 +39,6 @@ from fusejournal.node.version_record import (
 )
 from fusejournal.node.volume_status import VersionStatus
 from fusejournal.objects.store import StoreError
-from fusejournal.replication.local_node import node_name
 from fusejournal.versions.creators import newest_plan, open_plan
 
 _DEFERENCE: Final = 0.25

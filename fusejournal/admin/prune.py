@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusejournal.address import node_name
 from fusejournal.admin.live import live_status
 from fusejournal.admin.prune_journal import JournalPlan, JournalPruning
 from fusejournal.admin.versions import VolumeVersions
@@ -15,7 +16,6 @@ from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import load_checked
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectTraffic
-from fusejournal.replication.local_node import node_name
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.bases import pinned_keys
 from fusejournal.versions.collect import NOTHING_COLLECTED, Collected, collect

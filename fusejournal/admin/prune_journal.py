@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fusejournal.address import node_name
 from fusejournal.admin.live import ask_layer, live_status
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.config import JournalConfig
@@ -28,7 +29,6 @@ from fusejournal.node.journal_limits import (
 )
 from fusejournal.node.state_dir import VolumeState, load_state
 from fusejournal.objects.store import ObjectStore
-from fusejournal.replication.local_node import node_name
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.base_tree import base_of, open_base_tree
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import trio
 
+from fusejournal.address import node_name
 from fusejournal.admin.rejoin_whole import Check, CopiedTree, WholeRejoin, pin_base_alone
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config, find_config
@@ -40,7 +41,6 @@ from fusejournal.node.spec import Reporter, load_checked
 from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.fence import node_id_of
-from fusejournal.replication.local_node import node_name
 from fusejournal.replication.parting import (
     Parting,
     PartingInquiry,

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import trio
 
+from fusejournal.address import node_name
 from fusejournal.admin.version_store import VolumeStore
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config
@@ -38,7 +39,6 @@ from fusejournal.node.state_dir import VolumeState, join_volume
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectStore
 from fusejournal.replication.common_ancestor import first_error
-from fusejournal.replication.local_node import node_name
 from fusejournal.replication.peers import Peer
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role

@@ -20,12 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from fusejournal.address import node_name
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.disk import calls
 from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import first_seq_of
-from fusejournal.replication.local_node import node_name
 from fusejournal.types import Seq
 from fusejournal.versions.block_source import OfferedTree, answer_blocks, progress_told
 from fusejournal.versions.blocks import BlockReader

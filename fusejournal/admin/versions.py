@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from fusejournal.address import node_name
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.version_store import VolumeStore
 from fusejournal.errors import UsageError
@@ -19,7 +20,6 @@ from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectStore, ObjectTraffic, probe
 from fusejournal.replay.restore import Restored
-from fusejournal.replication.local_node import node_name
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.bases import relied_on
 from fusejournal.versions.blocks import BlockReader, BlockWriter

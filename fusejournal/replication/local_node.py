@@ -1,11 +1,10 @@
 """This node among others, mounted volume or not: its name and key, where it listens, the peers and
 the reigns that it knows."""
 
-import socket
 from pathlib import Path
 from uuid import UUID
 
-from fusejournal.address import default_node_name, parse_address, parse_remote
+from fusejournal.address import node_name, parse_address, parse_remote
 from fusejournal.config import ReplicationConfig
 from fusejournal.election.static import PersonsWord
 from fusejournal.errors import UsageError
@@ -16,12 +15,6 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Reign, Seq
 from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make
 from fusejournal.wire.session import HandshakeState
-
-
-def node_name(volume_name: str) -> str:
-    """Returns the name of this node for others, of the machine and the volume."""
-    machine = socket.gethostname().partition(".")[0]
-    return default_node_name(f"{machine}-{volume_name}")
 
 
 def check_listens(is_mirror: bool, listen: str | None) -> None:

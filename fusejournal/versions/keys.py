@@ -13,8 +13,6 @@ from os import fstat, urandom
 from pathlib import Path
 
 from blake3 import blake3
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fusejournal.disk.files import Outlives, remove, write_atomically, write_new
 from fusejournal.objects.store import StoreError
@@ -49,6 +47,10 @@ class StoreKey:
 
     def derive(self, purpose: bytes, length: int, salt: bytes | None = None) -> bytes:
         """Returns *length* bytes for one *purpose*."""
+        # Only here, and in place.py: most stores have no key, and should not wait for the library.
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
         return HKDF(SHA256(), length, salt, purpose).derive(self._secret)
 
     @property

@@ -17,7 +17,6 @@ from fusejournal.objects.service import do_not_wait, is_address, open_service, p
 from fusejournal.objects.store import ObjectStore, StoreError
 from fusejournal.versions.keys import StoreKey, StoreKeyError
 from fusejournal.versions.manifest import StoreHead, store_head
-from fusejournal.versions.sealed_store import SealedStore
 
 _FORMAT = 1
 _FILE = "store.json"
@@ -112,4 +111,7 @@ def unsealed(store: ObjectStore, head: StoreHead, key: StoreKey | None) -> Objec
         raise StoreKeyError(
             store.where, f"is encrypted with key {head.key_id}, and this is key {key.id}"
         )
+    # Only here: see keys.py.
+    from fusejournal.versions.sealed_store import SealedStore
+
     return SealedStore(store, key, head.id)

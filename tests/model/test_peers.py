@@ -28,14 +28,13 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from fusejournal.address import Address, parse_address
+from fusejournal.address import Address, node_name, parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import NewEpoch, TreeOperation
 from fusejournal.replication import fetch_lost, shipper
 from fusejournal.replication.inquiry import ask_peers
-from fusejournal.replication.local_node import node_name
 from fusejournal.replication.parting import load_parting
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Caller, Seq

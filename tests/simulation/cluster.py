@@ -13,6 +13,7 @@ from uuid import UUID
 
 import trio
 
+from fusejournal.address import node_name
 from fusejournal.admin.rejoin import RejoinRequest
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError
@@ -24,7 +25,6 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import ControlOperation, NewEpoch, Rename, made_by
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.fence import node_id_of
-from fusejournal.replication.local_node import node_name
 from fusejournal.replication.parting import PartingInquiry
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.demote import Demotion

@@ -8,13 +8,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fusejournal.address import Address
+from fusejournal.address import Address, node_name
 from fusejournal.control.client import ask
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import SegmentReader, first_seq_of, list_segments
 from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
-from fusejournal.replication.local_node import node_name
 from fusejournal.replication.peers import PeerBook
 from fusejournal.wire.identity import load_or_make
 from tests.support.layer import Layer

@@ -10,7 +10,7 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
-from fusejournal.address import parse_address
+from fusejournal.address import node_name, parse_address
 from fusejournal.admin.branch import BranchSource, drop
 from fusejournal.admin.rejoin import RejoinRequest
 from fusejournal.admin.status import volume_status
@@ -24,7 +24,6 @@ from fusejournal.node.holding import hold_volume
 from fusejournal.node.state_dir import VolumeState, load_state, save_state
 from fusejournal.operations import NewEpoch
 from fusejournal.replication.common_ancestor import first_error
-from fusejournal.replication.local_node import node_name
 from fusejournal.replication.parting import load_parting
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError

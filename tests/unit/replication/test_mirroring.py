@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 import trio
 
+from fusejournal.address import node_name
 from fusejournal.backing.apply import Applier
 from fusejournal.backing.catalog import Catalog
 from fusejournal.config import ReplicationConfig
@@ -26,7 +27,6 @@ from fusejournal.replication import peer_record as peer_record_module
 from fusejournal.replication import primary_record as primary_record_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication import supervisor as supervisor_module
-from fusejournal.replication.local_node import node_name
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.parting import load_parting
 from fusejournal.replication.primary_record import PrimaryRecord

@@ -209,6 +209,13 @@ class TargetFullError(TargetError):
     exit_code = 21
 
 
+class ImportPausedError(FusejournalError):
+    """An import has come to the end of a part: what is imported is made a version of before it
+    goes on."""
+
+    exit_code = 50
+
+
 class ConflictError(FusejournalError):
     """Operations that cannot be carried out on what is there."""
 

@@ -24,6 +24,9 @@ from fusejournal.node.state_dir import load_state, make_directory
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
 """The variable in the environment of a layer's process that names where it reports to."""
+_IMPORT_BYTES = "FUSEJOURNAL_IMPORT_BYTES"
+"""The variable in that environment that tells MountSpec.import_bytes. It is not in the arguments,
+by which the process is started again."""
 _REPORT_SECONDS = 0.1
 _STOP_SECONDS = 60.0
 
@@ -39,19 +42,26 @@ def foreground_arguments(spec: MountSpec, asked: MountOptions) -> list[str]:
     return [*arguments, "--", str(spec.backing), str(spec.mountpoint)]
 
 
-def start_volume(spec: MountSpec, asked: MountOptions, reporter: Reporter) -> int:
+def start_volume(
+    spec: MountSpec,
+    asked: MountOptions,
+    reporter: Reporter,
+    *,
+    import_bytes: int | None = None,
+) -> int:
     """Make the mount *spec*, which came of what was *asked*, in a process of its own; return when
     it is live, with *reporter* told meanwhile how far it is. Returns how many files and directories
-    were imported. KeyboardInterrupt stops it. Raises FusejournalError, as the process reported
-    it."""
+    were imported. *import_bytes*: see MountSpec. KeyboardInterrupt stops it. Raises
+    FusejournalError, as the process reported it."""
     log_path = spec.state_dir / "log"
     is_made, is_log_made = not spec.state_dir.is_dir(), not log_path.exists()
     make_directory(spec.state_dir)
     read_fd, write_fd = os.pipe()
+    limits = {} if import_bytes is None else {_IMPORT_BYTES: str(import_bytes)}
     with open(log_path, "ab") as log_file:
         child = subprocess.Popen(
             python_module("fusejournal", *foreground_arguments(spec, asked)),
-            env={**os.environ, _REPORT_FD: str(write_fd)},
+            env={**os.environ, **limits, _REPORT_FD: str(write_fd)},
             pass_fds=[write_fd],
             # Neither the caller's directory nor its session is the layer's to hold.
             cwd=WORKING_DIRECTORY,
@@ -189,6 +199,12 @@ class PipeReporter:
 def has_parent() -> bool:
     """True if :func:`start_volume` began this process, and waits for its reports."""
     return _REPORT_FD in os.environ
+
+
+def take_import_bytes() -> int | None:
+    """Returns MountSpec.import_bytes as the process that waits has said it, once."""
+    told = os.environ.pop(_IMPORT_BYTES, None)
+    return None if told is None else int(told)
 
 
 @contextmanager

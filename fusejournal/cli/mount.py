@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ from fusejournal.admin.start import (
     has_parent,
     reporting_to_parent,
     start_volume,
+    take_import_bytes,
 )
 from fusejournal.cli import text
+from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.reporters import ConsoleReporter, LineFormatter, sd_notify
+from fusejournal.config import parse_size
 from fusejournal.errors import (
     FusejournalError,
     PrivilegeError,
@@ -117,6 +121,19 @@ from fusejournal.node.state_dir import VolumeState, load_state
     help="Make a new volume even if others than root can reach BACKING around the layer.",
 )
 @click.option(
+    "--import-to",
+    metavar="DIR|s3://...",
+    help="At the first mount: import what BACKING holds to a store of versions there, in parts, so "
+    "that it is not twice on the state's disk.",
+)
+@click.option(
+    "--import-part",
+    metavar="SIZE",
+    default="4GiB",
+    show_default=True,
+    help="How much of it goes through the journal at a time, and the largest file whole.",
+)
+@click.option(
     "--metrics", metavar="ADDR:PORT", help="Where Prometheus reads metrics, on the loopback."
 )
 def mount(
@@ -127,6 +144,8 @@ def mount(
     foreground: bool,
     quiet: bool,
     options: tuple[str, ...],
+    import_to: str | None,
+    import_part: str,
     **replication: Any,
 ) -> None:
     """Mount a journaled layer over the directory BACKING at MOUNTPOINT; returns when it is live.
@@ -145,6 +164,7 @@ def mount(
       fusejournal mount srv-data
       fusejournal mount /disk/homes /home --name homes
       fusejournal mount -f -o nosuid,nodev --config /etc/fusejournal/lab.toml /disk/lab /srv/lab
+      fusejournal mount /srv/data /srv/data --import-to /backup/versions
       fusejournal mount /disk/copy /srv/data --role mirror --listen 0.0.0.0:7710
       fusejournal mount /srv/data /srv/data --listen 0.0.0.0:7710 --peer east=10.0.0.2:7710
     """
@@ -163,11 +183,17 @@ def mount(
                 f"--name and --state need BACKING and MOUNTPOINT, not {str(places[0])!r} alone"
             )
         if not foreground:
+            if import_to is not None:
+                _import(spec, asked, import_to, parse_size(import_part), quiet=quiet)
+                return
             with ConsoleReporter() as reporter:
                 imported = start_volume(spec, asked, reporter)
             if not quiet:
                 _show(spec, imported)
             return
+        if import_to is not None:
+            raise UsageError("--import-to is for the first mount by hand: not with --foreground")
+        spec = replace(spec, import_bytes=take_import_bytes())
         # As a restart is to begin again, in whichever directory.
         sys.argv[1:] = foreground_arguments(spec, asked)
         with reporting_to_parent() if has_parent() else ConsoleReporter() as reports:
@@ -177,6 +203,25 @@ def mount(
         if foreground:
             sd_notify(f"STATUS={error}")
         raise
+
+
+def _import(
+    spec: MountSpec, asked: MountOptions, where: str, part_bytes: int, *, quiet: bool
+) -> None:
+    """Mounts, with the content of the backing imported to the store at *where*."""
+    # Only here: its libraries take long to load.
+    from fusejournal.admin.import_to_version import ImportStore, start_importing
+
+    store = ImportStore(where, part_bytes)
+    with ConsoleReporter() as reporter:
+        done = start_importing(spec, asked, reporter, store, raise_interrupt)
+    if done.new_key is not None:
+        text.echo(f"recovery key: {done.new_key.text}")
+        text.echo("keep it apart from this machine: without both, all versions there are lost")
+    if not quiet:
+        _show(spec, 0)
+        if done.parts:
+            text.echo(f"what was there first is in versions in {store.where}")
 
 
 def _show(spec: MountSpec, imported: int) -> None:
@@ -200,7 +245,7 @@ def specify(arguments: list[str]) -> MountSpec:
     told = mount.make_context("mount", arguments[1:]).params
     backing, mountpoint = told.pop("places")
     name, state = told.pop("name"), told.pop("state")
-    del told["foreground"], told["quiet"]
+    del told["foreground"], told["quiet"], told["import_to"], told["import_part"]
     return new_spec(
         backing, mountpoint, name, state, _asked(told.pop("config"), told.pop("options"), told)
     )

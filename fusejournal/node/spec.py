@@ -31,6 +31,10 @@ class MountSpec:
     adopt: bool = False
     """True if files that bear the mark of another volume, which is no more, become this one's."""
 
+    import_bytes: int | None = None
+    """An import ends with ImportPausedError when it has come to so many bytes; None: it does
+    not."""
+
     @property
     def role(self) -> str | None:
         """``primary`` or ``mirror``; None: whatever the volume is."""

@@ -35,7 +35,12 @@ import trio
 from fusejournal.disk import calls, failpoints, mounts
 from fusejournal.disk.process import python_module, shed_inheritance
 from fusejournal.disk.syscalls import drop_resource_capability, mark_thread_as_io_flusher
-from fusejournal.errors import BackingError, FusejournalError, JournalFullError
+from fusejournal.errors import (
+    BackingError,
+    FusejournalError,
+    ImportPausedError,
+    JournalFullError,
+)
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import check_held, release_kept, take_over
 from fusejournal.layer.open_files import new_table
@@ -264,6 +269,9 @@ async def _open_volume(
     try:
         for _ in startup.start_epoch_and_import(spec.read_only, standing):  # step 7
             await trio.lowlevel.checkpoint()
+            if startup.importer.is_past(spec.import_bytes):
+                startup.close()
+                raise ImportPausedError(f"{spec.name}: a part of the import is done")
     except trio.Cancelled:
         startup.volume.journal.sync()
         startup.volume.catalog.commit()

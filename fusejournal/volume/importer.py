@@ -31,6 +31,8 @@ from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, clamp_time
 from fusejournal.volume.volume import Volume
 
 PIECE_BYTES = 1 << 20
+_ENTRY_BYTES = 256
+"""The size of an entry without content, about."""
 _XATTRS_BYTES_MAX = 8 << 20
 _XATTR_HEAD_BYTES = 16
 _XATTR_BYTES_MAX = (1 << 16) + 255
@@ -70,6 +72,13 @@ class Importer:
     def names(self) -> int:
         """The names that were looked at so far: what is imported has one at least."""
         return self._names
+
+    def is_past(self, bytes_: int | None) -> bool:
+        """Returns True if this process has journaled more than so many bytes, about, and is between
+        two files."""
+        if bytes_ is None or self.active:
+            return False
+        return self._bytes + self.imported * _ENTRY_BYTES > bytes_
 
     def run(self) -> Iterator[ImportProgress]:
         """Import the whole backing. Raises BackingError (names the file), OSError ENOSPC when the

@@ -238,11 +238,16 @@ class _TreeScrub:
     def run(self) -> None:
         scrub = self._scrub
         position = int(scrub.status.position or 0)
+        # Files that are made from here on are the next scrub's: it would never end, where they are
+        # made faster than compared.
+        end = self._trees.next_fid
         while True:
             nodes = Nodes(self._blocks)
             inodes = SortedTree(nodes, self._trees.inodes)
             slice_: list[InodeRecord] = []
             for key, value in inodes.items(inode_key(Fid(position))):
+                if fid_of_key(key) >= end:
+                    break
                 slice_.append(decode_inode(fid_of_key(key), value, self._blocks))
                 if len(slice_) >= _SLICE_FILES:
                     break

@@ -4,6 +4,7 @@ the target's name until all is there, and the same command goes on.
 ``FUSEJOURNAL_TEST_ALL_RESTORE_CALLS`` kills it at each time that it reaches a call."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_IFIFO
@@ -98,6 +99,7 @@ def many_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_UNIT_FILES", 4)
     monkeypatch.setattr(make_tree, "_UNIT_DIRECTORIES", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # other tests' threads only wait
 
 
 def _unlock(target: Path) -> None:

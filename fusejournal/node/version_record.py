@@ -8,9 +8,9 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args, get_origin, get_type_hints
 
 from fusejournal.control.reply import Reply
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fusejournal.versions.manifest import Version
 
 _FORMAT = 1
+_SECONDS_MAX = 1e11
 _FILE = "versions.json"
 _STORE_FILE = "store.json"
 """The file of versions/place.py, which loads what is not needed to show it."""
@@ -51,10 +52,35 @@ def load_version_status(state_dir: Path) -> VersionStatus | None:
         if raw["format"] != _FORMAT:
             return unknown
         found = VersionStatus.from_json(raw)
+        _check(found)
     except (OSError, FusejournalError, *UNREADABLE_JSON):
         return unknown
     # A store may have been moved; one that was begun anew is another.
     return replace(found, store=unknown.store) if found.store_id == unknown.store_id else unknown
+
+
+def _check(status: VersionStatus) -> None:
+    """Raises ValueError where a field is not of the type that it is to have."""
+    kinds = get_type_hints(VersionStatus)
+    for one in fields(status):
+        if not _fits(getattr(status, one.name), kinds[one.name]):
+            raise ValueError(one.name)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    parts = get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(part, parts[0]) for part in value)
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if kind is float:
+        # (Neither infinite nor no number, and a time that can be shown.)
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (abs(value) < _SECONDS_MAX)
+        )
+    return type(value) is kind and (kind is not int or abs(cast("int", value)) < 1 << 63)
 
 
 def note_made(state_dir: Path, version: "Version", *, is_new: bool) -> None:

@@ -44,6 +44,23 @@ def test_what_is_known_is_that_of_the_store_there_is(tmp_path: Path) -> None:
     assert load_version_status(tmp_path) == known
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("looked", "soon"), ("pruned", []), ("made", True), ("last_made", float("nan"))),
+        *(("working_since", 1e300), ("count", None), ("last_time_ns", 1 << 80), ("plan", 1.5)),
+        *(("held_by", "it"), ("held_by", [1]), ("last_name", {}), ("reachable", 1)),
+    ],
+)
+def test_what_cannot_be_is_not_known(tmp_path: Path, name: str, value: object) -> None:
+    """The layer works by it, and must not end because of a file that can be made anew."""
+    _store(tmp_path, VERSIONS.store_id)
+    save_version_status(tmp_path, VERSIONS)
+    path = tmp_path / "versions.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    assert load_version_status(tmp_path) == VersionStatus(store="/kept", store_id=VERSIONS.store_id)
+
+
 def test_a_schedule_without_a_store_is_told(tmp_path: Path) -> None:
     schedule = VersionSchedule(_spec(tmp_path), is_mirror=False)
     assert list(schedule.degraded(schedule.status())) == []

@@ -2,18 +2,16 @@
 the indexes of the journal."""
 
 import base64
-import os
 from bisect import bisect_left
 from collections.abc import Iterator
-from tempfile import TemporaryFile
 from typing import Any, Final
 
 from fusejournal.admin.source import JournalSource
 from fusejournal.agent.accounts import account_names
+from fusejournal.agent.archives import archive_of_moment, content_of_image
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.kept_versions import TYPES
-from fusejournal.disk import calls
 from fusejournal.errors import PathNotFoundError, UsageError
 from fusejournal.history.changes import find_changes
 from fusejournal.history.file_states import State, read_states, target_of, type_of
@@ -198,14 +196,13 @@ def content(source: JournalSource, fields: Fields) -> Iterator[bytes]:
         raise not_told(source.lookup, fid)
     if _type(state) != "file":
         raise UsageError(f"/{exact(path)} is no file but a {_type(state)}: restore it instead")
-    with TemporaryFile() as file:
-        for offset, piece in image.pieces(source.lookup):
-            with memoryview(piece) as view:
-                wanted = view[: max(0, state.size - offset)]
-                calls.write_all("agent.content", file.fileno(), wanted, offset)
-        os.ftruncate(file.fileno(), state.size)
-        while piece := file.read(_PIECE_BYTES):
-            yield piece
+    yield from content_of_image(source.lookup, image)
+
+
+def archive(source: JournalSource, fields: Fields) -> Iterator[bytes]:
+    """Yields the bytes of a directory as it was, as a tar archive. Raises PathNotFoundError,
+    UsageError, FusejournalError, OSError."""
+    return archive_of_moment(source, path_of(source, fields), before_of(source, fields))
 
 
 def preview(source: JournalSource, fields: Fields) -> dict[str, Any]:

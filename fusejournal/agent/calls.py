@@ -21,10 +21,12 @@ from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.agent import browse, kept_versions, timeline
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
+from fusejournal.agent.line_difference import line_difference
 from fusejournal.agent.mass_changes import FILES
 from fusejournal.agent.overview import Overview
 from fusejournal.agent.standing import standing
 from fusejournal.agent.sums import Sums
+from fusejournal.agent.timeline import Scans
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import FusejournalError, UsageError, WireError
 from fusejournal.journal.reader import JournalReader
@@ -39,6 +41,7 @@ _READERS_MAX: Final = 32
 
 OfVolume = Callable[[JournalSource, Fields], dict[str, Any]]
 OfMachine = Callable[[Fields], dict[str, Any]]
+Download = Callable[[JournalSource, Fields], Iterator[bytes]]
 
 
 class _Volume:
@@ -65,15 +68,17 @@ class Calls:
         self._overview = Overview(mass_files)
         self._overview_turn = trio.Lock()
         self._sums = Sums()
+        self._scans: dict[str, Scans] = {}
         self._volumes: OrderedDict[str, _Volume] = OrderedDict()
         self._of_volume: dict[str, OfVolume] = {
-            "entries": timeline.entries,
+            "entries": self._entries,
             "entry": timeline.entry,
             "histogram": self._sums.histogram,
             "tree": browse.tree,
             "moments": browse.moments,
             "life": browse.life,
             "difference": browse.difference,
+            "line-difference": line_difference,
             "standing": standing,
         }
         self._of_machine: dict[str, OfMachine] = {
@@ -87,6 +92,11 @@ class Calls:
             "version-delete": kept_versions.delete,
             **more,
         }
+
+    def _entries(self, source: JournalSource, fields: Fields) -> dict[str, Any]:
+        # Calls about one volume take turns, and so do its scans.
+        scans = self._scans.setdefault(str(source.reader.uuid), Scans())
+        return timeline.entries(source, fields, scans)
 
     async def serve(self, connection: Connection) -> None:
         """Answers a console's calls, one after the other, until it ends the connection. Cancelling
@@ -114,7 +124,7 @@ class Calls:
                 f"version {CALLS_VERSION}: bring both to one release"
             )
         fields = Fields(_parse(call.fields))
-        if call.what in ("content", "version-content"):
+        if call.what in _DOWNLOADS:
             await self._send_content(call.what, connection, fields)
             return
         value = await self._value(call.what, fields)
@@ -151,11 +161,7 @@ class Calls:
         return known
 
     async def _send_content(self, what: str, connection: Connection, fields: Fields) -> None:
-        if what == "content":
-            source = await trio.to_thread.run_sync(_open, fields.text("volume"))
-            pieces = browse.content(source, fields)
-        else:
-            pieces = kept_versions.content(fields)
+        pieces = await trio.to_thread.run_sync(_DOWNLOADS[what], fields)
         try:
             while piece := await trio.to_thread.run_sync(next, pieces, b""):
                 for at in range(0, len(piece), _PART_BYTES):
@@ -163,6 +169,18 @@ class Calls:
         finally:
             _close(pieces)
         await connection.send(CallPart("end", b""))
+
+
+def _of_journal(what: Download, fields: Fields) -> Iterator[bytes]:
+    return what(_open(fields.text("volume")), fields)
+
+
+_DOWNLOADS: Final[dict[str, Callable[[Fields], Iterator[bytes]]]] = {
+    "content": partial(_of_journal, browse.content),
+    "archive": partial(_of_journal, browse.archive),
+    "version-content": kept_versions.content,
+    "version-archive": kept_versions.archive,
+}
 
 
 def _close(pieces: Iterator[bytes]) -> None:

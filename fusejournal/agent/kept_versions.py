@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.accounts import account_names
+from fusejournal.agent.archives import archive_of_version, content_of_record
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
 from fusejournal.errors import FusejournalError, UsageError
@@ -17,7 +18,6 @@ from fusejournal.history.json_values import exact
 from fusejournal.node.registry import find_named
 from fusejournal.objects.store import StoreError
 from fusejournal.versions.blocks import BlockReader
-from fusejournal.versions.content import items_of
 from fusejournal.versions.records import InodeRecord
 from fusejournal.versions.version_tree import VersionTree
 
@@ -25,7 +25,6 @@ _STORE_SECONDS: Final = 40.0
 """The time after which a console is told that the store does not answer: it waits a minute."""
 _NAMES_MAX: Final = 1000
 _CHANGES_MAX: Final = 1000
-_ZEROS: Final = bytes(256 << 10)
 TYPES: Final = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
@@ -132,26 +131,21 @@ def content(fields: Fields) -> Iterator[bytes]:
     found = _open(fields)
     version = found.find(fields.text("version")).version
     path = found.path(fields.text("path", ""))
-    blocks = BlockReader(found.store())
-    there = VersionTree(blocks, version.trees)
+    there = VersionTree(BlockReader(found.store()), version.trees)
     record = there.find(path)
-    kept = record.content
     if record.type != stat.S_IFREG:
         word = TYPES.get(record.type, "unknown")
         raise UsageError(f"/{exact(path)} is no file but a {word}: restore it instead")
-    if kept is None:
-        return
-    if kept.inline is not None:
-        yield kept.inline
-        return
-    for _, item in items_of(there.chunk_nodes, kept):
-        if item.id is not None:
-            yield blocks.read(item.id)
-            continue
-        left = item.length
-        while left:
-            yield _ZEROS[:left]
-            left -= min(left, len(_ZEROS))
+    yield from content_of_record(there, record)
+
+
+def archive(fields: Fields) -> Iterator[bytes]:
+    """Yields the bytes of a directory of a version, as a tar archive. Raises NoSuchVersionError,
+    UsageError, PathNotFoundError, StoreError, FusejournalError."""
+    found = _open(fields)
+    version = found.find(fields.text("version")).version
+    path = found.path(fields.text("path", ""))
+    return archive_of_version(VersionTree(BlockReader(found.store()), version.trees), path)
 
 
 def difference(fields: Fields) -> dict[str, Any]:

@@ -3,11 +3,17 @@
 A page ends when it is full, or after a part of a second: then it says from where the next goes on,
 so that a filter that fits nothing among millions of entries still answers at once. Without a path
 to look for, entries are read backwards a window at a time, and segments are passed over whose
-index has nothing that fits; each one found is then asked for its path."""
+index has nothing that fits; each one found is then asked for its path.
+
+For a path the index tells which entries can be about it, and these alone are read, newest first.
+Where it cannot (a pattern, or a directory on the way that was moved in the segment), the segment is
+read from its beginning, where its paths are; a page that ends meanwhile has this go on with the
+next one, which asks from the same place."""
 
 import base64
 import time
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,15 +24,22 @@ from fusejournal.agent.fields import Fields
 from fusejournal.history.json_values import match_to_json
 from fusejournal.history.lookup import Lookup, Span
 from fusejournal.history.name_changes import name_changes
-from fusejournal.history.query import Criteria, Match, find
+from fusejournal.history.path_candidates import candidates
+from fusejournal.history.query import Criteria, Match, PathPattern, can_match, walk_segment
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import Outcome, with_outcomes
-from fusejournal.operations import Moving
+from fusejournal.operations import Moving, Void
 from fusejournal.types import Fid, Seq
 
 _COUNT_MAX = 500
 _WINDOW = 2048
 """Entries that are read together."""
+_CANDIDATES = 256
+"""Entries that are asked for their paths together."""
+_CANDIDATES_KEPT = 256
+_SCANS_KEPT = 4
+_PIECE = 256
+"""Entries that are read between two looks at the clock."""
 _SECONDS = 0.6
 _DATA_BYTES_MAX = 256 << 10
 """The most that is shown of an entry's data."""
@@ -42,7 +55,7 @@ def criteria_of(source: JournalSource, fields: Fields) -> Criteria:
         until=fields.text_or_none("until"),
         ops=fields.texts("op"),
         uid=fields.number_or_none("uid"),
-        paths=[path] if path else [],
+        paths=[path] if path and path.strip("/") else [],
     )
 
 
@@ -58,7 +71,7 @@ def filter_options(fields: Fields) -> list[tuple[str, object]]:
     ]
 
 
-def entries(source: JournalSource, fields: Fields) -> dict[str, Any]:
+def entries(source: JournalSource, fields: Fields, scans: "Scans") -> dict[str, Any]:
     """Returns a page of entries, newest first. Fields: those of a filter; ``before_seq``, where the
     page before said to go on; ``count``. Raises FusejournalError.
 
@@ -74,7 +87,7 @@ def entries(source: JournalSource, fields: Fields) -> dict[str, Any]:
     deadline = time.monotonic() + _SECONDS
     found: _Found = []
     reached = criteria.from_seq
-    for page, seq in _pages(source.lookup, criteria):
+    for page, seq in _pages(source.lookup, criteria, scans, deadline):
         room = count - len(found)
         found += page[:room]
         if len(page) > room:
@@ -99,33 +112,115 @@ def entries(source: JournalSource, fields: Fields) -> dict[str, Any]:
     }
 
 
+_Walk = Iterator[tuple[Match, bool]]
 _Found = list[tuple[Entry, Outcome, tuple[bytes | None, bytes | None] | None]]
 """Entries with their paths, where those are known already."""
 
 
-def _pages(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[_Found, Seq]]:
+def _pages(
+    lookup: Lookup, criteria: Criteria, scans: "Scans", deadline: float
+) -> Iterator[tuple[_Found, Seq]]:
     """Yields what fits, newest first, in pieces, each with the seq down to which was looked."""
     kinds = sum(1 << kind for kind in criteria.kinds)
+    patterns = [PathPattern(path, lookup) for path in criteria.paths]
     spans = lookup.segments(criteria.from_seq, criteria.to_seq, newest_first=True)
     for span in spans:
-        if criteria.paths:
-            within = replace(
-                criteria,
-                from_seq=max(criteria.from_seq, span.first_seq),
-                to_seq=min(criteria.to_seq, span.end_seq),
-            )
-            matches = find(lookup, within, newest_first=True)
-            found: _Found = [(one.entry, one.outcome, one[2:]) for one in matches]
-            yield found, within.from_seq
-            continue
-        if kinds or criteria.uid is not None:
+        if patterns or kinds or criteria.uid is not None:
             index = lookup.index(span)
-            if (kinds and not index.has_kind(kinds)) or (
-                criteria.uid is not None and not index.has_uid(criteria.uid)
-            ):
+            if not can_match(index, criteria, ()):
                 yield [], span.first_seq
                 continue
-        yield from _windows(lookup, span, criteria)
+        if patterns:
+            yield from _by_path(lookup, span, criteria, patterns, scans, deadline)
+        else:
+            yield from _windows(lookup, span, criteria)
+
+
+def _by_path(
+    lookup: Lookup,
+    span: Span,
+    criteria: Criteria,
+    patterns: Sequence[PathPattern],
+    scans: "Scans",
+    deadline: float,
+) -> Iterator[tuple[_Found, Seq]]:
+    (pattern,) = patterns
+    begin = max(criteria.from_seq, span.first_seq)
+    numbers: list[int] | None = None
+    if not pattern.is_glob:
+        numbers = scans.candidates(lookup, span, pattern)
+    elif not pattern.may_be_in(lookup.index(span)):
+        numbers = []
+    if numbers is None:
+        within = replace(criteria, from_seq=begin, to_seq=min(criteria.to_seq, span.end_seq))
+        meant = scans.go_on(lookup, span, within, patterns, deadline)
+        yield ([], within.to_seq) if meant is None else (meant, begin)
+        return
+    first_seq = span.first_seq
+    last = min(criteria.to_seq, span.end_seq) - first_seq
+    left = [number for number in numbers if begin - first_seq <= number < last]
+    while left:
+        left, piece = left[:-_CANDIDATES], left[-_CANDIDATES:]
+        pairs = [
+            (entry, outcome)
+            for entry, outcome in lookup.reader.pick(span.path, piece)
+            if not isinstance(entry.operation, Void) and criteria.has(entry)
+        ]
+        matches = _with_paths(
+            lookup, [(entry, outcome, None) for entry, outcome in reversed(pairs)]
+        )
+        yield (
+            [
+                (one.entry, one.outcome, one[2:])
+                for one in matches
+                if pattern.matches(one.entry, *one[2:])
+            ],
+            Seq(first_seq + piece[0]),
+        )
+    yield [], begin
+
+
+class Scans:
+    """The work on segments of one volume that a page left for the next: which entries can be about
+    a path, and readings of whole segments that are under way. Few are kept."""
+
+    def __init__(self) -> None:
+        self._candidates: OrderedDict[tuple[Seq, Seq, bytes], list[int] | None] = OrderedDict()
+        self._scans: OrderedDict[tuple[Seq, Criteria], tuple[_Walk, list[Match]]] = OrderedDict()
+
+    def candidates(self, lookup: Lookup, span: Span, pattern: PathPattern) -> list[int] | None:
+        """Returns the numbers of the entries that can be meant: see path_candidates."""
+        index = lookup.index(span)
+        key = span.first_seq, index.last_seq, pattern.text
+        if key not in self._candidates:
+            self._candidates[key] = candidates(index, pattern.text, pattern.fids)
+        self._candidates.move_to_end(key)
+        while len(self._candidates) > _CANDIDATES_KEPT:
+            self._candidates.popitem(last=False)
+        return self._candidates[key]
+
+    def go_on(
+        self,
+        lookup: Lookup,
+        span: Span,
+        criteria: Criteria,
+        patterns: Sequence[PathPattern],
+        deadline: float,
+    ) -> _Found | None:
+        """Returns what fits in a segment, newest first; None where it is not known in time: the
+        next call goes on with it."""
+        key = span.first_seq, criteria
+        known = self._scans.pop(key, None)
+        walk, found = known or (walk_segment(lookup, span, criteria, patterns), [])
+        for count, (match, is_meant) in enumerate(walk):
+            if is_meant:
+                found.append(match)
+            if count % _PIECE == 0 and time.monotonic() > deadline:
+                self._scans[key] = walk, found
+                while len(self._scans) > _SCANS_KEPT:
+                    self._scans.popitem(last=False)
+                return None
+        return [(one.entry, one.outcome, one[2:]) for one in reversed(found)]
 
 
 def _windows(lookup: Lookup, span: Span, criteria: Criteria) -> Iterator[tuple[_Found, Seq]]:

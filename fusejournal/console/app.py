@@ -50,6 +50,7 @@ _AUDIT_LINES: Final = 500
 _STREAMS_MAX: Final = 64
 _STATUSES: Final = {3: 404, 8: 403, 16: 404, 17: 404, 19: 404, 28: 404, 43: 404}
 """The statuses of agents' errors, by their exit codes; all others are 400."""
+_DOWNLOADS: Final = ("content", "archive", "version-content", "version-archive")
 _HEARTBEAT_SECONDS: Final = 15.0
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -265,17 +266,17 @@ class _Handlers:
         """Returns the handler of a route that goes to an agent."""
         if route.method == "POST":
             return lambda request: self._change(route, request)
-        if route.call in ("content", "version-content"):
+        if route.call in _DOWNLOADS:
             return lambda request: self._download(route, request)
         return lambda request: self._ask(route, request)
 
     async def _ask(self, route: ApiRoute, request: Request) -> Response:
         fields = query_fields(route, request)
-        has_data = route.call == "entry" and fields.get("data")
+        has_data = route.call == "line-difference" or (route.call == "entry" and fields.get("data"))
         access = AccessRole.OPERATOR if has_data else route.access
         asker = await self._gates.admit(request, access)
         if has_data:
-            await self._gates.note(asker.name, request, "entry data", **where_of(request))
+            await self._gates.note(asker.name, request, f"{route.call} data", **where_of(request))
         agent = request.path_params["agent"]
         link = await self._parts.agents.link(agent)
         answer = await link.call(route.call, **fields)

@@ -98,6 +98,20 @@ ROUTES: Final = (
         "The bytes of a file as it was.", (_PATH, *_AT),
     ),
     ApiRoute(
+        "GET", f"{_VOLUME}/archive", "archive", AccessRole.OPERATOR,
+        "A directory as it was, as a tar archive.", (_PATH, *_AT),
+    ),
+    ApiRoute(
+        "GET", f"{_VOLUME}/line-difference", "line-difference", AccessRole.OPERATOR,
+        "The lines of a text file that differ between two moments.",
+        (
+            Parameter("path", "string", "Its path at the older moment.", True),
+            Parameter("new_path", "string", "Its path at the newer one; without any: the same."),
+            Parameter("from_seq", "integer", "The older moment: after this entry.", True),
+            _SEQS[1],
+        ),
+    ),
+    ApiRoute(
         "GET", f"{_VOLUME}/versions", "versions", AccessRole.VIEWER,
         "All versions, the oldest first, and their store.",
     ),
@@ -109,6 +123,10 @@ ROUTES: Final = (
     ApiRoute(
         "GET", f"{_VOLUME}/versions/{{version}}/content", "version-content", AccessRole.OPERATOR,
         "The bytes of a file of a version.", (_PATH,),
+    ),
+    ApiRoute(
+        "GET", f"{_VOLUME}/versions/{{version}}/archive", "version-archive", AccessRole.OPERATOR,
+        "A directory of a version, as a tar archive.", (_PATH,),
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/version-difference", "version-difference", AccessRole.VIEWER,

@@ -116,6 +116,11 @@ class PathPattern:
             for tenure in lookup.tenures(text):
                 self._tenures.setdefault(tenure.fid, []).append(tenure)
 
+    @property
+    def fids(self) -> Iterable[Fid]:
+        """The files that it stood for, where it is no pattern and there is a lookup."""
+        return self._tenures
+
     def may_be_in(self, index: SegmentIndex) -> bool:
         """Returns True if a segment can have an entry that matches."""
         if self._lookup is None or not self.text:
@@ -195,7 +200,7 @@ def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> I
         first, end = max(first, criteria.only[0].from_seq), min(end, criteria.only[-1].to_seq)
     spans = lookup.segments(first, end, newest_first=newest_first)
     for span in spans:
-        if by_index and not _can_match(lookup.index(span), criteria, patterns):
+        if by_index and not can_match(lookup.index(span), criteria, patterns):
             continue
         found = _find_in_segment(lookup, span, criteria, patterns)
         yield from reversed(list(found)) if newest_first else found
@@ -220,7 +225,8 @@ def find_newest(
     yield from find(lookup, criteria)
 
 
-def _can_match(index: SegmentIndex, criteria: Criteria, patterns: Sequence[PathPattern]) -> bool:
+def can_match(index: SegmentIndex, criteria: Criteria, patterns: Sequence[PathPattern]) -> bool:
+    """Returns True if a segment can have an entry that meets *criteria* and *patterns*."""
     return (
         (not criteria.kinds or index.has_kind(sum(1 << kind for kind in criteria.kinds)))
         and (criteria.uid is None or index.has_uid(criteria.uid))
@@ -232,16 +238,16 @@ def _find_in_segment(
     lookup: Lookup, span: Span, criteria: Criteria, patterns: Sequence[PathPattern]
 ) -> Iterator[Match]:
     """A segment's matches."""
-    for match, is_meant in _walk_segment(lookup, span, criteria, patterns):
+    for match, is_meant in walk_segment(lookup, span, criteria, patterns):
         if is_meant:
             yield match
 
 
-def _walk_segment(
+def walk_segment(
     lookup: Lookup, span: Span, criteria: Criteria, patterns: Sequence[PathPattern]
 ) -> Iterator[tuple[Match, bool]]:
-    """A segment's entries in [from_seq, to_seq), each with whether it is meant. Paths are followed
-    from the segment's beginning, because it has them all."""
+    """Yields a segment's entries in [from_seq, to_seq), each with whether it is meant. Paths are
+    followed from the segment's beginning, because it has them all. Raises JournalDamagedError."""
     end = Seq(min(span.end_seq, criteria.to_seq + 1))  # one more: it may be a VOID
     tracker = PathTracker()
     last_seq = Seq(span.first_seq - 1)
@@ -286,7 +292,7 @@ def walk(lookup: Lookup, criteria: Criteria) -> Iterator[tuple[Match, bool]]:
         return
     patterns = [PathPattern(path, lookup) for path in criteria.paths]
     for span in lookup.segments(criteria.from_seq, criteria.to_seq):
-        yield from _walk_segment(lookup, span, criteria, patterns)
+        yield from walk_segment(lookup, span, criteria, patterns)
 
 
 class Follower:

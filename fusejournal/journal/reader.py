@@ -19,7 +19,8 @@ from fusejournal.journal.base import BaseTree
 from fusejournal.journal.clock import SLACK_NS, lead_ns
 from fusejournal.journal.format import Entry, FormatError, Frame, decode_entry
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
-from fusejournal.journal.index import SegmentIndex, build_index, load_index
+from fusejournal.journal.index import SegmentIndex, load_index
+from fusejournal.journal.index_making import build_index, extend_index
 from fusejournal.journal.outcomes import HELD, Outcome
 from fusejournal.journal.segment import (
     BadFrameError,
@@ -51,6 +52,8 @@ class JournalReader:
         self._index_bytes = 0
         self._growing: Path | None = None
         """The segment whose index was made while it was the newest."""
+        self._stale: set[Path] = set()
+        """Segments that may have grown since their index was made."""
         self.must_reach = Seq(0)
         """Up to here the journal is known to go: an end before it is damage."""
         self._left: tuple[Seq, Point] | None = None
@@ -276,22 +279,26 @@ class JournalReader:
     # -- by index ----------------------------------------------------------------------------------
 
     def look_again(self) -> None:
-        """Forget the index of the newest segment, which may have grown since it was made."""
-        dropped = self._indexes.pop(self._growing, None) if self._growing is not None else None
-        if dropped is not None:
-            self._index_bytes -= len(dropped.content)
+        """Have the index of the newest segment looked at again when it is asked for: the segment
+        may have grown since it was made."""
+        if self._growing is not None:
+            self._stale.add(self._growing)
 
     def index(self, path: Path) -> SegmentIndex:
         """The index of segment *path*: its sidecar, or one made now by reading the segment. Raises
         JournalDamagedError."""
         known = self._indexes.get(path)
-        if known is not None:
+        if known is not None and path not in self._stale:
             self._indexes.move_to_end(path)
             return known
         newest = path == self.segments()[-1]
         try:
             with self._open(path) as reader:
-                index = load_index(path, reader)
+                index = None
+                if known is not None:
+                    index = extend_index(known, reader, allow_torn=newest)
+                if index is None:
+                    index = load_index(path, reader)
                 if index is None:
                     if self.on_scan is not None:
                         self.on_scan(path)
@@ -300,10 +307,14 @@ class JournalReader:
             raise bad.in_segment(path) from None
         if newest:
             self._growing = path
+        self._stale.discard(path)
         self._keep(path, index)
         return index
 
     def _keep(self, path: Path, index: SegmentIndex) -> None:
+        replaced = self._indexes.pop(path, None)
+        if replaced is not None:
+            self._index_bytes -= len(replaced.content)
         self._indexes[path] = index
         self._index_bytes += len(index.content)
         while self._index_bytes > _INDEX_BYTES_KEPT and len(self._indexes) > 1:

@@ -419,7 +419,7 @@ class Durability:
         """Returns True if that worked. It may fail, because of a full disk or a damaged segment: an
         index is only a cache, and a reader of the segment reports what is wrong with it."""
         done = await trio.run_process(
-            python_module("fusejournal.journal.index", str(segment)),
+            python_module("fusejournal.journal.index_making", str(segment)),
             check=False,
             cwd=WORKING_DIRECTORY,
             stdin=subprocess.DEVNULL,

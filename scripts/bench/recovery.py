@@ -33,7 +33,8 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any, NamedTuple, NoReturn
 from uuid import uuid4
 
-from fusejournal.journal.index import has_index, write_index
+from fusejournal.journal.index import has_index
+from fusejournal.journal.index_making import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions

@@ -6,6 +6,7 @@ FUSEJOURNAL_TEST_SCREENSHOTS a picture of each is put into that directory."""
 
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -246,6 +247,19 @@ def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: Console
         assert Path(download.value.path()).read_bytes() == names[0]
         page.get_by_role("link", name="History of esc").click()
         page.get_by_role("heading", name="The life of /odd/esc\\x1b[31m").wait_for()
+        with page.expect_download() as download:
+            page.goto(f"{processes.url}#/v/hall/volume/browse?path=odd")
+            page.get_by_role("link", name="Download as tar").click()
+        with tarfile.open(download.value.path()) as archive:
+            assert "last" in archive.getnames()
+        (odd / "last").write_text("one\n")
+        seq = layer.head_seq()
+        (odd / "last").write_text("two\n")
+        page.goto(f"{processes.url}#/v/hall/volume/changes?from={seq}")
+        page.get_by_role("button", name="Lines of odd/last").click()
+        page.get_by_text("+two").wait_for()
+        _look_at(page, "lines")
+        page.keyboard.press("Escape")
         page.goto(f"{processes.url}#/v/hall/volume/timeline")
         page.locator("tbody tr").nth(9).wait_for()
         bar = page.locator(".bottom").bounding_box()

@@ -21,7 +21,8 @@ from fusejournal.disk import syscalls
 from fusejournal.journal.base import JournalBase, base_path, save_base
 from fusejournal.journal.format import FORMAT_VERSION
 from fusejournal.journal.handle_key import HANDLE_KEY_BYTES, NO_HANDLE_KEY, HandleKey
-from fusejournal.journal.index import index_path, write_index
+from fusejournal.journal.index import index_path
+from fusejournal.journal.index_making import write_index
 from fusejournal.journal.seekable import compress_file
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import Following, WatermarkPage

@@ -11,7 +11,8 @@ from fusejournal.backing.root_mark import read_root_mark
 from fusejournal.disk import syscalls
 from fusejournal.errors import WireError
 from fusejournal.journal.base import load_base
-from fusejournal.journal.index import build_index, index_path, load_index
+from fusejournal.journal.index import index_path, load_index
+from fusejournal.journal.index_making import build_index
 from fusejournal.journal.seekable import SeekableFile
 from fusejournal.journal.segment import SegmentReader
 from fusejournal.journal.watermarks import Following, WatermarkPage

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
-from fusejournal.journal.index import build_index
+from fusejournal.journal.index_making import build_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments

@@ -25,7 +25,7 @@ import trio._core._run
 from fusejournal.address import Address
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalFailedError, PeerLostError
-from fusejournal.journal.index import write_index
+from fusejournal.journal.index_making import write_index
 from fusejournal.replication import canvass, fetch_lost, parting, shipper, supervisor
 from fusejournal.wire.connection import Connection
 
@@ -296,7 +296,7 @@ class World:
     ) -> "subprocess.CompletedProcess[bytes]":
         """Stands in for trio.run_process, for the only program that is begun, the one that makes an
         index."""
-        assert "fusejournal.journal.index" in command
+        assert "fusejournal.journal.index_making" in command
         await self.run_sync(write_index, Path(command[-1]))
         return subprocess.CompletedProcess(command, 0, b"", b"")
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from fusejournal.history.lookup import Lookup
-from fusejournal.journal.index import write_index
+from fusejournal.journal.index_making import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment_writer import JournalOptions

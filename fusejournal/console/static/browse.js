@@ -112,6 +112,7 @@ function restoreButtons(view, tree, what) {
   if (!may("operator")) return null;
   const fields = { volume: view.volume, path: tree.path, at: tree.at };
   return h("div", { class: "row" },
+    tree.is_directory ? h("a", { class: "button", href: `${view.base}/archive${query({ path: tree.path, at: tree.at })}`, download: `${plain(tree.file.name || view.volume)}.tar` }, "Download as tar") : null,
     h("button", { type: "button", onclick: () => begin(view, { kind: "restore", ...fields }) }, `Restore${what} aside`),
     tree.at === tree.head_seq ? null : h("button", { type: "button", onclick: () => begin(view, { kind: "in-place", ...fields }) }, `Plan to restore${what} in place`));
 }
@@ -167,19 +168,42 @@ export async function changesView(place, agent, volume, params) {
   result.replaceChildren(spinner());
   const found = await get(`${base}/difference`, { from_seq: params.from, to_seq: params.to, path: params.path }, place.signal);
   result.replaceChildren(h("div", { class: "card" }, h("h2", {}, `${number(found.count)} ${found.count === 1 ? "file differs" : "files differ"}`),
-    changeTable(found, (one) => h("a", { href: app.link(["v", agent, volume, "life"], { path: one.new_path ?? one.old_path }) }, path(one.old_path ?? one.new_path))),
+    changeTable(found, (one) => h("a", { href: app.link(["v", agent, volume, "life"], { path: one.new_path ?? one.old_path }) }, path(one.old_path ?? one.new_path)),
+      may("operator") ? (one) => showLines(base, one, params) : null),
     command(found.command)));
 }
 
-// What differs, a row a file; *shown* makes the path.
-export function changeTable(found, shown) {
+// The lines that differ in a text file.
+async function showLines(base, one, params) {
+  const title = `Lines of ${plain(one.new_path ?? one.old_path)}`;
+  const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove() });
+  const close = h("button", { type: "button", onclick: () => dialog.close() }, "Close");
+  document.body.append(dialog);
+  dialog.replaceChildren(spinner(), close);
+  dialog.showModal();
+  let body;
+  try {
+    const found = await get(`${base}/line-difference`, { path: one.old_path, new_path: one.new_path, from_seq: params.from, to_seq: params.to });
+    const kinds = { "+": "made", "-": "removed", "@": "soft" };
+    body = found.lines.length ? h("pre", { tabindex: 0, class: "lines" }, found.lines.map((line) => h("span", { class: kinds[line[0]] ?? "" }, `${plain(line)}\n`)))
+      : h("p", {}, "Its content is the same.");
+    body = [body, command(found.command)];
+  } catch (error) {
+    body = [failure(error)];
+  }
+  dialog.replaceChildren(h("div", { class: "head" }, h("h2", {}, title), close), ...body);
+}
+
+// What differs, a row a file; *shown* makes the path, *lines* shows what differs in a text.
+export function changeTable(found, shown, lines = null) {
   if (!found.count) return null;
   const hasUsers = found.changes.some((one) => one.uids?.length);
   return h("div", {}, h("div", { class: "scroll" }, h("table", { class: "stack" },
     h("thead", {}, h("tr", {}, ["What", "Path", ...(hasUsers ? ["Users", "Entries"] : [])].map((words) => h("th", { scope: "col" }, words)))),
     h("tbody", {}, found.changes.map((one) => h("tr", { class: "rows" },
       h("td", {}, [...one.letters].map((letter) => WORDS[letter]).join(", ")),
-      h("td", { class: "wide" }, shown(one), one.renamed ? [" → ", path(one.new_path)] : null),
+      h("td", { class: "wide" }, shown(one), one.renamed ? [" → ", path(one.new_path)] : null,
+        lines && one.letters.includes("M") && one.old_path && one.new_path ? [" ", h("button", { type: "button", class: "plain", "aria-label": `Lines of ${plain(one.new_path)}`, onclick: () => lines(one) }, "Lines")] : null),
       hasUsers ? [h("td", {}, one.uids.map((uid, at) => [at ? ", " : "", user(uid, userNames)])), h("td", { class: "number" }, number(one.entries))] : null))))),
   found.count > found.changes.length ? h("p", { class: "soft" }, `The first ${number(found.changes.length)}; the command line has them all.`) : null);
 }

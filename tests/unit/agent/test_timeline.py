@@ -8,6 +8,7 @@ from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.agent import timeline
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.sums import Sums
+from fusejournal.agent.timeline import Scans
 from fusejournal.errors import NoSuchSeqError, UsageError
 from fusejournal.journal.segment import list_segments
 from fusejournal.operations import Clean, Create, Setattr, Void
@@ -33,8 +34,9 @@ def source(tmp_path: Path) -> JournalSource:
 def _all(source: JournalSource, **fields: object) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     before: object = None
+    scans = Scans()
     while True:
-        page = timeline.entries(source, Fields({**fields, "before_seq": before}))
+        page = timeline.entries(source, Fields({**fields, "before_seq": before}), scans)
         found += page["entries"]
         before = page["next_before_seq"]
         if before is None:
@@ -54,7 +56,7 @@ def test_what_a_page_is_asked_for(source: JournalSource) -> None:
     assert [one["seq"] for one in _all(source, path="d1")] == [703, 701, 1]
     assert [one["seq"] for one in _all(source, from_seq=699, to_seq=701)] == [701, 700, 699]
     assert [one["seq"] for one in _all(source, path="d7", uid=1001)] == []
-    page = timeline.entries(source, Fields({"op": "clean", "count": 5}))
+    page = timeline.entries(source, Fields({"op": "clean", "count": 5}), Scans())
     assert page["command"] == f"fusejournal log {source.name} --op clean -n 5 --reverse"
 
 
@@ -62,7 +64,7 @@ def test_a_page_ends_when_its_time_is_over(
     source: JournalSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeline, "_SECONDS", 0.0)
-    page = timeline.entries(source, Fields({"path": "d1"}))
+    page = timeline.entries(source, Fields({"path": "d1"}), Scans())
     assert [one["seq"] for one in page["entries"]] == [703, 701]
     assert page["next_before_seq"] == page["first_searched_seq"] > 1
     assert [one["seq"] for one in _all(source, path="d1")] == [703, 701, 1]

@@ -13,20 +13,14 @@ from fusejournal.history.lookup import Lookup
 from fusejournal.history.marks import find_mark
 from fusejournal.history.name_changes import name_changes
 from fusejournal.journal.format import FormatError
-from fusejournal.journal.index import (
-    SegmentIndex,
-    build_index,
-    has_index,
-    index_path,
-    load_index,
-    write_index,
-)
+from fusejournal.journal.index import SegmentIndex, has_index, index_path, load_index
+from fusejournal.journal.index_making import build_index, extend_index, write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.outcomes import HELD, with_outcomes
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.operations import Kind, Mark, Rename, Setattr, Void, Write
+from fusejournal.operations import Kind, Mark, NewEpoch, Rename, Setattr, Void, Write
 from fusejournal.types import Caller, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
 
@@ -161,7 +155,9 @@ def test_an_index_of_other_content_does_not_fit(samples: Path, tmp_path: Path) -
 
 def test_it_is_made_by_a_process_of_its_own(samples: Path) -> None:
     assert not has_index(samples)
-    subprocess.run([sys.executable, "-m", "fusejournal.journal.index", str(samples)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "fusejournal.journal.index_making", str(samples)], check=True
+    )
     with SegmentReader(samples) as reader:
         assert load_index(samples, reader) is not None
 
@@ -183,3 +179,71 @@ def test_segments_are_rolled_by_entries_but_never_before_a_void(tmp_path: Path) 
         assert first.operation.kind != Kind.VOID
     pairs = list(with_outcomes(JournalReader(tmp_path).read(Seq(1), Seq(21))))
     assert all(outcome.void is not None for _, outcome in pairs)
+
+
+def _grown(path: Path, index: SegmentIndex) -> SegmentIndex | None:
+    with SegmentReader(path) as reader:
+        return extend_index(index, reader, allow_torn=True)
+
+
+def _built(path: Path) -> SegmentIndex:
+    with SegmentReader(path) as reader:
+        return build_index(reader, allow_torn=True)
+
+
+def test_it_grows_with_its_segment(tmp_path: Path) -> None:
+    """As if it was made anew, whatever came last: a VOID of the last entry, too."""
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
+    who, time_ns = Caller(7, 7, 7), 0
+    index: SegmentIndex | None = None
+    samples = [one for one in SAMPLES if not isinstance(one.operation, NewEpoch | Void)]
+    for number, sample in enumerate(samples):
+        time_ns += 10
+        journal.append(sample.operation, who, time_ns, lambda fid: b"p%d" % fid, sample.data)
+        if number % 3 == 0:
+            journal.append(Void(journal.head_seq, 28, 0), who, time_ns + 1, lambda _: None)
+        if number % 4 == 1:
+            continue  # two at once
+        (path,) = list_segments(tmp_path)
+        built = _built(path)
+        if index is not None:
+            index = _grown(path, index)
+            assert index is not None
+            assert index.content == built.content
+        index = index or built
+    assert index is not None
+    assert _grown(path, index) is index  # nothing came
+    journal.close()
+
+
+def test_one_of_entries_that_are_gone_is_no_beginning(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    journal = many(tmp_path / "one", 40)
+    other = many(tmp_path / "other", 20)
+    (one,), (cut,) = list_segments(tmp_path / "one"), list_segments(tmp_path / "other")
+    index = _built(one)
+    assert _grown(cut, index) is None
+    other.append(
+        Setattr(Fid(3), 0o600, None, None, None, None), Caller(0, 0, 0), 10**6, lambda _: None
+    )
+    other.close()
+    journal.close()
+    assert _grown(cut, _built(one)) is None
+    assert _grown(cut, _built(cut)) is not None
+
+
+def test_a_reader_that_looks_again_sees_what_came(tmp_path: Path) -> None:
+    journal = many(tmp_path, 30)
+    reader = JournalReader(tmp_path)
+    (path,) = reader.segments()
+    before = reader.index(path)
+    assert reader.index(path) is before
+    reader.look_again()
+    assert reader.index(path) is before  # it has not grown
+    journal.append(Mark("here"), Caller(0, 0, 0), 10**6, lambda _: None)
+    assert reader.index(path) is before
+    reader.look_again()
+    assert reader.index(path).entries == before.entries + 1
+    assert reader._index_bytes == len(reader.index(path).content)
+    journal.close()

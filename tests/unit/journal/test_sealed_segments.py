@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.journal import sealed_segments
-from fusejournal.journal.index import write_index
+from fusejournal.journal.index_making import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.sealed_segments import SealedSegments
 from fusejournal.journal.segment import first_seq_of, segment_path

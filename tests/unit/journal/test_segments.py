@@ -144,10 +144,10 @@ def test_a_long_journal_is_not_listed_again_and_again(
 ) -> None:
     """A question that is asked every few seconds in the event loop costs what is new alone."""
     journal = _filled(tmp_path)
-    from fusejournal.journal import index
+    from fusejournal.journal import index_making
 
     for path in journal.sealed.without_index():
-        index.write_index(path)
+        index_making.write_index(path)
     assert journal.sealed.without_index() == []
 
     def listed(_: object) -> None:

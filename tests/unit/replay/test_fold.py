@@ -9,7 +9,7 @@ from fusejournal.history.file_states import read_states
 from fusejournal.history.lookup import Lookup
 from fusejournal.journal import index
 from fusejournal.journal import reader as reader_module
-from fusejournal.journal.index import write_index
+from fusejournal.journal.index_making import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, list_segments

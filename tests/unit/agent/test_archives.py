@@ -1,0 +1,119 @@
+"""Directories as archives, and differences line by line."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusejournal.admin.source import open_source
+from fusejournal.admin.versions import VolumeVersions
+from fusejournal.agent import browse, kept_versions
+from fusejournal.agent.fields import Fields
+from fusejournal.agent.line_difference import line_difference
+from fusejournal.errors import PathNotFoundError, UsageError
+from fusejournal.node.state_dir import load_state
+from fusejournal.operations import Create, Link, Setattr, Symlink, Write
+from tests.support.nodes import make_volume
+from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
+
+pytestmark = pytest.mark.mount
+_OLD = b"one\ntwo\nthree\n"
+_NEW = b"one\n2\nthree\nfour\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
+    make_volume(tmp_path / "state", "data")
+    with open_volume(tmp_path, uuid=load_state(tmp_path / "state").uuid) as volume:
+        _fill(volume)
+    VolumeVersions("data").kept.init(str(tmp_path / "store"), encrypt=False)
+    VolumeVersions("data").create("kept", lambda _, __: None)
+    return tmp_path
+
+
+def _fill(opened: OpenVolume) -> None:
+    commit = opened.volume.commit
+
+    def file(parent: Any, name: bytes, *writes: tuple[int, bytes]) -> Any:
+        fid = opened.volume.new_fid()
+        commit(Create(fid, parent, name, 0o100640, 7, 8, 0, None), SOMEBODY)
+        for offset, data in writes:
+            commit(Write(fid, offset, None), SOMEBODY, data)
+        return fid
+
+    docs = opened.mkdir("docs")
+    text = file(docs, b"text", (0, _OLD))
+    file(docs, b"holes", (300_000, b"end"), (10, b"begin"))
+    file(docs, b"bytes\xff", (0, b"\xff\x00"))
+    file(docs, b"empty")
+    deep = opened.mkdir("deep", docs)
+    file(deep, b"x" * 250, (0, b"deep"))
+    link = opened.volume.new_fid()
+    commit(Symlink(link, docs, b"link", b"../to\xfe", 7, 8), SOMEBODY)
+    commit(Link(text, docs, b"other"), SOMEBODY)
+    commit(Setattr(text, 0o4751, None, None, None, 1_234_567_890_123_456_789), SOMEBODY)
+    commit(Write(text, 0, None), SOMEBODY, _NEW)
+
+
+def _check(raw: bytes) -> None:
+    with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
+        found = {one.name: one for one in archive.getmembers()}
+        assert set(found) == {
+            "text", "holes", "bytes\udcff", "empty", "deep", f"deep/{'x' * 250}", "link", "other",
+        }  # fmt: skip
+
+        def content(name: str) -> bytes:
+            file = archive.extractfile(found[name])
+            assert file is not None
+            return file.read()
+
+        assert content("text") == content("other") == _NEW
+        whole = content("holes")
+        assert (len(whole), whole[10:15], whole[-3:]) == (300_003, b"begin", b"end")
+        assert not whole[20:-3].strip(b"\0")
+        assert content("bytes\udcff") == b"\xff\x00"
+        assert content(f"deep/{'x' * 250}") == b"deep"
+    assert (found["link"].type, found["link"].linkname) == (tarfile.SYMTYPE, "../to\udcfe")
+    assert (found["deep"].isdir(), found["empty"].size) == (True, 0)
+    assert (found["text"].uid, found["text"].gid) == (7, 8)
+    assert found["holes"].mode == 0o640
+
+
+def test_an_archive_of_a_moment_and_of_a_version(root: Path) -> None:
+    source = open_source("data")
+    _check(b"".join(browse.archive(source, Fields({"path": "docs"}))))
+    of_version = Fields({"volume": "data", "version": "kept", "path": "docs"})
+    _check(b"".join(kept_versions.archive(of_version)))
+    for path, error in (("docs/text", UsageError), ("none", PathNotFoundError)):
+        with pytest.raises(error):
+            list(browse.archive(source, Fields({"path": path})))
+        with pytest.raises(error):
+            list(kept_versions.archive(Fields({**of_version._raw, "path": path})))
+    whole = b"".join(browse.archive(source, Fields({"path": ""})))
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        assert {"docs", "docs/text"} <= set(archive.getnames())
+
+
+def test_lines(root: Path) -> None:
+    source = open_source("data")
+    last = int(source.head_seq)
+    text = next(
+        int(seq)
+        for seq in range(last, 0, -1)
+        if isinstance(source.entry(seq).entry.operation, Setattr)
+    )
+    found = line_difference(source, Fields({"path": "docs/text", "from_seq": text}))
+    assert found["lines"] == [
+        "@@ -1,4 +1,5 @@", " one", "-two", "+2", " three", "+four", " ",
+    ]  # fmt: skip
+    assert found["command"] == f"fusejournal diff data {text} {last} docs/text"
+    same = line_difference(source, Fields({"path": "docs/text", "from_seq": last}))
+    assert same["lines"] == []
+    other = Fields({"path": "docs/text", "new_path": "docs/other", "from_seq": text})
+    assert line_difference(source, other)["lines"] == found["lines"]
+    for path, words in (("docs/bytes\udcff", "no text"), ("docs/none", "was not there")):
+        with pytest.raises((UsageError, PathNotFoundError), match=words):
+            line_difference(source, Fields({"path": path, "from_seq": text}))

@@ -1,0 +1,147 @@
+"""The timeline's filter by path finds what a reading of all finds, whatever was moved."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from fusejournal.admin.source import JournalSource, open_source
+from fusejournal.agent import timeline
+from fusejournal.agent.fields import Fields
+from fusejournal.agent.timeline import Scans
+from fusejournal.history.json_values import exact
+from fusejournal.history.query import find
+from fusejournal.node.state_dir import load_state
+from fusejournal.operations import Create, Link, Mkdir, Rename, Unlink, Write
+from fusejournal.types import ROOT_FID, Caller, Fid
+from tests.support.nodes import make_volume
+from tests.support.volumes import OpenVolume, open_volume
+
+pytestmark = pytest.mark.mount
+_WHO = Caller(1000, 1000, 7)
+_NAMES = [b"a", b"b", b"c", b"d"]
+
+
+class _Tree:
+    """A random tree that grows, moves and shrinks."""
+
+    def __init__(self, volume: OpenVolume, seed: int) -> None:
+        self._volume = volume.volume
+        self._random = random.Random(seed)
+        self._names: dict[tuple[Fid, bytes], Fid] = {}
+        self._directories = [ROOT_FID]
+        self._above: dict[Fid, Fid] = {}
+        for _ in range(700):
+            self._step()
+
+    def _step(self) -> None:
+        pick = self._random.choice
+        parent, name = pick(self._directories), pick(_NAMES)
+        there = self._names.get((parent, name))
+        kind = self._random.random()
+        if there is None and kind < 0.3:
+            fid = self._volume.new_fid()
+            self._commit(Mkdir(fid, parent, name, 0o40755, 0, 0, None, None))
+            self._directories.append(fid)
+            self._above[fid] = parent
+            self._names[parent, name] = fid
+        elif there is None and kind < 0.9:
+            fid = self._volume.new_fid()
+            self._commit(Create(fid, parent, name, 0o100644, 0, 0, 0, None))
+            self._names[parent, name] = fid
+        elif there is not None and there not in self._directories:
+            if kind < 0.5:
+                self._volume.commit(Write(there, 0, None), _WHO, b"x")
+            elif kind < 0.7:
+                self._commit(Unlink(there, parent, name))
+                del self._names[parent, name]
+            else:
+                self._move(parent, name, there)
+        elif there is not None and kind < 0.4:
+            self._move(parent, name, there)
+
+    def _move(self, parent: Fid, name: bytes, fid: Fid) -> None:
+        place = self._random.choice(self._directories), self._random.choice(_NAMES)
+        above: Fid | None = place[0]
+        while above is not None and above != fid:
+            above = self._above.get(above)
+        if place in self._names or above == fid:
+            return
+        if fid not in self._directories and self._random.random() < 0.3:
+            self._commit(Link(fid, *place))
+            self._names[place] = fid
+            return
+        self._commit(Rename(fid, parent, name, *place, 0, Fid(0)))
+        del self._names[parent, name]
+        self._names[place] = fid
+        if fid in self._above:
+            self._above[fid] = place[0]
+
+    def _commit(self, operation: object) -> None:
+        self._volume.commit(operation, _WHO)  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=range(3))
+def source(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> JournalSource:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
+    make_volume(tmp_path / "state", "data")
+    with open_volume(tmp_path, uuid=load_state(tmp_path / "state").uuid) as volume:
+        _Tree(volume, request.param)
+    return open_source("data")
+
+
+def _shown(source: JournalSource, path: str, scans: Scans) -> list[int]:
+    found: list[int] = []
+    before = None
+    for _ in range(100_000):
+        page = timeline.entries(
+            source, Fields({"path": path, "count": 50, "before_seq": before}), scans
+        )
+        found += [one["seq"] for one in page["entries"]]
+        before = page["next_before_seq"]
+        if before is None:
+            return found
+    raise AssertionError("it does not come to an end")
+
+
+def _paths(source: JournalSource) -> list[str]:
+    return sorted(
+        {
+            exact(path)
+            for match in find(source.lookup, source.criteria())
+            for path in (match.path, match.new_path)
+            if path
+        }
+    )
+
+
+def test_it_finds_what_a_reading_finds(source: JournalSource) -> None:
+    paths = _paths(source)
+    assert len(paths) > 50
+    by_index: list[bool] = []
+    for path in [*random.Random(1).sample(paths, 40), "a", "*a", "a/**"]:
+        found = [
+            int(match.entry.seq)
+            for match in find(source.lookup, source.criteria(paths=[path]), newest_first=True)
+        ]
+        scans = Scans()
+        assert _shown(source, path, scans) == found, path
+        if "*" not in path:
+            by_index += [one is not None for one in scans._candidates.values()]
+    # Also where much is moved, some segments are read by their index.
+    assert sum(by_index) > 10
+
+
+def test_a_reading_goes_on_with_the_next_page(
+    source: JournalSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _shown(source, "*a", Scans())
+    assert whole
+    monkeypatch.setattr(timeline, "_SECONDS", 0.0)
+    monkeypatch.setattr(timeline, "_PIECE", 64)
+    scans = Scans()
+    first = timeline.entries(source, Fields({"path": "*a"}), scans)
+    assert (first["entries"], first["next_before_seq"]) == ([], source.head_seq + 1)
+    assert _shown(source, "*a", scans) == whole

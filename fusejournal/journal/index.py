@@ -57,12 +57,12 @@ from fusejournal.types import Fid, Seq
 
 INDEX_SUFFIX: Final = ".fjx"
 
-MAGIC: Final = b"\x89FJX\r\n\x1a\n"
-VERSION: Final = 1
-HEADER: Final = struct.Struct("=8sH6x16sQQQQqqQQ")
-COUNTS: Final = struct.Struct("=7I4x")
-CHECKSUM: Final = struct.Struct("=Q")
-assert (HEADER.size, COUNTS.size) == (96, 32)
+INDEX_MAGIC: Final = b"\x89FJX\r\n\x1a\n"
+INDEX_VERSION: Final = 1
+INDEX_HEADER: Final = struct.Struct("=8sH6x16sQQQQqqQQ")
+INDEX_COUNTS: Final = struct.Struct("=7I4x")
+INDEX_CHECKSUM: Final = struct.Struct("=Q")
+assert (INDEX_HEADER.size, INDEX_COUNTS.size) == (96, 32)
 
 _LOOKUP_COST: Final = 16  # of finding one fid, in steps through all of them
 _PATHS_BYTES_SPARE: Final = 1 << 20
@@ -104,29 +104,29 @@ class SegmentIndex:
     def __init__(self, content: bytes) -> None:
         """Raises FormatError when *content* is no index."""
         self.content = content
-        if len(content) < HEADER.size + COUNTS.size + CHECKSUM.size:
+        if len(content) < INDEX_HEADER.size + INDEX_COUNTS.size + INDEX_CHECKSUM.size:
             raise FormatError("too short for an index")
-        magic, version, uuid, first_seq, *numbers = HEADER.unpack_from(content)
-        if magic != MAGIC or version != VERSION:
+        magic, version, uuid, first_seq, *numbers = INDEX_HEADER.unpack_from(content)
+        if magic != INDEX_MAGIC or version != INDEX_VERSION:
             raise FormatError("not an index of this version")
-        (checksum,) = CHECKSUM.unpack_from(content, len(content) - CHECKSUM.size)
+        (checksum,) = INDEX_CHECKSUM.unpack_from(content, len(content) - INDEX_CHECKSUM.size)
         view = memoryview(content)
-        if xxhash.xxh3_64_intdigest(view[: -CHECKSUM.size]) != checksum:
+        if xxhash.xxh3_64_intdigest(view[: -INDEX_CHECKSUM.size]) != checksum:
             raise FormatError("the index's checksum is wrong")
         self.uuid = UUID(bytes=uuid)
         self.first_seq = Seq(first_seq)
         self.chain_before, self.entries, self.chain = numbers[:3]
         self.first_time_ns, self.last_time_ns, self.segment_bytes, self.kinds = numbers[3:]
-        counts = COUNTS.unpack_from(content, HEADER.size)
+        counts = INDEX_COUNTS.unpack_from(content, INDEX_HEADER.size)
         points, fids, fid_postings, names, name_postings, uids, self._paths_bytes = counts
-        at = HEADER.size + COUNTS.size
+        at = INDEX_HEADER.size + INDEX_COUNTS.size
         layout = (
             ("Q", points), ("Q", points), ("q", points), ("Q", fids), ("Q", names), ("Q", uids),
             ("I", points), ("I", fids + 1), ("I", fid_postings), ("I", names + 1),
             ("I", name_postings),
         )  # fmt: skip
         whole = at + sum(struct.calcsize(code) * count for code, count in layout)
-        if whole + self._paths_bytes + CHECKSUM.size != len(content) or bool(points) != bool(
+        if whole + self._paths_bytes + INDEX_CHECKSUM.size != len(content) or bool(points) != bool(
             self.entries
         ):
             raise FormatError("the index's sections do not fit")

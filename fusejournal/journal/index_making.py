@@ -17,11 +17,11 @@ import zstandard
 from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.journal.format import FRAME_HEADER_BYTES, Frame, NewerFormatError
 from fusejournal.journal.index import (
-    CHECKSUM,
-    COUNTS,
-    HEADER,
-    MAGIC,
-    VERSION,
+    INDEX_CHECKSUM,
+    INDEX_COUNTS,
+    INDEX_HEADER,
+    INDEX_MAGIC,
+    INDEX_VERSION,
     SegmentIndex,
     ToldPath,
     index_path,
@@ -179,9 +179,9 @@ class _Making:
             raise BadFrameError(
                 self.end, reader.header.first_seq, "too many entries", torn=False
             )  # fmt: skip
-        head = HEADER.pack(
-            MAGIC,
-            VERSION,
+        head = INDEX_HEADER.pack(
+            INDEX_MAGIC,
+            INDEX_VERSION,
             reader.header.uuid.bytes,
             self.start.seq,
             self.start.chain_before,
@@ -268,7 +268,7 @@ def _packed(head: bytes, points: _Points, builder: _Builder) -> bytes:
     fids, fid_starts, fid_postings = _flatten(builder.by_fid)
     names, name_starts, name_postings = _flatten(builder.by_name)
     uids = array("Q", sorted(builder.uids))
-    counts = COUNTS.pack(
+    counts = INDEX_COUNTS.pack(
         len(points.numbers),
         len(fids),
         len(fid_postings),
@@ -282,7 +282,7 @@ def _packed(head: bytes, points: _Points, builder: _Builder) -> bytes:
         fid_starts, fid_postings, name_starts, name_postings,
     )  # fmt: skip
     body = b"".join((head, counts, *(section.tobytes() for section in sections), paths))
-    return body + CHECKSUM.pack(xxhash.xxh3_64_intdigest(body))
+    return body + INDEX_CHECKSUM.pack(xxhash.xxh3_64_intdigest(body))
 
 
 def _no_entry(offset: int, seq: Seq, error: Exception) -> BadFrameError:

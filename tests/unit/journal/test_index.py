@@ -192,7 +192,7 @@ def _built(path: Path) -> SegmentIndex:
 
 
 def test_it_grows_with_its_segment(tmp_path: Path) -> None:
-    """As if it was made anew, whatever came last: a VOID of the last entry, too."""
+    """It is as one that was made anew, whatever came last: a VOID of the last entry, too."""
     journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
     who, time_ns = Caller(7, 7, 7), 0
     index: SegmentIndex | None = None

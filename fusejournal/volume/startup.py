@@ -284,7 +284,7 @@ class VolumeStartup:
         directory = self._state_dir / "journal"
         if not list_segments(directory):
             # (A mirror has its first segment only when the first entries have come.)
-            had_entries = bool(self._known_durable() or self._ties.position)
+            had_entries = bool(self._known_durable() or self._ties.position_seq)
             if had_entries or (self._boot.exists() and self._watermarks is None):
                 raise JournalError(
                     f"{directory}: has no segments, but this volume had; restore them"

@@ -53,6 +53,12 @@ class BackingTies:
         self.position: Position | None = None
         """The position that the backing's root has of the journal, once that was read."""
 
+    @property
+    def position_seq(self) -> Seq:
+        """The seq of that; 0 where there is none, or where a mirror stopped before its first
+        entry."""
+        return self.position.seq if self.position is not None else Seq(0)
+
     def check_empty(self) -> None:
         """Raise BackingError where there is something at the place of a new mirror."""
         names = sorted(map(os.fsdecode, syscalls.list_directory(self._root.fd)))

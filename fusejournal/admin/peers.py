@@ -10,7 +10,8 @@ from fusejournal.control.reply import Reply
 from fusejournal.errors import NotRunningError
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.replication.peers import PeerBook, describe
+from fusejournal.replication.peer_info import describe
+from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.status import PeerInfo
 
 

@@ -86,7 +86,7 @@ def _limit_of_primary(state: VolumeState) -> JournalLimit:
 def _limit_of(peer: Peer, acked_seq: Seq | None) -> JournalLimit | None:
     """Returns how *peer* holds the journal back, if it does; *acked_seq*: what is known of it
     beside the book."""
-    if peer.needs_copy is not None:
+    if peer.needs_copy is not None or peer.is_witness:
         return None
     if peer.address is not None:
         seq = peer.on_disk_seq if acked_seq is None else acked_seq

@@ -27,7 +27,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Collection
 from typing import Final
 
 import trio
@@ -58,6 +57,7 @@ from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, change_role, load_state
 from fusejournal.node.takeover import VolumeMount, connection_record
 from fusejournal.replication.canvass import has_words
+from fusejournal.replication.fetch_lost import TakenBack
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.roles.role import Event
 from fusejournal.types import Reign, Seq
@@ -307,7 +307,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
             reporter.warning(str(error))
             return Standing(fenced=str(error))
         standing = Standing(taken.fenced, fence.highest_epoch, taken.new_epoch, taken.held_seq)
-        if await _has_words(reporter, parts, standing, taken.heard):
+        if await _has_words(reporter, parts, standing, taken):
             break
         await trio.sleep(_WORD_SECONDS)
     startup.degraded += taken.failures
@@ -317,10 +317,10 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
 
 
 async def _has_words(
-    reporter: Reporter, parts: StartParts, standing: Standing, heard: Collection[str]
+    reporter: Reporter, parts: StartParts, standing: Standing, taken: TakenBack
 ) -> bool:
     """Returns True if this primary may begin the epoch that is due, or none is: its peers have
-    given their word, which counts from those that were *heard*. Cancelled, some may have been
+    given their word, which counts from those that *taken* has heard. Cancelled, some may have been
     given."""
     startup, local = parts.startup, parts.local
     journal = startup.volume.journal
@@ -335,7 +335,8 @@ async def _has_words(
         local,
         me,
         Reign(due.epoch, local.node_id),
-        heard=heard,
+        heard=taken.heard,
+        parted=taken.parted,
         has_lost=startup.lost_machine,
         report=reporter.warning,
     )

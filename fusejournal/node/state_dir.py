@@ -10,6 +10,7 @@
     STATE/watermarks     the node's page of watermarks
     STATE/signatures     what a mirror keeps to vouch for entries that it hands back
     STATE/peers.json     other nodes: names, addresses, certificates
+    STATE/members.json   which nodes count, and what they are known to hold
     STATE/identity/      this node's key and certificate
     STATE/connection     who holds the kernel's connection to the mount
     STATE/parted.json    where a mirror's journal parts from its primary's

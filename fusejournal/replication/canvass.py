@@ -1,7 +1,7 @@
 """Asks all peers at once, shipped to or not: where their journals end, or for their word for a
 reign that this node is to begin (wire/session.py).
 
-A reign is begun with the word of so many nodes (:func:`words_needed`) that no two can have it for
+A reign is begun with the word of so many nodes (wire/members.py) that no two can have it for
 one epoch, and that no other primary finds mirrors enough any more to acknowledge something. That
 holds for a mirror that is promoted, and for a primary that has lost its machine or its page: while
 it was away, another may have been promoted.
@@ -20,8 +20,10 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.peers import Peer
 from fusejournal.types import Reign
 from fusejournal.wire.frames import Hello, Welcome
+from fusejournal.wire.members import Members, WordCount, members_of, newest, words_needed
 from fusejournal.wire.session import (
     FETCH,
+    WITNESS,
     WORD,
     HandshakeState,
     RefusedError,
@@ -44,16 +46,11 @@ class PeerAnswer:
     error: str = ""
     is_refusal: bool = False
 
-
-def words_needed(nodes: int, mirrors: int, *, blocks: bool, has_lost: bool = False) -> int:
-    """Returns of how many of *nodes*, the primary included, the word is needed so that who reigns
-    now, and waits for *mirrors*, can acknowledge nothing more, and that no two nodes get it for one
-    epoch. *blocks*: it waits for as long as it takes. One that does not is stopped by no other
-    node: the word of all is needed, its own included. *has_lost*: who asks is one of the nodes that
-    had acknowledged entries, and has lost some, so that another is needed in its place."""
-    if not (blocks and mirrors):
-        return nodes
-    return max(nodes // 2 + 1, nodes - mirrors + has_lost)
+    @property
+    def members(self) -> Members | None:
+        """The record of members that it has. Raises WireError where none can be so; those of
+        :func:`ask_words` and :func:`ask_positions` can."""
+        return members_of(self.welcome.members) if self.welcome is not None else None
 
 
 async def ask_positions(local: LocalNode, me: HandshakeState) -> list[PeerAnswer]:
@@ -75,6 +72,7 @@ async def has_words(
     reign: Reign,
     *,
     heard: Collection[str],
+    parted: Collection[str] = (),
     has_lost: bool,
     report: Callable[[str], None],
 ) -> bool:
@@ -85,19 +83,35 @@ async def has_words(
     Args:
         local, me, reign: this node, what it greets with, and the reign that it would begin.
         heard: the peers of which it is known what they hold, and whose words count.
+        parted: those of them that have a history of a lower reign, whatever is in it.
         has_lost: entries that this node had acknowledged may be gone from it.
         report: is called with a line that says what is lacking.
 
     Cancelled, some words may have been given."""
-    config = local.config
-    if not config.mirrors or config.on_timeout != "block":
+    if not _needs_words(local):
         return True
-    # The book knows what is acknowledged as of now and then: who is shipped to may have more.
-    voters = {peer.name for peer in local.book.list() if peer.address or peer.acked_seq}
-    needed = words_needed(1 + len(voters), config.mirrors, blocks=True, has_lost=has_lost)
-    answers = [one for one in await ask_words(local, me, reign) if one.peer in voters]
-    words = 1 + sum(one.peer in heard and _has_no_more(one, me) for one in answers)
-    if words < needed:
+    answers = await ask_words(local, me, reign)
+    members = newest([local.members.current, *(one.members for one in answers)])
+    counted = [
+        one
+        for one in answers
+        if one.peer in heard
+        and _has_no_more(one, me, parted)
+        and not has_lost_entries(members, one)
+    ]
+    if members is not None:
+        nodes = {me.node_id, *(one.welcome.node_id for one in counted if one.welcome is not None)}
+        tallies = [rule.tally(nodes, has_lost=has_lost) for rule in members.rules]
+        local.members.note_newest([members])
+    else:
+        config = local.config
+        # The book knows what is acknowledged as of now and then: who is shipped to may have more.
+        voters = {peer.name for peer in local.book.list() if peer.address or peer.acked_seq}
+        needed = words_needed(1 + len(voters), config.mirrors, blocks=True, has_lost=has_lost)
+        words = 1 + sum(one.peer in voters for one in counted)
+        tallies = [WordCount(words, needed, 1 + len(voters))]
+    words, needed, _ = tally = max(tallies, key=lambda one: one.lacking)
+    if tally.lacking > 0:
         silent = "".join(f"; {one.peer}: {one.error}" for one in answers if one.error)
         report(
             f"reign {reign} begins with the word of {needed} nodes, and {words} have given it: "
@@ -107,12 +121,34 @@ async def has_words(
     return True
 
 
-def _has_no_more(answer: PeerAnswer, me: HandshakeState) -> bool:
+def _needs_words(local: LocalNode) -> bool:
+    """Returns True if this primary acknowledges nothing without mirrors, or did before it was
+    configured anew."""
+    config, members = local.config, local.members.current
+    if members is not None:
+        return any(rule.waits for rule in members.rules)
+    return bool(config.mirrors) and config.on_timeout == "block"
+
+
+def has_lost_entries(members: Members | None, answer: PeerAnswer) -> bool:
+    """Returns True if who gives *answer* has less than it is known to have acknowledged, by
+    *members*: it was rolled back, or has lost that, and its word does not count."""
+    if members is None or answer.welcome is None:
+        return False
+    return answer.welcome.seq < dict(members.held).get(answer.welcome.node_id, 0)
+
+
+def _has_no_more(answer: PeerAnswer, me: HandshakeState, parted: Collection[str]) -> bool:
     """Returns True if *answer* is a word, and whose it is holds nothing that *me* lacks: it may
-    have followed a new primary since it was asked what it holds."""
+    have followed a new primary since it was asked what it holds. What it has of a history that
+    *parted* from this one, in a lower reign, is none of this."""
     theirs, mine = answer.welcome, me.position
     if theirs is None:
         return False
+    if theirs.role == WITNESS:
+        return theirs.held_epoch <= mine.epoch  # (and it holds nothing)
+    if answer.peer in parted and 0 < theirs.held_epoch < mine.epoch:
+        return True
     return theirs.seq <= mine.seq and theirs.held_epoch <= mine.epoch
 
 
@@ -141,7 +177,9 @@ async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello
                 timeout_seconds=ASK_SECONDS,
             ) as connection:
                 await connection.send(greeting)
-                return PeerAnswer(peer.name, check_asked(me, await connection.receive()))
+                theirs = check_asked(me, await connection.receive())
+                local.book.note_witness(peer.name, theirs.role == WITNESS)
+                return PeerAnswer(peer.name, theirs)
     except* RefusedError as group:
         error, is_refusal = str(first_error(group)), True
     except* trio.TooSlowError:

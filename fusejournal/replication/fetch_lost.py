@@ -56,6 +56,7 @@ from fusejournal.wire.session import (
     COPY,
     FENCED,
     FETCH,
+    WITNESS,
     Claim,
     HandshakeState,
     RefusedError,
@@ -99,6 +100,9 @@ class TakenBack(NamedTuple):
     """Why no change may be taken, in words, where none may."""
     heard: frozenset[str] = frozenset()
     """The peers that told what they hold, of which nothing was left there."""
+    parted: frozenset[str] = frozenset()
+    """Those of them whose journal parts from this one's and is of a lower reign: it is of a history
+    that lost, and nothing there is missing here."""
 
 
 @dataclass
@@ -119,6 +123,10 @@ class LostEntryFetcher:
     _notices: list[str] = field(default_factory=list, init=False)
     _held_seq: Seq = field(default=Seq(0), init=False)
     _heard: set[str] = field(default_factory=set, init=False)
+    _lower: set[str] = field(default_factory=set, init=False)
+    """Peers that have begun no reign as high as this node's journal."""
+    _parted: set[str] = field(default_factory=set, init=False)
+    """Peers whose journal parts from this node's."""
 
     @property
     def unheard(self) -> list[str]:
@@ -156,7 +164,8 @@ class LostEntryFetcher:
                 if failure is not None:
                     failures.append(failure)
                     heard.discard(name)
-        return TakenBack(failures, self._held_seq, heard=frozenset(heard))
+        parted = frozenset(self._parted & self._lower)
+        return TakenBack(failures, self._held_seq, heard=parted.union(heard), parted=parted)
 
     async def look_round(self, seconds: float | None = None) -> TakenBack:
         """Ask all peers once, as far as they answer soon, or within *seconds*. Cancelling is
@@ -174,7 +183,7 @@ class LostEntryFetcher:
         for name, theirs in sorted(answers.items()):
             if theirs.detail:
                 lines.append(f"peer {name}: {theirs.detail}")
-            if theirs.seq > head_seq:
+            if theirs.seq > head_seq and theirs.role != WITNESS:
                 lines.append(
                     f"peer {name} has entries up to {theirs.seq}, and this journal ends with "
                     f"{head_seq}: this volume was put back from an older copy; what it lacks is in "
@@ -241,7 +250,12 @@ class LostEntryFetcher:
             try:
                 async with await self._connect(peer) as connection:
                     theirs = await self._greet(connection)
-                    positions[peer.name] = position_of(theirs)
+                    position = position_of(theirs)
+                    if theirs.role == WITNESS:  # it has no entries
+                        position = position._replace(seq=Seq(0))
+                    positions[peer.name] = position
+                    if 0 < theirs.held_epoch < self.journal.epoch:
+                        self._lower.add(peer.name)
                     self._heard.add(peer.name)
                     if theirs.detail:
                         self._notices.append(f"peer {peer.name}: {theirs.detail}")
@@ -277,6 +291,8 @@ class LostEntryFetcher:
                     f"{self.journal.head_seq + 1} on were not taken back"
                 )
             self.report(why)
+            if isinstance(error, DivergedError):
+                self._parted.add(peer.name)
             if isinstance(error, DivergedError | UnsignedError):
                 return why
             if self.journal.head_seq > before:

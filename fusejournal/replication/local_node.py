@@ -11,6 +11,7 @@ from fusejournal.errors import UsageError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.fence import Fence, node_id_of
+from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Reign, Seq
 from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make
@@ -75,6 +76,7 @@ class LocalNode:
             PersonsWord(config.overrule),
             reign,
         )
+        self.members = MemberRecord(state_dir)
         self.book = PeerBook.load(state_dir)
         if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):
             self.book.save()
@@ -107,4 +109,5 @@ class LocalNode:
             self.node_id,
             self.fence.instance,
             self.fence.before,
+            members=self.members.numbers,
         )

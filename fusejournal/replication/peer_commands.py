@@ -35,7 +35,8 @@ from fusejournal.errors import (
     PeerLostError,
     UsageError,
 )
-from fusejournal.replication.peers import PeerBook, describe
+from fusejournal.replication.peer_info import describe
+from fusejournal.replication.peers import PeerBook
 from fusejournal.wire import pairing
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.identity import Identity

@@ -9,7 +9,12 @@ from typing import NamedTuple
 from fusejournal.backing.limits import BackingLimits
 from fusejournal.wire.frames import Welcome
 from fusejournal.wire.session import HandshakeState
-from fusejournal.wire.versions import common_version, unreadable_entries, versions_of
+from fusejournal.wire.versions import (
+    MEMBERS_VERSION,
+    common_version,
+    unreadable_entries,
+    versions_of,
+)
 
 
 class PeerFacts(NamedTuple):
@@ -19,6 +24,11 @@ class PeerFacts(NamedTuple):
     protocol_version: int | None = None
     limits: BackingLimits | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def tells_members(self) -> bool:
+        """True if it takes a record of members, and says that it has it."""
+        return (self.protocol_version or 0) >= MEMBERS_VERSION
 
 
 def facts_of(theirs: Welcome, me: HandshakeState) -> PeerFacts:

@@ -20,7 +20,7 @@ from fusejournal.replication.status import PeerStatus
 from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
 from fusejournal.wire.frames import Ack
-from fusejournal.wire.session import FAILED, FULL, OK, Source
+from fusejournal.wire.session import FAILED, FULL, OK, WITNESS, Source
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,12 @@ class PeerRecord:
         return self._source is not None
 
     @property
+    def is_witness(self) -> bool:
+        """True if it takes no entries."""
+        peer = self.peer()
+        return peer is not None and peer.is_witness
+
+    @property
     def next_seq(self) -> Seq:
         """The entry that is to be sent next."""
         return Seq(self.shipped_seq + 1)
@@ -106,11 +112,13 @@ class PeerRecord:
         """Estimates what the peer has not applied of the journal, as it lies on the disk."""
         journal = self._shared.volume.journal
         lacks = self._shared.applied_seq - self.applied_seq
-        if lacks <= 0 or not journal.head_seq:
+        if lacks <= 0 or not journal.head_seq or self.is_witness:
             return 0
         return journal.bytes_from(Seq(self.applied_seq + 1))
 
     def _lag_seconds(self) -> float:
+        if self.is_witness:
+            return 0.0
         return self._progress.lag_seconds(self.applied_seq, self._shared.applied_seq)
 
     def sample(self) -> None:
@@ -154,12 +162,17 @@ class PeerRecord:
             if not self._owed_seq:
                 quorum.forget(self.name)
         self.is_heard = True
+        if self.is_witness:
+            self._acked_members(Seq(0), ack)
+            self.note(PeerEvent.ACKED, None, None)
+            return
         if source.acked_seq >= self._owed_seq > 0:
             log.warning("peer %s has what it had lost again, and counts", self.name)
             self._owed_seq = Seq(0)
         if ack.signed_seq:
             with suppress(UnknownPeerError):  # removed meanwhile
                 self._shared.book.note_signatures(self.name)
+        self._acked_members(max(source.acked_seq, self._owed_seq), ack)
         quorum.acked(self.name, source.acked_seq)
         self._take_notice(ack)
         if ack.state == FULL:
@@ -168,6 +181,11 @@ class PeerRecord:
             self.note(_ACKED[FAILED], ack.detail, advice.MIRROR_FAILED)
         elif self.state is not PeerState.STREAMING:
             self.note(_ACKED[OK], None, None)
+
+    def _acked_members(self, promised_seq: Seq, ack: Ack) -> None:
+        if self._shared.membership is not None:
+            version = ack.members_version if self.facts.tells_members else None
+            self._shared.membership.acked(self.name, promised_seq, version)
 
     def _take_notice(self, ack: Ack) -> None:
         notice = ack.detail if ack.state == OK and ack.detail else None
@@ -221,7 +239,7 @@ class PeerRecord:
     def status(self) -> PeerStatus:
         """Returns how shipping to the peer goes."""
         head_seq = self._shared.applied_seq
-        lag_entries = head_seq - self.applied_seq
+        lag_entries = head_seq - self.applied_seq if not self.is_witness else 0
         entries_rate, bytes_rate = self._progress.rates()
         peer = self.peer()
         traffic = self.traffic
@@ -258,6 +276,8 @@ class PeerRecord:
     def display_state(self) -> str:
         """The state; a session that works is catching up or not by how far the peer is."""
         head_seq = self._shared.applied_seq
+        if self.state is PeerState.STREAMING and self.is_witness:
+            return WITNESS
         if self.state is PeerState.STREAMING and self._progress.is_catching_up(
             self.applied_seq, head_seq
         ):

@@ -4,8 +4,8 @@
 
     STATE/peers.json    {"format": 1, "peers": [{name, address, certificate, paused, needs_copy,
                         acked_seq, applied_seq, left_seq, left_at, away_seconds,
-                        keeps_signatures, return_address, heard_at, told_seq, held_seq},
-                        ...]}, mode 0600
+                        keeps_signatures, return_address, heard_at, told_seq, held_seq,
+                        is_witness}, ...]}, mode 0600
 
 Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file, atomically and
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
@@ -22,9 +22,8 @@ from typing import Any, Final
 from fusejournal.address import Address, check_peer_name, parse_remote
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
-from fusejournal.replication.status import PeerInfo
 from fusejournal.types import Seq
-from fusejournal.wire.identity import fingerprint_of, normalize
+from fusejournal.wire.identity import normalize
 
 PEERS_FILE: Final = "peers.json"
 _FORMAT: Final = 1
@@ -69,6 +68,9 @@ class Peer:
     held_seq: Seq | None = None
     """It has everything up to here where it has lost some of ``acked_seq``; None where it has all
     of that."""
+
+    is_witness: bool = False
+    """True if it has no data."""
 
     @property
     def on_disk_seq(self) -> Seq:
@@ -302,6 +304,14 @@ class PeerBook:
         if not self.get(name).keeps_signatures:
             self._note(name, keeps_signatures=True)
 
+    def note_witness(self, name: str, is_witness: bool) -> bool:
+        """The peer *name* says whether it *is_witness*. In memory, until the next save. Returns
+        True if that is new."""
+        is_new = name in self._peers and self._peers[name].is_witness != is_witness
+        if is_new:
+            self._note(name, is_witness=is_witness)
+        return is_new
+
     def _note(self, name: str, **changes: Any) -> None:
         self._peers[name] = replace(self._peers[name], **changes)
         self.is_unsaved = True
@@ -366,19 +376,6 @@ class PeerBook:
                 raise FusejournalError(f"{self.path}: cannot be saved: {error.strerror}") from None
 
 
-def describe(peer: Peer) -> PeerInfo:
-    """Returns a peer as commands show it."""
-    return PeerInfo(
-        name=peer.name,
-        address=None if peer.address is None else str(peer.address),
-        fingerprint=None if peer.certificate is None else fingerprint_of(peer.certificate),
-        paused=peer.paused,
-        needs_copy=peer.needs_copy,
-        acked_seq=peer.on_disk_seq,
-        return_address=None if peer.return_address is None else str(peer.return_address),
-    )
-
-
 def _at_another(peer: Peer) -> UsageError:
     return UsageError(
         f"peer {peer.name!r} is at {peer.address} already: remove it first, or use another name"
@@ -402,6 +399,7 @@ def _raw(peer: Peer) -> dict[str, Any]:
         "heard_at": peer.heard_at,
         "told_seq": peer.told_seq,
         "held_seq": peer.held_seq,
+        "is_witness": peer.is_witness,
     }
     # What 0.1.0 does not know, and ends at, stands there only once it says something.
     return {key: value for key, value in raw.items() if key not in _NEW or value != _LATER[key]}
@@ -440,6 +438,7 @@ _KINDS: Final = {
     "heard_at": float | None,
     "told_seq": int,
     "held_seq": int | None,
+    "is_witness": bool,
 }
 _LATER: Final = {
     "away_seconds": 0.0,
@@ -448,9 +447,10 @@ _LATER: Final = {
     "heard_at": None,
     "told_seq": 0,
     "held_seq": None,
+    "is_witness": False,
 }
 """Fields that a book of the version before does not have."""
-_NEW: Final = frozenset({"return_address", "heard_at", "told_seq", "held_seq"})
+_NEW: Final = _LATER.keys() - {"away_seconds", "keeps_signatures"}
 
 
 def _parse_one(raw: Any) -> Peer:
@@ -480,6 +480,7 @@ def _parse_one(raw: Any) -> Peer:
         raw.get("heard_at"),
         Seq(raw.get("told_seq", 0)),
         raw.get("held_seq"),
+        raw.get("is_witness", False),
     )
 
 

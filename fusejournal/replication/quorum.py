@@ -79,6 +79,8 @@ class Quorum:
         self._closed = False
         self.is_fenced = False
         """True if no mirror takes anything from here any more."""
+        self.is_held = False
+        """True if no caller is answered for now, however many mirrors have everything."""
 
     @property
     def seq(self) -> Seq:
@@ -194,11 +196,18 @@ class Quorum:
 
     def has(self, seq: Seq) -> bool:
         """Returns True if no caller need wait for *seq*."""
-        return (
+        return not self.is_held and (
             not self._mirrors
             or self._seq >= seq
             or (self.degraded_since is not None and not self._blocks and not self.is_fenced)
         )
+
+    def hold(self, is_held: bool) -> None:
+        """Have no caller answered as long as it *is_held*, because which mirrors count is changing
+        (membership.py)."""
+        if is_held != self.is_held:
+            self.is_held = is_held
+            self._wake()
 
     def want(self, seq: Seq) -> None:
         """Have *seq*, which a caller is going to wait for, shipped at once."""
@@ -217,9 +226,12 @@ class Quorum:
             self._move_on()
         self.waiting += 1
         try:
-            with trio.move_on_after(self._timeout_seconds):
-                await self._until(seq)
-                return
+            while True:
+                with trio.move_on_after(self._timeout_seconds):
+                    await self._until(seq)
+                    return
+                if not self.is_held:  # (else it is not the mirrors that are too slow)
+                    break
             self._degrade()
             await self._until(seq)
         finally:

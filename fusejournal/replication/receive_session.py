@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import trio
 
-from fusejournal.errors import JournalFailedError, JournalFullError
+from fusejournal.errors import FusejournalError, JournalFailedError, JournalFullError
 from fusejournal.journal.frame_range import FrameRange
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.common_ancestor import SILENCE_SECONDS
 from fusejournal.replication.fence import Fence
 from fusejournal.replication.kept_signatures import KeptSignatures
+from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.mirror_space import MirrorSpace
 from fusejournal.replication.primary_record import PrimaryRecord
@@ -33,9 +34,9 @@ from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import frame_range_of
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Ack, Batch, Message, Ping
+from fusejournal.wire.frames import Ack, Batch, MembersTold, Message, Ping
 from fusejournal.wire.instances import Instances
-from fusejournal.wire.session import FAILED, FULL, OK, Sink, expect
+from fusejournal.wire.session import FAILED, FULL, OK, Sink, check_members, expect
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Receiving:
     instances: Instances
     wakeup: Wakeup
     """Set when the sender should know of a change here."""
+    members: MemberRecord
 
     def trouble(self) -> tuple[str, str]:
         """Returns the state of an ACK, and what is wrong in words."""
@@ -119,11 +121,26 @@ class ReceiveSession:
         record = self._receiving.record
         while (received := await self._next()) is not None:
             self._on_heard()
-            message: Batch | Ping = expect(received, Batch, Ping)
+            message: Batch | Ping | MembersTold = expect(received, Batch, Ping, MembersTold)
+            if isinstance(message, MembersTold):
+                await self._keep_members(message)
+                continue
             if isinstance(message, Batch):
                 await self._take(message)
             record.heard_of(message.head_seq)
             self._receiving.wakeup.set()
+
+    async def _keep_members(self, message: MembersTold) -> None:
+        """Have on the disk which nodes count, and say so. On a full disk it is not said. Raises
+        WireError."""
+        members = self._receiving.members
+        if not members.note(check_members(message.members, self._sink.reign)):
+            return
+        try:
+            await members.save()
+        except FusejournalError as error:  # as a full disk is: it is tried again now and then
+            log.warning("%s", error)
+        self._receiving.wakeup.set()
 
     async def _next(self) -> Message | None:
         """Returns the next message, which may take as long as it will while something comes; None
@@ -223,6 +240,7 @@ async def acknowledge(connection: Connection, receiving: Receiving) -> None:
                 state,
                 detail[:1000],
                 receiving.signatures.durable_seq,
+                receiving.members.version_on_disk(receiving.fence.seen),
             )
         )
         receiving.record.note(_ACKED[state])

@@ -30,12 +30,22 @@ from fusejournal.replication.shipping import Shipping
 from fusejournal.types import Seq
 from fusejournal.wire.batches import batch_of, compress
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Ack, Begin, Diverged, Ping, Refusal, Welcome, WireError
+from fusejournal.wire.frames import (
+    Ack,
+    Begin,
+    Diverged,
+    MembersTold,
+    Ping,
+    Refusal,
+    Welcome,
+    WireError,
+)
 from fusejournal.wire.session import (
     COPY,
     MIRROR,
     OK,
     SHIP,
+    WITNESS,
     RefusedError,
     Source,
     check_welcome,
@@ -47,6 +57,8 @@ from fusejournal.wire.signatures import SegmentSigner, signing_key
 
 PING_SECONDS = 2.0
 _SMALL_BYTES = 64 << 10
+_MEMBERS_SECONDS = 0.05
+"""The delay with which it is told what members hold, all at once."""
 
 
 class BehindError(FusejournalError):
@@ -80,7 +92,11 @@ class ShipSession:
         FusejournalError, OSError, trio.TooSlowError."""
         theirs = await self._greet()
         with self._alone(theirs):
-            await self._ship_from(await self._agree(theirs))
+            self._shared.note_witness(self._record.name, theirs.role == WITNESS)
+            if theirs.role == WITNESS:
+                await self._inform()
+            else:
+                await self._ship_from(await self._agree(theirs))
 
     # -- before the first batch --------------------------------------------------------------------
 
@@ -136,6 +152,17 @@ class ShipSession:
         self._record.look_for_loss(theirs.seq)
         return agreed_seq
 
+    async def _inform(self) -> None:
+        """Tell a witness, which takes no entries, who counts."""
+        if self._shared.membership is None:
+            raise RefusedError("role", "this is a mirror, and tells a witness nothing")
+        source = Source(Seq(0), self._shared.config.window_bytes)
+        self._record.begin(source, self._shared.applied_seq)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_acks, source)
+            nursery.start_soon(self._ping)
+            await self._tell_members()
+
     async def _ship_from(self, seq: Seq) -> None:
         """Begin after entry *seq*."""
         shared, connection = self._shared, self._connection
@@ -155,6 +182,8 @@ class ShipSession:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._take_acks, source)
                 nursery.start_soon(self._ping)
+                if self._record.facts.tells_members:
+                    nursery.start_soon(self._tell_members)
                 await self._ship(reader, source)
         finally:
             reader.close()
@@ -235,6 +264,13 @@ class ShipSession:
                 self._retention.takes_nothing()
             self._record.acked(ack, source)
             self._room.set()
+
+    async def _tell_members(self) -> None:
+        told: tuple[int, ...] = ()
+        while True:
+            if told := await self._shared.members.wait_past(told):
+                await self._connection.send(MembersTold(told))
+            await trio.sleep(_MEMBERS_SECONDS)
 
     async def _ping(self) -> None:
         while True:

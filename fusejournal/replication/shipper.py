@@ -181,6 +181,8 @@ class Shipper:
     async def check_backlog(self) -> None:
         """Have a peer that has taken nothing for too long need a full copy, rather than wait for
         ever. Called now and then. Cancelling is as for :meth:`Retention.end`."""
+        if self.record.is_witness:  # it lacks nothing of the journal
+            return
         why = self._retention.overdue()
         if why is not None:
             await self._retention.end(why)

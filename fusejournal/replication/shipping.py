@@ -7,6 +7,8 @@ from pathlib import Path
 from fusejournal.config import ReplicationConfig
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.lag import LagMeter
+from fusejournal.replication.member_record import MemberRecord
+from fusejournal.replication.membership import Membership
 from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Seq
@@ -32,8 +34,16 @@ class Shipping:
     log_limiter: LogLimiter
     on_claim: Callable[[Claim, str], Awaitable[None]]
     """Called with what a peer says of a higher reign, and the peer's name."""
+    members: MemberRecord
+    membership: Membership | None
+    """None on a mirror, which tells what its primary has told."""
     nodes: dict[int, str] = field(default_factory=dict)
     """The peers that are shipped to now, by the nodes that they are."""
+
+    def note_witness(self, name: str, is_witness: bool) -> None:
+        """The peer *name* says whether it *is_witness*."""
+        if self.book.note_witness(name, is_witness) and self.membership is not None:
+            self.membership.look_again()
 
     @property
     def directory(self) -> Path:

@@ -25,6 +25,7 @@ from fusejournal.replication.inbound import CopySource, Heed, Inbound, MirrorSid
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.lag import LagMeter
 from fusejournal.replication.local_node import LocalNode
+from fusejournal.replication.membership import Membership
 from fusejournal.replication.mending import Mending
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.mirror_space import MirrorSpace
@@ -103,6 +104,11 @@ class Replication:
         self.quorum = Quorum(
             local.config, lambda: volume.catalog.applied_seq, append_notifier.expedite
         )
+        self._membership = (
+            Membership(local, self.quorum, lambda: volume.journal.head_seq)
+            if mirroring is None
+            else None
+        )
         self._mirror: MirrorSide | None = None
         self.applier: MirrorApplier | None = None
         self._mending: Mending | None = None
@@ -126,6 +132,8 @@ class Replication:
             LagMeter(),
             LogLimiter(),
             self._heed_refusal,
+            local.members,
+            self._membership,
         )
         self._peer_commands = PeerCommands(
             local.book,
@@ -143,7 +151,11 @@ class Replication:
         if fence.words(volume.journal.epoch) is not None:
             quorum.fence()
         durability = make_durability(
-            FlushHooks(quorum if self.local.config.mirrors else None, self._keep_uncompressed_from)
+            FlushHooks(
+                # (Where it waited for mirrors before, these have to know first that it does not.)
+                quorum if self.local.config.mirrors or self.local.members.current else None,
+                self._keep_uncompressed_from,
+            )
         )
         return durability, PrimaryClaims(fence, volume, quorum, durability, self._break_off).heed
 
@@ -179,6 +191,7 @@ class Replication:
             record,
             Instances(watermarks.following, trio.current_time()),
             wakeup,
+            self.local.members,
         )
         receiver = Receiver(receiving, self.me, self._join_volume)
         self._mirror = MirrorSide(
@@ -194,8 +207,8 @@ class Replication:
     def _keep_uncompressed_from(self) -> Seq:
         """Returns where begins what connected peers are sent next: it is not compressed just
         before."""
-        records = [shipper.record for shipper, _ in self._shippers.values()]
-        return min((record.next_seq for record in records if record.is_connected), default=END)
+        records = [one for one in self.records() if one.is_connected and not one.is_witness]
+        return min((record.next_seq for record in records), default=END)
 
     def _join_volume(self, uuid: UUID) -> None:
         assert self._mirroring is not None
@@ -236,6 +249,8 @@ class Replication:
         FusejournalError when it cannot."""
         if self._mirroring is None and not self.quorum.is_fenced:
             await self._write_down_reign()
+            assert self._membership is not None
+            await self._membership.begin(self.me().reign)
         try:
             async with trio.open_nursery() as self._nursery:
                 if self.local.listen is not None:
@@ -244,6 +259,8 @@ class Replication:
                     self._nursery.start_soon(self._mirror.receiver.run)
                     self._nursery.start_soon(self.applier.run)
                     self.applier.wake()
+                if self._membership is not None:
+                    self._nursery.start_soon(self._membership.run)
                 self._nursery.start_soon(self._shipping.log_limiter.run)
                 self._nursery.start_soon(self._sample)
                 self._nursery.start_soon(self._keep_book)
@@ -271,6 +288,8 @@ class Replication:
                 log.warning("signatures are not on the disk: %s", error.strerror)
             self._mirror.signatures.close()
         try:
+            if self.local.members.is_unsaved:
+                self.local.members.write(self.local.members.current)
             self.local.book.save()
         except FusejournalError as error:  # as a full disk is: it knows less the next time
             log.warning("%s", error)
@@ -309,6 +328,8 @@ class Replication:
                 for shipper, _ in self._shippers.values():
                     shipper.record.save()
                 self._note_primary()
+                with suppress(FusejournalError):  # a full disk: its change was told already
+                    await self.local.members.save()
             if not self.local.book.is_unsaved:
                 continue
             try:
@@ -337,6 +358,8 @@ class Replication:
         if self._nursery is None:
             return
         self._inbound.keep_only(self.local.book.certificates())
+        if self._membership is not None:
+            self._membership.look_again()
         peers = {peer.name: peer for peer in self.local.book.list() if peer.address is not None}
         for name in list(self._shippers):
             shipper, scope = self._shippers[name]
@@ -414,6 +437,8 @@ class Replication:
         lines = []
         if (trouble := self.quorum.describe()) is not None:
             lines.append(trouble)
+        if self._membership is not None and (trouble := self._membership.trouble()) is not None:
+            lines.append(trouble)
         lines += [
             f"peer {shipper.name}: {trouble}"
             for shipper, _ in self._shippers.values()
@@ -422,6 +447,7 @@ class Replication:
         if self.receiver is not None:
             lines += self.receiver.degraded()
         mirrors = self.local.config.mirrors
-        if len(self._shippers) < mirrors and self._mirroring is None:
-            lines.append(f"waits for {mirrors} mirrors, and has {len(self._shippers)} peers")
+        peers = sum(not record.is_witness for record in self.records())
+        if peers < mirrors and self._mirroring is None:
+            lines.append(f"waits for {mirrors} mirrors, and has {peers} peers")
         return lines

@@ -66,7 +66,8 @@ class Demotion:
     def _lacking(self) -> Sequence[str]:
         """Returns which mirrors lack something, or that none has all, a line each."""
         head_seq = self._volume.journal.head_seq
-        connected = [one for one in self._replication.records() if one.is_connected]
+        records = [one for one in self._replication.records() if not one.is_witness]
+        connected = [one for one in records if one.is_connected]
         if not connected:
             return ["no mirror is connected, and so no other node has what this node has"]
         return [

@@ -20,7 +20,6 @@ from fusejournal.errors import (
     JournalFailedError,
     UnknownPeerError,
 )
-from fusejournal.replication.canvass import words_needed
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.peer_record import PeerRecord
@@ -30,6 +29,7 @@ from fusejournal.roles.handoff import Move, Stage, told_by
 from fusejournal.types import Epoch, Reign
 from fusejournal.volume.volume import EHELD, Volume
 from fusejournal.wire.frames import Hello, Offer, Welcome
+from fusejournal.wire.members import words_needed
 from fusejournal.wire.session import (
     HANDOFF,
     HandshakeState,
@@ -104,6 +104,8 @@ class HandOver:
                 f"peer {name} is not shipped to from here, and only a direct mirror takes over: "
                 + (f"hand over to one of {near}" if near else "'fusejournal peer add' makes it one")
             )
+        if peer.is_witness:
+            raise HandoffRefusedError(f"peer {name} is a witness, and has no data to serve")
         if peer.paused:
             raise HandoffRefusedError(
                 f"peer {name} is paused: 'fusejournal peer resume' lets it come level first"
@@ -134,9 +136,14 @@ class HandOver:
         """Raises HandoffRefusedError where so many mirrors are away that another may have been
         promoted by them."""
         replication, config = self._replication, self._replication.local.config
-        records = replication.records()
+        records = [one for one in replication.records() if not one.is_witness]
         if not config.mirrors or config.on_timeout != "block":
             return
+        if replication.quorum.is_held:
+            raise HandoffRefusedError(
+                "which mirrors count is changing, and too few know of it yet: see 'fusejournal "
+                "status', and give the same command again"
+            )
         needed = words_needed(1 + len(records), config.mirrors, blocks=True)
         there = 1 + sum(one.is_connected for one in records)
         if there < needed:

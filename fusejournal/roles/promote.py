@@ -67,20 +67,33 @@ class Promotion:
             if plan.uncovered and plan.has_fence and self._fence is not None and not force:
                 await self._fence(plan)
             was_covered = plan.is_covered
-            reign, plan = await self._have_words(answers, is_covered=was_covered)
+            reign, words = await self._have_words(answers, is_covered=was_covered)
+            plan = self._plan(words)
             if plan.is_covered:
                 break
             # Fewer have given their word than had answered: then it is as if they had not.
         self._check(plan, force)
+        await self._keep_members(words, is_covered=plan.is_covered)
         plan = replace(plan, reign=str(reign))
         log.warning("promoted to reign %s, with the word of %d nodes", reign, plan.words)
         return plan
 
+    async def _keep_members(self, words: Sequence[PeerAnswer], *, is_covered: bool) -> None:
+        """Have on the disk by which rule the reign before acknowledged; or, where nothing covers
+        the promotion, that there is none: this node then begins by its own. Raises
+        FusejournalError."""
+        record = self._replication.local.members
+        if is_covered:
+            record.note_newest([one.members for one in words])
+            await record.save()
+        elif record.current is not None:
+            await record.change(None)
+
     async def _have_words(
         self, answers: Sequence[PeerAnswer], *, is_covered: bool
-    ) -> tuple[Reign, PromotionPlan]:
+    ) -> tuple[Reign, list[PeerAnswer]]:
         """Ask for all words for the reign that comes after what *answers* have seen; returns that,
-        and the plan by those who have given theirs. Raises as :meth:`prepare`."""
+        and the words. Raises as :meth:`prepare`."""
         local, replication = self._replication.local, self._replication
         reign = next_reign(replication.me(), answers, is_covered=is_covered)
         failpoints.reached("promote.word")
@@ -89,7 +102,7 @@ class Promotion:
         # Once more, because who gives its word tells what it holds from then on.
         words = await ask_words(local, replication.me(), reign)
         self.check_reign(reign, words)
-        return reign, self._plan(words)
+        return reign, words
 
     def check_reign(self, reign: Reign, answers: Sequence[PeerAnswer] = ()) -> None:
         """Raises PromotionRefusedError if this node, or one of *answers*, has seen another reign

@@ -8,6 +8,10 @@ many of all nodes that it does not find N without one of them; and more than hal
 nodes begin one epoch. A primary that goes on alone (no ``mirrors``, or ``on_timeout = "degrade"``)
 is stopped by no word but its own: then a person has to say that it is off.
 
+For how many mirrors it waits, and which nodes count, the newest record of members says that any
+node which answers has (wire/members.py); without one, this node's own configuration and book. A
+node that has less than it is known to have acknowledged does not count, this one neither.
+
 So a promotion that is not forced needs that no node that answers is a primary, holds more, or has
 seen a higher reign that has begun, and that words enough can be had.
 
@@ -22,11 +26,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fusejournal.replication.canvass import PeerAnswer, words_needed
+from fusejournal.replication.canvass import PeerAnswer, has_lost_entries
 from fusejournal.roles.plan import PeerWord, PromotionPlan
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.frames import Welcome
-from fusejournal.wire.session import MIRROR, PRIMARY, HandshakeState, reign_of
+from fusejournal.wire.members import Members, WordCount, members_of, newest, words_needed
+from fusejournal.wire.session import MIRROR, PRIMARY, WITNESS, HandshakeState, reign_of
 
 EPOCHS_ALONE: Final = 1024
 """The epochs that a primary may begin alone, less one, before it comes to one of a promotion. (Of
@@ -54,6 +59,10 @@ class Candidate:
     has_fence: bool = False
     """True if there is a program that makes sure that the primary is off."""
 
+    def members(self, answers: Sequence[PeerAnswer]) -> Members | None:
+        """Returns the record of members that counts, with *answers* of its peers."""
+        return newest([members_of(self.me.members), *(one.members for one in answers)])
+
 
 def next_reign(me: HandshakeState, answers: Sequence[PeerAnswer], *, is_covered: bool) -> Reign:
     """Returns the reign that *me* is to begin: beyond all that it and those who answer have seen,
@@ -76,20 +85,26 @@ def plan_promotion(
 ) -> PromotionPlan:
     """Returns the plan for *candidate* by the *answers* of all its peers; *volume* is what an admin
     calls the volume here."""
-    me = candidate.me
-    peers = tuple(_word_of(candidate, answer) for answer in answers)
-    # (A node was its primary, also where its book knows of no peer.)
-    nodes, words = max(2, 1 + len(peers)), 1 + sum(peer.counts for peer in peers)
-    needed = words_needed(nodes, candidate.mirrors, blocks=candidate.blocks)
-    objections = [
+    me, members = candidate.me, candidate.members(answers)
+    peers = tuple(_word_of(answer, members) for answer in answers)
+    held_seq = dict(members.held).get(me.node_id, 0) if members is not None else 0
+    own, objections = int(me.position.seq >= held_seq), list[str]()
+    if not own:
+        objections.append(
+            f"this node holds entries up to {me.position.seq}, and had acknowledged them up to "
+            f"{held_seq}: it was put back from an older copy, or has lost them: promote another"
+        )
+    objections += [
         line
         for answer in answers
         if answer.welcome is not None
         for line in _objections(me, answer.peer, answer.welcome)
     ]
+    tally = _tally(candidate, answers, peers, members, own)
+    words, needed, nodes = tally
     uncovered = ""
-    if words < needed and not objections:
-        uncovered = _not_covered(candidate, words, nodes, needed, volume)
+    if tally.lacking > 0 and not objections:
+        uncovered = _not_covered(candidate, tally, members, volume)
     return PromotionPlan(
         node=me.node,
         reign=str(next_reign(me, answers, is_covered=words >= needed)),
@@ -110,21 +125,46 @@ def plan_promotion(
     )
 
 
-def _word_of(candidate: Candidate, answer: PeerAnswer) -> PeerWord:
+def _tally(
+    candidate: Candidate,
+    answers: Sequence[PeerAnswer],
+    peers: Sequence[PeerWord],
+    members: Members | None,
+    own: int,
+) -> WordCount:
+    """Returns how many words there are and are needed, by the rule of *members* by which most is
+    lacking. *own* is 1 if this node's word counts."""
+    if members is None:
+        # (A node was its primary, also where its book knows of no peer.)
+        nodes, words = max(2, 1 + len(peers)), own + sum(peer.counts for peer in peers)
+        needed = words_needed(nodes, candidate.mirrors, blocks=candidate.blocks)
+        return WordCount(words, needed, nodes)
+    given = {candidate.me.node_id} if own else set()
+    for answer, peer in zip(answers, peers, strict=True):
+        if peer.counts and answer.welcome is not None:
+            given.add(answer.welcome.node_id)
+    return max((rule.tally(given) for rule in members.rules), key=lambda one: one.lacking)
+
+
+def _word_of(answer: PeerAnswer, members: Members | None) -> PeerWord:
     welcome = answer.welcome
     if welcome is None:
         return PeerWord(
             peer=answer.peer, role=None, held_seq=None, counts=False, detail=answer.error
         )
     detail = ""
-    if welcome.role != MIRROR:
+    if welcome.role not in (MIRROR, WITNESS):
         detail = "is no mirror" if welcome.role else "is of an older version, and gives no word"
     elif not welcome.uuid:
         detail = "has no volume yet"
+    elif has_lost_entries(members, answer):
+        detail = "has lost entries that it had acknowledged"
+    elif members is not None and not any(welcome.node_id in one.everyone for one in members.rules):
+        detail = "does not count: the primary did not ship to it"
     return PeerWord(
         peer=answer.peer,
         role=welcome.role or None,
-        held_seq=welcome.seq,
+        held_seq=welcome.seq if welcome.role != WITNESS else None,
         counts=not detail,
         detail=detail,
     )
@@ -138,9 +178,13 @@ def _objections(me: HandshakeState, peer: str, theirs: Welcome) -> list[str]:
     has_begun = theirs.epoch == theirs.held_epoch
     if theirs.epoch > me.reign.epoch and has_begun:
         reign = Reign(theirs.epoch, theirs.reign_node)
+        if theirs.role == WITNESS:
+            return [f"witness {peer} has seen reign {reign} begin: find its node"]
         return [
             f"peer {peer} follows reign {reign}, and this node is of {me.reign}: promote {peer}"
         ]
+    if theirs.role == WITNESS:
+        return []
     if theirs.seq > mine.seq or theirs.held_epoch > mine.epoch:
         return [
             f"peer {peer} holds entries up to {theirs.seq}, and this node up to {mine.seq}: "
@@ -149,11 +193,17 @@ def _objections(me: HandshakeState, peer: str, theirs: Welcome) -> list[str]:
     return []
 
 
-def _not_covered(candidate: Candidate, words: int, nodes: int, needed: int, volume: str) -> str:
+def _not_covered(
+    candidate: Candidate, tally: WordCount, members: Members | None, volume: str
+) -> str:
     primary = f"primary {candidate.primary}" if candidate.primary else "a primary"
+    mirrors, blocks = candidate.mirrors, candidate.blocks
+    if members is not None:
+        mirrors, blocks = members.rule.mirrors, members.rule.blocks
+    words, needed, nodes = tally
     why = (
-        f"it waits for {candidate.mirrors} mirrors"
-        if candidate.blocks and candidate.mirrors
+        f"it waits for {mirrors} mirrors"
+        if blocks and mirrors
         else "it goes on without mirrors where none answers"
     )
     return (

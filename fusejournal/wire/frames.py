@@ -57,6 +57,7 @@ assert _HEADER.size + _CHECKSUM.size == HEADER_BYTES
 _NUMBER_MAX: Final = 2**64 - 1
 _TEXT_MAX: Final = 4096
 _LIST_MAX: Final = 64
+_MEMBERS_MAX: Final = 512
 
 
 class Hello(NamedTuple):
@@ -100,7 +101,7 @@ class Welcome(NamedTuple):
     any volume's. ``detail`` is something that the greeter should know, in words. Versions are as in
     HELLO. ``limits`` are those of its backing's file system, in the order of the fields of
     ``BackingLimits`` (backing/limits.py), each 0 where it is not known. ``role`` is its own, in a
-    word; empty where it is not told."""
+    word; empty where it is not told. ``members``: its record of members (members.py)."""
 
     version: int
     uuid: bytes
@@ -118,6 +119,7 @@ class Welcome(NamedTuple):
     newest_kind: int = 0
     limits: tuple[int, ...] = ()
     role: str = ""
+    members: tuple[int, ...] = ()
 
 
 class Refusal(NamedTuple):
@@ -199,7 +201,8 @@ class Ack(NamedTuple):
     """The sink's watermarks, which only grow, and its state: ``ok``, ``full`` (no space; it goes on
     by itself) or ``failed``; ``detail`` says it in words. Where all is well it is
     empty, or something that the sender should know. ``signed_seq``: of the batch that ends there
-    the signature is kept, on the disk; 0 where none is."""
+    the signature is kept, on the disk; 0 where none is. ``members_version``: of the record of
+    members that is on the disk, of this reign; 0 where none is."""
 
     appended_seq: Seq
     durable_seq: Seq
@@ -207,6 +210,7 @@ class Ack(NamedTuple):
     state: str
     detail: str
     signed_seq: Seq = Seq(0)
+    members_version: int = 0
 
 
 class Ping(NamedTuple):
@@ -232,6 +236,12 @@ class Offer(NamedTuple):
     reign_node: int
     seq: Seq
     chain: int
+
+
+class MembersTold(NamedTuple):
+    """The source's record of members (members.py), at any time after BEGIN; from version 4 on."""
+
+    members: tuple[int, ...]
 
 
 class PairOffer(NamedTuple):
@@ -281,29 +291,15 @@ Message = (
     | TreeTold
     | AskBlocks
     | Blocks
+    | MembersTold
 )
 
-_TYPES: Final[dict[int, type[Message]]] = {
-    1: Hello,
-    2: Welcome,
-    3: Refusal,
-    4: AskChains,
-    5: Chains,
-    6: Begin,
-    7: Diverged,
-    8: Batch,
-    9: Ack,
-    10: Ping,
-    11: End,
-    12: PairOffer,
-    13: Call,
-    14: CallPart,
-    15: Offer,
-    16: AskTree,
-    17: TreeTold,
-    18: AskBlocks,
-    19: Blocks,
-}
+_IN_ORDER: Final[tuple[type[Message], ...]] = (
+    *(Hello, Welcome, Refusal, AskChains, Chains, Begin, Diverged, Batch, Ack, Ping, End),
+    *(PairOffer, Call, CallPart, Offer, AskTree, TreeTold, AskBlocks, Blocks, MembersTold),
+)
+"""Messages by their numbers, from 1 on: new ones come last."""
+_TYPES: Final[dict[int, type[Message]]] = dict(enumerate(_IN_ORDER, 1))
 _NUMBERS: Final = {cls: number for number, cls in _TYPES.items()}
 _CONTENT_AT: Final[dict[type[Message], int]] = {
     cls: cls._fields.index("content") for cls in (Batch, Blocks)
@@ -340,11 +336,13 @@ _INTEGERS: Final = frozenset(
         "listen_port",
         "wanted_epoch",
         "make",
+        "members_version",
     }
 )
 _BYTES: Final = frozenset({"uuid", "content", "nonce", "proof", "signature", "fields"})
 _LENGTHS: Final = {"uuid": (0, 16), "signature": (0, 32)}
-_LISTS: Final = frozenset({"seqs", "chains", "limits", "stored", "plain"})
+_NAMES_OF_LISTS: Final = ("seqs", "chains", "limits", "stored", "plain", "ids")
+_LISTS: Final = dict.fromkeys(_NAMES_OF_LISTS, _LIST_MAX) | {"members": _MEMBERS_MAX}
 _ID_BYTES: Final = 32
 
 _pack = msgpack.Packer(use_bin_type=True).pack
@@ -393,7 +391,7 @@ class Decoder:
                 message = self._next()
             except WireError:
                 self._failed = True
-                # Not cleared, because the error's traceback still looks into it.
+                # Not cleared: the error's traceback looks into it.
                 self._buffer = bytearray()
                 raise
             if message is None:
@@ -443,7 +441,7 @@ def _decode(cls: type[Message], body: memoryview) -> Message:
             body,
             use_list=False,
             raw=False,
-            max_array_len=_LIST_MAX,
+            max_array_len=_MEMBERS_MAX,
             max_map_len=0,
             max_ext_len=0,
             max_str_len=CONTROL_BYTES_MAX,
@@ -460,20 +458,22 @@ def _decode(cls: type[Message], body: memoryview) -> Message:
     return message  # type: ignore[no-any-return]
 
 
+def _is_list(name: str, value: tuple[object, ...]) -> bool:
+    if name == "ids":
+        good = all(type(one) is bytes and len(one) == _ID_BYTES for one in value)
+    else:
+        numbers = [one for one in value if one is not None or name != "chains"]
+        good = all(type(one) is int and 0 <= one <= _NUMBER_MAX for one in numbers)
+    return good and len(value) <= _LISTS[name]
+
+
 def _check(where: str, name: str, value: object) -> None:
     if name in _INTEGERS:
         good = type(value) is int and 0 <= value <= _NUMBER_MAX
     elif name in _BYTES:
         good = type(value) is bytes and len(value) in _LENGTHS.get(name, (len(value),))
     elif name in _LISTS:
-        good = type(value) is tuple and all(
-            (type(one) is int and 0 <= one <= _NUMBER_MAX) or (one is None and name == "chains")
-            for one in value
-        )
-    elif name == "ids":
-        good = type(value) is tuple and all(
-            type(one) is bytes and len(one) == _ID_BYTES for one in value
-        )
+        good = type(value) is tuple and _is_list(name, value)
     elif name == "certificate":
         good = type(value) is str
     else:

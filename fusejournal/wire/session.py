@@ -34,12 +34,16 @@ mirror that gives it has that reign on its disk as the highest that it has seen,
 and takes nothing more from who reigns by a lower. The answer tells where its journal ends then. A
 word is given for one reign of an epoch.
 
+Members: from version 4 on the source tells which nodes count, and by which rule (MEMBERS), and the
+sink keeps that (members.py).
+
 Instances: a node makes a number at each start, and gives that of the start before, too. Two nodes
 that have one key, as a machine and its clone, are told apart by it (instances.py).
 
 Versions: a session speaks the newest version that both sides do (versions.py)."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -55,7 +59,9 @@ from fusejournal.wire.frames import (
     WireError,
     uuid_of,
 )
+from fusejournal.wire.members import Members, members_of
 from fusejournal.wire.versions import (
+    MEMBERS_VERSION,
     OWN_VERSIONS,
     Versions,
     common_version,
@@ -79,7 +85,7 @@ INSTANCE = "instance"
 VERSION = "version"
 """The code of a refusal: one side does not understand the other."""
 OK, FULL, FAILED = "ok", "full", "failed"
-PRIMARY, MIRROR = "primary", "mirror"
+PRIMARY, MIRROR, WITNESS = "primary", "mirror", "witness"
 """The words for the roles of who greets."""
 
 
@@ -117,8 +123,8 @@ class HandshakeState(NamedTuple):
     """One side as it greets: its name, its volume (None: any), where its journal stands (by what it
     has applied, as far as it is the epoch), the highest epoch that it goes by and who began that;
     what its key makes it, and which instance of that it is; the limits of its backing, as WELCOME
-    gives them, and the versions that it speaks and reads; the port where it listens (0: none) and
-    its role in a word."""
+    gives them, and the versions that it speaks and reads; the port where it listens (0: none), its
+    role in a word, and its record of members (members.py)."""
 
     node: str
     uuid: UUID | None
@@ -133,6 +139,7 @@ class HandshakeState(NamedTuple):
     versions: Versions = OWN_VERSIONS
     listen_port: int = 0
     role: str = ""
+    members: tuple[int, ...] = ()
 
     @property
     def reign(self) -> Reign:
@@ -184,6 +191,8 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
         check_reign(me, theirs, greeting.node)
     uuid = me.uuid.bytes if me.uuid is not None else b""
     reign, position, versions = me.reign, me.position, me.versions
+    # (One of an older version could not read so long a list.)
+    is_told = not is_shipping and tells_members(me.versions, versions_of(greeting))
     return Welcome(
         versions.oldest,
         uuid,
@@ -199,6 +208,7 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
         *versions[1:],
         me.limits,
         me.role,
+        me.members if is_told else (),
     )
 
 
@@ -244,7 +254,23 @@ def check_asked(me: HandshakeState, answer: Message | None) -> Welcome:
     _check_same(me, theirs)
     if max(theirs.epoch, theirs.held_epoch) >= EPOCH_MAX:
         raise _impossible(theirs.node, reign_of(theirs))
+    members = members_of(theirs.members)
+    if members is not None and members.reign.epoch > theirs.epoch:
+        raise WireError(f"{theirs.node}: members of {members.reign}, which it has not seen")
     return theirs
+
+
+def check_members(numbers: Sequence[int], reign: Reign) -> Members:
+    """Returns the record that *numbers* are, which a source of *reign* tells. Raises WireError."""
+    members = members_of(numbers)
+    if members is None or members.reign.epoch > reign.epoch:
+        raise WireError(f"members of {members.reign if members else None}, told by one of {reign}")
+    return members
+
+
+def tells_members(mine: Versions, theirs: Versions) -> bool:
+    """Returns True if two nodes of these versions tell each other of members."""
+    return (common_version(mine, theirs) or 0) >= MEMBERS_VERSION
 
 
 def check_followed(me: HandshakeState, answer: Message | None) -> Welcome:

@@ -13,10 +13,10 @@ pytestmark = pytest.mark.mount
 
 _RARE = {
     *("log", "parted.json", "rejoin.json", "branches", "overwritten", "store.json", "store.key"),
-    *("base.json", "prune.lock", "scrub.json", "versions.json"),
+    *("base.json", "members.json", "prune.lock", "scrub.json", "versions.json"),
 }
-"""Files of a layer in the background, of a mirror that parted, after the loss of a machine, and of
-a volume with versions, or whose journal was pruned."""
+"""Files of a layer in the background, of a mirror that parted, after the loss of a machine, of a
+volume that waits for mirrors, has versions, or whose journal was pruned."""
 
 
 def _table() -> list[str]:

@@ -28,6 +28,7 @@ from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import Following, WatermarkPage
 from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.replication.kept_signatures import KeptSignatures
+from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.roles.role import Role
 from fusejournal.types import Epoch, Fid, Position, Reign, Seq
@@ -47,6 +48,7 @@ from fusejournal.wire.frames import (
     Diverged,
     End,
     Hello,
+    MembersTold,
     Message,
     Offer,
     PairOffer,
@@ -56,6 +58,7 @@ from fusejournal.wire.frames import (
     encode,
 )
 from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.members import Members, Rule
 from tests.golden.statuses import STATUSES
 from tests.support.entries import ALLOCATIONS, FLAGS, SAMPLES, WHITEOUTS, Sample, write_samples
 from tests.support.objects import MemoryStore
@@ -199,7 +202,7 @@ def peers(certificate: str) -> tuple[Peer, ...]:
     far = replace(east, acked_seq=Seq(10), applied_seq=Seq(9), left_seq=Seq(12), left_at=17.5e8)
     far = replace(far, away_seconds=86_400.25, keeps_signatures=True)
     west = Peer("west", return_address=Address("10.0.0.3", 7710), heard_at=17.6e8)
-    return far, replace(west, told_seq=Seq(4711))
+    return far, replace(west, told_seq=Seq(4711), is_witness=True)
 
 
 def volume(directory: Path) -> VolumeState:
@@ -283,6 +286,21 @@ def make_sealed(_: Path) -> object:
 
 # -- messages --------------------------------------------------------------------------------------
 
+MEMBERS = Members(
+    Reign(Epoch(1), 0),
+    3,
+    Rule(1, True, (0x2222, 0x3333), (0x7777,)),
+    Rule(0, False, (0x2222, 0x3333)),
+    ((0x3333, Seq(4699)), (0x7777, Seq(4700))),
+)
+
+
+def make_members(directory: Path) -> object:
+    """A record of members."""
+    MemberRecord(directory).write(MEMBERS)
+    return json.loads((directory / "members.json").read_text())
+
+
 MESSAGES: tuple[Message, ...] = (
     Hello(
         *(1, UUID_OF_GOLDENS.bytes, "primary", "ship", Epoch(2), Seq(4711), 0x1111),
@@ -297,6 +315,7 @@ MESSAGES: tuple[Message, ...] = (
         *(1, b"", "mirror", Epoch(1), Seq(4700), 0x6666, Seq(4699)),
         *(0x2222, Epoch(1), 0x7777, "runs twice", 1, 1, 20),
         *(((16 << 40) - 4096, 4036, 4036, 4095, 255, 65_000), "mirror"),
+        members=MEMBERS.to_wire(),
     ),
     Refusal("fenced", "epoch 3 has begun", Epoch(3), 0x8888, Epoch(3), Seq(5000), 0x9999),
     AskChains((Seq(1), Seq(1000), Seq(1 << 40))),
@@ -307,7 +326,7 @@ MESSAGES: tuple[Message, ...] = (
         *(Epoch(2), Seq(4701), Seq(4703), 0x6666, 0xCCCC, Seq(4097), 8192, 7, "raw"),
         *(Seq(4711), Seq(4712), b"content", 0x2222, bytes(range(32))),
     ),
-    Ack(Seq(4703), Seq(4702), Seq(4701), "full", "no space left", Seq(4700)),
+    Ack(Seq(4703), Seq(4702), Seq(4701), "full", "no space left", Seq(4700), 3),
     Ping(Seq(4711), Seq(4712)),
     End(Seq(4712)),
     PairOffer("n\xf6de", "-----BEGIN CERTIFICATE-----\n", bytes(range(32)), b"\xff" * 32),
@@ -318,6 +337,7 @@ MESSAGES: tuple[Message, ...] = (
     TreeTold(b'{"done": 7, "total": null}'),
     AskBlocks((bytes(range(32)), b"\xff" * 32)),
     Blocks((7, 0), (9, 0), b"content"),
+    MembersTold(MEMBERS.to_wire()),
 )
 
 
@@ -360,6 +380,7 @@ GOLDENS = {
     "signatures-v1": Golden(make_signatures),
     "peers-v1": Golden(make_peers),
     "base-v1": Golden(make_base),
+    "members-v1": Golden(make_members),
     "volume-v2": Golden(make_volume),
     "volume-v3": Golden(make_promoted),
     "store-v1": Golden(make_store_of_blocks, is_compared=False),  # as above

@@ -19,6 +19,7 @@ from fusejournal.journal.watermarks import Following, WatermarkPage
 from fusejournal.node.state_dir import load_state, save_state
 from fusejournal.operations import Kind
 from fusejournal.replication.kept_signatures import Kept, KeptSignatures
+from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Epoch, Fid, Reign, Seq
 from fusejournal.volume.checkpoint import CheckpointFile
@@ -31,6 +32,7 @@ from tests.golden.samples import (
     CHECKPOINT,
     GOLDENS,
     HERE,
+    MEMBERS,
     MESSAGES,
     SIGNATURES,
     UUID_OF_GOLDENS,
@@ -195,6 +197,11 @@ def test_messages_in_a_row_are_read_wherever_they_are_cut() -> None:
         assert tuple(got) == MESSAGES
     with pytest.raises(WireError):
         list(Decoder().feed(b"\xff" * 64))
+
+
+def test_members_are_read(tmp_path: Path) -> None:
+    (tmp_path / "members.json").write_text(json.dumps(golden("members-v1")))
+    assert MemberRecord(tmp_path).current == MEMBERS
 
 
 def test_a_base_is_read(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 import xxhash
 
 from fusejournal.errors import WireError
-from fusejournal.replication.canvass import PeerAnswer, words_needed
+from fusejournal.replication.canvass import PeerAnswer
 from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
 from fusejournal.types import Epoch, Position, Reign, Seq
+from fusejournal.wire.members import words_needed
 from fusejournal.wire.session import (
     FETCH,
     WORD,

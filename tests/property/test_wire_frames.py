@@ -29,6 +29,7 @@ from fusejournal.wire.frames import (
     Diverged,
     End,
     Hello,
+    MembersTold,
     Message,
     Offer,
     PairOffer,
@@ -55,6 +56,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
         "proof": _BLOBS,
         "seqs": _SEQS,
         "limits": _SEQS,
+        "members": _SEQS,
         "chains": st.lists(st.none() | _NUMBERS, max_size=5).map(tuple),
         "certificate": st.text(max_size=60),
         "fields": _BLOBS,
@@ -72,7 +74,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
 _CLASSES = (
     *(Hello, Welcome, Refusal, AskChains, Chains, Begin, Diverged),
     *(Batch, Ack, Ping, End, PairOffer, Call, CallPart, Offer),
-    *(AskTree, TreeTold, AskBlocks, Blocks),
+    *(AskTree, TreeTold, AskBlocks, Blocks, MembersTold),
 )
 _MESSAGES: st.SearchStrategy[Message] = st.one_of(*(_fields(cls) for cls in _CLASSES))
 _SEQUENCES = st.lists(_MESSAGES, min_size=1, max_size=5)

@@ -43,6 +43,7 @@ from fusejournal.wire.frames import (
     Chains,
     Decoder,
     Hello,
+    MembersTold,
     Message,
     PairOffer,
     Refusal,
@@ -51,6 +52,7 @@ from fusejournal.wire.frames import (
 )
 from fusejournal.wire.identity import normalize
 from fusejournal.wire.instances import instance_of
+from fusejournal.wire.members import members_of
 from fusejournal.wire.pairing import check_offer
 from fusejournal.wire.session import (
     SHIP,
@@ -58,6 +60,7 @@ from fusejournal.wire.session import (
     RefusedError,
     Sink,
     Source,
+    check_members,
     check_welcome,
     expect,
     speaks_of_same,
@@ -130,6 +133,9 @@ def _use(message: Message) -> None:
             Comparison(Seq(0), Seq(9)).told(seqs, (1, 2, None, 4, 5), message.chains)
         case Ack():
             Source(Seq(9), 1 << 20).acked(message)
+        case MembersTold():
+            members = check_members(message.members, _ME.reign)
+            assert members_of(members.to_wire()) == members
         case PairOffer():
             check_offer(message, None)
         case _:

@@ -10,7 +10,8 @@ import pytest
 from fusejournal.address import Address
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, UnknownPeerError, UsageError
-from fusejournal.replication.peers import Peer, PeerBook, describe
+from fusejournal.replication.peer_info import describe
+from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Seq
 from fusejournal.wire.identity import load_or_make
 from tests.support.certificates import bad_name

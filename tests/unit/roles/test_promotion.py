@@ -5,10 +5,11 @@ from uuid import UUID
 
 import pytest
 
-from fusejournal.replication.canvass import PeerAnswer, words_needed
+from fusejournal.replication.canvass import PeerAnswer
 from fusejournal.roles.promotion import EPOCHS_ALONE, Candidate, next_reign, plan_promotion
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Hello, Welcome, WireError
+from fusejournal.wire.members import words_needed
 from fusejournal.wire.session import (
     WORD,
     HandshakeState,

@@ -1,0 +1,188 @@
+"""The nodes that count, on a primary: keeps the record of members (wire/members.py) in step with
+its configuration and book, has its mirrors told, and lets nothing be acknowledged while a promotion
+might go by another rule than this node.
+
+A rule by which nothing is waited for needs no record: a promotion is then never covered by words.
+Nor has a volume one whose peers have no certificates, by which they would be told apart.
+
+Used from the event loop's thread."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from fusejournal.errors import FusejournalError
+from fusejournal.replication.fence import node_id_of
+from fusejournal.replication.local_node import LocalNode
+from fusejournal.replication.quorum import Quorum
+from fusejournal.types import Reign, Seq
+from fusejournal.wire.identity import fingerprint_of
+from fusejournal.wire.members import Members, Rule, in_order
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS: Final = 1.0
+_OLD: Final = 1 << 63
+"""The version that a peer which knows of no record has on its disk: it is not waited for."""
+
+
+class Membership:
+    """The members of the volume whose primary *local* is. *head_seq* returns where its journal
+    ends."""
+
+    def __init__(self, local: LocalNode, quorum: Quorum, head_seq: Callable[[], Seq]) -> None:
+        self._local = local
+        self._record = local.members
+        self._quorum = quorum
+        self._head_seq = head_seq
+        self._ids: dict[str, int] = {}
+        """The nodes that peers are, by their names."""
+        self._stored: dict[int, int] = {}
+        """The versions that nodes have said to have on their disks, in this run."""
+        self._desired: Rule | None = None
+        self._since_seq = Seq(0)
+        """The end of the journal when the rule began to change."""
+        self._reign: Reign | None = None
+        self._news = trio.Event()
+        self._failure = ""
+
+    # -- what others say ---------------------------------------------------------------------------
+
+    def look_again(self) -> None:
+        """Look at the configuration and the book again. What they make of the members counts at
+        once where it is stricter: a peer that is new counts for nothing yet."""
+        self._ids, self._desired = {}, None
+        config = self._local.config
+        shipped_to = [peer for peer in self._local.book.list() if peer.address is not None]
+        known = all(peer.certificate is not None for peer in shipped_to)
+        for peer in shipped_to:
+            if known and peer.certificate is not None:
+                self._ids[peer.name] = node_id_of(fingerprint_of(peer.certificate))
+        if not known:
+            shipped_to = []
+        witnesses = {self._ids[peer.name] for peer in shipped_to if peer.is_witness}
+        nodes = {self._local.node_id, *self._ids.values()} - witnesses
+        blocks = config.on_timeout == "block"
+        rule = Rule(config.mirrors, blocks, tuple(sorted(nodes)), tuple(sorted(witnesses)))
+        current = self._record.current
+        if known and (rule.waits or (current is not None and any(r.waits for r in current.rules))):
+            self._desired = rule
+        self._hold()
+        self._wake()
+
+    def acked(self, peer: str, acked_seq: Seq, version: int | None) -> None:
+        """*peer* has everything up to *acked_seq* on its disk, and the record's *version*; None: it
+        knows of none."""
+        node_id = self._ids.get(peer)
+        if node_id is None:
+            return
+        self._stored[node_id] = _OLD if version is None else version
+        # (What it holds itself, a peer is told when a session begins.)
+        if acked_seq and len(self._ids) > 1:
+            self._record.note_held({node_id: acked_seq})
+        current = self._record.current
+        if current is not None and (current.before is not None or self._desired != current.rule):
+            self._wake()
+
+    # -- changes -----------------------------------------------------------------------------------
+
+    async def begin(self, reign: Reign) -> None:
+        """Begin by *reign*: what mirrors know of an earlier one counts no more once they are told.
+        Cancelled, the record may be on the disk alone. A full disk is logged, and tried again."""
+        self._reign = reign
+        self.look_again()
+        await self._advance()
+
+    async def run(self) -> None:
+        """Keep the record, until cancelled."""
+        while True:
+            with trio.move_on_after(_RETRY_SECONDS if self._failure else float("inf")):
+                await self._news.wait()
+            self._news = trio.Event()
+            await self._advance()
+
+    async def _advance(self) -> None:
+        while (following := self._following()) is not None:
+            try:
+                await self._record.change(following)
+            except FusejournalError as error:  # as a full disk is
+                if not self._failure:
+                    log.warning("%s", error)
+                self._failure = str(error)
+                break
+            self._failure = ""
+            if following.before is not None:
+                self._since_seq = self._head_seq()
+        self._hold()
+
+    def _following(self) -> Members | None:
+        """Returns the record that is to come after the present one; None where that may stay."""
+        current, reign, desired = self._record.current, self._reign, self._desired
+        if reign is None or desired is None:
+            return None
+        if current is None:
+            return Members(reign, 1, desired)
+        version = max(current.version, self._seen_version())
+        if current.reign != reign:
+            head_seq = self._head_seq()
+            held = in_order({one: min(seq, head_seq) for one, seq in current.held})
+            return current._replace(reign=reign, version=1, held=held)
+        if version > current.version:  # this one was put back from an older copy
+            return current._replace(version=version + 1)
+        if current.before is not None and self._has_come(current):
+            return current._replace(version=version + 1, before=None)
+        if current.before is None and current.rule != desired:
+            before = current.rule if current.rule.waits else None
+            return current._replace(version=version + 1, rule=desired, before=before)
+        return None
+
+    def _seen_version(self) -> int:
+        return max((one for one in self._stored.values() if one != _OLD), default=0)
+
+    def _has_come(self, current: Members) -> bool:
+        """Returns True if no promotion goes by the rule before alone any more, and mirrors enough
+        by the new one hold all that was acknowledged by that."""
+        stored = [one for one, version in self._stored.items() if version >= current.version]
+        assert current.before is not None
+        if not current.before.is_kept_from(self._local.node_id, stored):
+            return False
+        return not current.rule.waits or self._quorum.seq >= self._since_seq
+
+    def _hold(self) -> None:
+        """Have nothing acknowledged while it is not known by which rule a promotion goes."""
+        current, desired = self._record.current, self._desired
+        is_changing = current is not None and desired is not None
+        if current is not None and is_changing:
+            is_changing = current.before is not None or (
+                current.rule.waits and current.rule != desired
+            )
+        self._quorum.hold(is_changing)
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    # -- status ------------------------------------------------------------------------------------
+
+    def trouble(self) -> str | None:
+        """Returns that the members cannot be changed for now, and what to do, in words."""
+        current = self._record.current
+        if not self._quorum.is_held or current is None:
+            return None
+        if self._failure:
+            return f"what waits for a flush is blocked: {self._failure}"
+        before = current.before or current.rule
+        stored = {one for one, version in self._stored.items() if version >= current.version}
+        lacking = set(before.nodes) - stored - {self._local.node_id}
+        names = sorted(
+            name
+            for name, certificate in self._local.book.certificates().items()
+            if node_id_of(fingerprint_of(certificate)) in lacking
+        )
+        return (
+            "what waits for a flush is blocked: who counts has changed, and too few of the mirrors "
+            f"that counted before know of it yet, or have everything: {', '.join(names)}; "
+            "have them run, or, where they are gone for good, 'fusejournal demote --force' and "
+            "'fusejournal promote --force' here begin with the nodes that there are"
+        )

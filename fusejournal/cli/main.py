@@ -43,6 +43,7 @@ _COMMANDS = {
     "undo": "undo:undo",
     "digest": "digest:digest",
     "journal": "journal:journal",
+    "witness": "witness:witness",
     "agent": "agent:agent",
     "console": "console:console",
     "install": "install:install",

@@ -384,8 +384,9 @@ def test_the_page_on_concurrency_names_every_task() -> None:
     )
     missing = []
     for module in _modules():
-        if module.room in ("agent", "console") or module.name == "node/metrics_server":
-            continue  # processes of their own
+        own_processes = ("node/metrics_server", "node/witness_process", "replication/witness")
+        if module.room in ("agent", "console") or module.name in own_processes:
+            continue
         for call in re.findall(r"\.(?:start_soon|start)\(\s*([\w.]+)", module.text):
             name = call.rpartition(".")[2]
             if name not in own and not _is_named(name, page):

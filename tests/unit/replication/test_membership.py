@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from fusejournal.address import parse_remote
+from fusejournal.agent.server import node_name
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, PromotionRefusedError
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.fence import node_id_of
-from fusejournal.replication.local_node import node_name
 from fusejournal.replication.member_record import MEMBERS_FILE, MemberRecord
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.promote import Promotion

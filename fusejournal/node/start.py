@@ -27,6 +27,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -60,7 +61,7 @@ from fusejournal.replication.canvass import has_words
 from fusejournal.replication.fetch_lost import TakenBack
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.roles.role import Event
-from fusejournal.types import Reign, Seq
+from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.volume.unnamed_files import UnnamedFiles
 from fusejournal.wire.session import RefusedError
@@ -292,6 +293,8 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
         if fenced is not None:
             reporter.warning(fenced)
         return Standing(fenced, fence.highest_epoch, fence.new_epoch_reason(epoch))
+    given = [fence.highest_epoch]
+    """Epochs that this one has to be beyond."""
     while True:
         try:
             taken = await ask_peers(
@@ -306,8 +309,8 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
                 raise
             reporter.warning(str(error))
             return Standing(fenced=str(error))
-        standing = Standing(taken.fenced, fence.highest_epoch, taken.new_epoch, taken.held_seq)
-        if await _has_words(reporter, parts, standing, taken):
+        standing = Standing(taken.fenced, max(given), taken.new_epoch, taken.held_seq)
+        if await _has_words(reporter, parts, standing, taken, given.append):
             break
         await trio.sleep(_WORD_SECONDS)
     startup.degraded += taken.failures
@@ -317,7 +320,11 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
 
 
 async def _has_words(
-    reporter: Reporter, parts: StartParts, standing: Standing, taken: TakenBack
+    reporter: Reporter,
+    parts: StartParts,
+    standing: Standing,
+    taken: TakenBack,
+    given: Callable[[Epoch], None],
 ) -> bool:
     """Returns True if this primary may begin the epoch that is due, or none is: its peers have
     given their word, which counts from those that *taken* has heard. Cancelled, some may have been
@@ -339,6 +346,7 @@ async def _has_words(
         parted=taken.parted,
         has_lost=startup.lost_machine,
         report=reporter.warning,
+        given=given,
     )
 
 

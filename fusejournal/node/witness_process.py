@@ -21,8 +21,7 @@ from typing import Any
 
 import trio
 
-from fusejournal.address import Address
-from fusejournal.agent.server import node_name
+from fusejournal.address import Address, node_name
 from fusejournal.control.reply import Reply
 from fusejournal.control.server import serve_control
 from fusejournal.disk.files import make_directories

@@ -18,10 +18,11 @@ from fusejournal.errors import FusejournalError
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.peers import Peer
-from fusejournal.types import Reign
+from fusejournal.types import Epoch, Reign
 from fusejournal.wire.frames import Hello, Welcome
 from fusejournal.wire.members import Members, WordCount, members_of, newest, words_needed
 from fusejournal.wire.session import (
+    FENCED,
     FETCH,
     WITNESS,
     WORD,
@@ -32,6 +33,8 @@ from fusejournal.wire.session import (
 )
 from fusejournal.wire.transport import connect
 
+_AHEAD_MAX: Final = 4096
+"""A peer that tells of an epoch so far ahead is not believed."""
 ASK_SECONDS: Final = 5.0
 """The time that a peer may take to answer: one that is away is not waited for."""
 
@@ -45,6 +48,8 @@ class PeerAnswer:
     welcome: Welcome | None = None
     error: str = ""
     is_refusal: bool = False
+    given_epoch: Epoch = Epoch(0)
+    """The epoch for which it has given another node its word, where it refuses for that."""
 
     @property
     def members(self) -> Members | None:
@@ -75,6 +80,7 @@ async def has_words(
     parted: Collection[str] = (),
     has_lost: bool,
     report: Callable[[str], None],
+    given: Callable[[Epoch], None] = lambda _: None,
 ) -> bool:
     """Ask for the words that the primary *local*, which greets as *me*, needs to begin *reign*.
     Returns True if mirrors enough have given theirs; also where it goes on without mirrors anyway,
@@ -86,6 +92,8 @@ async def has_words(
         parted: those of them that have a history of a lower reign, whatever is in it.
         has_lost: entries that this node had acknowledged may be gone from it.
         report: is called with a line that says what is lacking.
+        given: is called with an epoch that another node had asked words for, which came to nothing:
+            one beyond it may be asked for.
 
     Cancelled, some words may have been given."""
     if not _needs_words(local):
@@ -112,6 +120,9 @@ async def has_words(
         tallies = [WordCount(words, needed, 1 + len(voters))]
     words, needed, _ = tally = max(tallies, key=lambda one: one.lacking)
     if tally.lacking > 0:
+        for one in answers:
+            if reign.epoch <= one.given_epoch < reign.epoch + _AHEAD_MAX:
+                given(one.given_epoch)
         silent = "".join(f"; {one.peer}: {one.error}" for one in answers if one.error)
         report(
             f"reign {reign} begins with the word of {needed} nodes, and {words} have given it: "
@@ -167,6 +178,7 @@ async def _ask_all(local: LocalNode, me: HandshakeState, greeting: Hello) -> lis
 async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello) -> PeerAnswer:
     if peer.any_address is None:
         return PeerAnswer(peer.name, error="it is not known where it listens")
+    given_epoch = Epoch(0)
     try:
         with trio.fail_after(ASK_SECONDS):
             async with await connect(
@@ -181,9 +193,13 @@ async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello
                 local.book.note_witness(peer.name, theirs.role == WITNESS)
                 return PeerAnswer(peer.name, theirs)
     except* RefusedError as group:
-        error, is_refusal = str(first_error(group)), True
+        refusal = first_error(group)
+        error, is_refusal = str(refusal), True
+        if isinstance(refusal, RefusedError) and refusal.code == FENCED:
+            wanted = greeting.wanted_epoch
+            given_epoch = refusal.claim.reign.epoch if refusal.claim is not None else wanted
     except* trio.TooSlowError:
         error, is_refusal = f"no answer within {ASK_SECONDS:g} s", False
     except* (FusejournalError, OSError) as group:
         error, is_refusal = str(first_error(group)), False
-    return PeerAnswer(peer.name, error=error, is_refusal=is_refusal)
+    return PeerAnswer(peer.name, error=error, is_refusal=is_refusal, given_epoch=given_epoch)

@@ -142,7 +142,7 @@ class Receiver:
         """Serve one session, whose sender has greeted. Cancelling ends it. Raises RefusedError,
         which the sender is to hear, and WireError."""
         try:
-            self._check(greeting)
+            self._check(greeting, is_judged=False)
         except WireError as error:
             if self._session is None:
                 self._refused(error)
@@ -194,10 +194,13 @@ class Receiver:
             self._session = None
             over.set()
 
-    def _check(self, greeting: Hello) -> tuple[Welcome, UUID]:
+    def _check(self, greeting: Hello, *, is_judged: bool = True) -> tuple[Welcome, UUID]:
         """Returns the answer to a sender that may ship to here at all, and the volume of both.
-        Raises RefusedError, WireError."""
-        answer = welcome(self._me(), greeting, is_mirror=True)
+        *is_judged*: what it claims of reigns was heard already. Raises RefusedError, WireError."""
+        me = self._me()
+        if not is_judged and _gives_way(me, reign_of(greeting)):
+            me = me._replace(fence=me.position.epoch, reign_node=0)
+        answer = welcome(me, greeting, is_mirror=True)
         uuid = uuid_of(greeting.uuid)
         if uuid is None:
             raise RefusedError("unborn", f"{greeting.node} has no volume yet")
@@ -239,12 +242,13 @@ class Receiver:
     async def _ends_reign(self, claim: Claim, *, is_let_in: bool) -> bool:
         """Returns True if *claim* is of a higher reign than this mirror goes by, and proven."""
         me, journal = self._me(), self._volume.journal
-        if me.uuid is None or claim.reign.epoch <= me.reign.epoch:
+        mine = Reign(me.position.epoch, 0) if _gives_way(me, claim.reign) else me.reign
+        if me.uuid is None or claim.reign.epoch <= mine.epoch:
             return False
         may_be_copy = self._instances.is_of_followed(claim.reign.node_id)
         if may_be_copy and (not is_let_in or claim.seq <= journal.head_seq):
             return False
-        return await is_bound_by(claim, me.reign, ChainFinder(journal.directory, journal.uuid))
+        return await is_bound_by(claim, mine, ChainFinder(journal.directory, journal.uuid))
 
     async def give_word(self, reign: Reign, peer: str, instance: Instance | None = None) -> None:
         """Take nothing more of a lower reign than *reign*, which *peer*, another node of that
@@ -479,3 +483,12 @@ class Receiver:
         if heard_seconds_ago is None or heard_seconds_ago > _FRESH_SECONDS:
             return ""
         return describe_twice(followed, newcomer)
+
+
+def _gives_way(me: HandshakeState, begun: Reign) -> bool:
+    """Returns True if *me* goes by a reign that it had asked for itself, and not begun, and another
+    node has *begun* that epoch, if what it says is proven: a promotion that came to nothing keeps
+    no node from following. (Both cannot have had words enough.)"""
+    mine = me.reign
+    is_asked_for = me.node_id == mine.node_id != 0 and me.position.epoch < mine.epoch
+    return is_asked_for and mine.is_rival(begun)

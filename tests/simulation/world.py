@@ -283,7 +283,8 @@ class World:
     ) -> None:
         result: outcome.Outcome[Any] = outcome.Error(JournalFailedError("the process has ended"))
         death = here.death
-        with trio.move_on_after(self._disk_pause(here)):
+        # (A thread ends whatever happens to the tasks, one of which may wait for that shielded.)
+        with trio.CancelScope(shield=True), trio.move_on_after(self._disk_pause(here)):
             await death.wait()
         if not death.is_set():
             result = outcome.capture(call)

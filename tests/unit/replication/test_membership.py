@@ -9,8 +9,7 @@ from typing import Literal
 import pytest
 import trio
 
-from fusejournal.address import parse_remote
-from fusejournal.agent.server import node_name
+from fusejournal.address import node_name, parse_remote
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, PromotionRefusedError
 from fusejournal.replication import shipper as shipper_module

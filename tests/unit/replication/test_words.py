@@ -19,6 +19,7 @@ from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.types import EPOCH_MAX, ROOT_FID, Epoch, Reign, Seq, reign_of_text
 from fusejournal.wire.session import RefusedError
+from tests.support.losses import begin_another_boot
 from tests.support.pairs import (
     level,
     listens_at,
@@ -235,3 +236,51 @@ async def test_a_mirror_that_is_behind_has_no_other_part_from_it(tmp_path: Path)
                     assert peer_status(behind).state == "connecting"
                     assert mirror_status(ahead).state != "diverged"
                     assert not (ahead.directory / "state" / "parted.json").exists()
+
+
+async def test_a_mirror_whose_own_promotion_came_to_nothing_follows(tmp_path: Path) -> None:
+    """It had asked for an epoch that another node has begun since, and will not begin it."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        primary.work(1)
+        await until("the mirror is level", level(primary, mirror))
+    begin_another_boot(tmp_path / "primary" / "state")
+    with (
+        open_volume(tmp_path / "mirror", mirror=True) as mirror,
+        open_volume(tmp_path / "primary") as primary,
+    ):
+        assert primary.volume.journal.epoch == 2
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            await mirror.receiver.give_word(Reign(Epoch(2), node_id(mirror)), "mirror")
+            primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
+            async with running(primary):
+                await until("the mirror follows", level(primary, mirror))
+                assert mirror.opening.page.fence == Reign(Epoch(2), node_id(primary))
+
+
+async def test_a_primary_asks_beyond_a_word_that_came_to_nothing(tmp_path: Path) -> None:
+    """Another node had asked for that epoch, and did not begin it: this one would ask for it for
+    ever."""
+    async with mirror_and_primary(tmp_path, mirrors=1, on_timeout="block") as (primary, mirror):
+        primary.work(1)
+        await until("the mirror is level", level(primary, mirror))
+        local, replication = primary.replication.local, primary.replication
+        await until("it has acknowledged", lambda: local.book.get("east").acked_seq > 0)
+        await mirror.receiver.give_word(Reign(Epoch(3), 0xFEED), "south")
+        given: list[Epoch] = []
+
+        async def may_begin(epoch: int) -> bool:
+            return await has_words(
+                local,
+                replication.me(),
+                Reign(Epoch(epoch), node_id(primary)),
+                heard=["east"],
+                has_lost=False,
+                report=lambda _: None,
+                given=given.append,
+            )
+
+        assert not await may_begin(2)
+        assert not await may_begin(3)
+        assert given == [3, 3]
+        assert await may_begin(4)

@@ -89,13 +89,17 @@ def _operation(
             "required": [one.name for one in parameters if one.is_required],
             "additionalProperties": False,
         }
-        operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+        content = {"application/json": {"schema": schema}}
+        operation["requestBody"] = {"required": True, "content": content}
     operation["parameters"] = found
     operation["responses"] = {
         "200": {"description": "Done."},
         "400": {"description": "It cannot be asked so; error says why."},
         "401": {"description": "The caller is not logged in."},
         "403": {"description": "The user may not."},
+        "404": {"description": "There is no such volume, path, entry, version or peer."},
+        "413": {"description": "The request is too long."},
+        "415": {"description": "A change is asked for in JSON."},
         "429": {"description": "Too often."},
         "502": {"description": "The agent cannot be reached."},
     }

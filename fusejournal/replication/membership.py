@@ -45,7 +45,7 @@ class Membership:
         self._since_seq = Seq(0)
         """The end of the journal when the rule began to change."""
         self._reign: Reign | None = None
-        self._news = trio.Event()
+        self._wakeup = trio.Event()
         self._failure = ""
 
     # -- what others say ---------------------------------------------------------------------------
@@ -99,8 +99,8 @@ class Membership:
         """Keep the record, until cancelled."""
         while True:
             with trio.move_on_after(_RETRY_SECONDS if self._failure else float("inf")):
-                await self._news.wait()
-            self._news = trio.Event()
+                await self._wakeup.wait()
+            self._wakeup = trio.Event()
             await self._advance()
 
     async def _advance(self) -> None:
@@ -161,7 +161,7 @@ class Membership:
         self._quorum.hold(is_changing)
 
     def _wake(self) -> None:
-        self._news.set()
+        self._wakeup.set()
 
     # -- status ------------------------------------------------------------------------------------
 

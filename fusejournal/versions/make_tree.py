@@ -65,9 +65,16 @@ def make_tree(
     *,
     flush: bool = False,
 ) -> MadeTree:
-    """Makes the files of *selection* in the directory that *root_fd* is open on, and goes on where
-    *marks* say. *progress* gets how many are made, and may raise. *flush*: see FileMaker. Raises
-    OSError, TargetError, StoreDamagedError, StoreError."""
+    """Makes files of a version in a directory, and goes on where it was stopped.
+
+    Args:
+        tree, selection: the version's tree, and which of its files.
+        root_fd: the directory, opened.
+        marks: what is done already.
+        progress: gets how many are made; may raise.
+        flush: as in :class:`FileMaker`.
+
+    Raises OSError, TargetError, StoreDamagedError, StoreError."""
     work = _Work(tree, selection, root_fd, marks, flush=flush)
     # A far store's requests do not outlive a fork, and it is not the processor that one waits for.
     alone = tree.blocks.store.traffic is not None

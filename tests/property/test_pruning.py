@@ -33,7 +33,7 @@ def _no_other_volumes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
-def _settled(workload: Workload, choice: int) -> Seq:
+def _committed(workload: Workload, choice: int) -> Seq:
     """A seq whose entry no VOID follows; not 1, when nothing tells of the root yet."""
     seq = 2 + choice % (workload.head_seq - 1)
     while seq < workload.head_seq and isinstance(workload.steps[seq].operation, Void):
@@ -65,7 +65,7 @@ def test_what_is_said_to_be_restorable_is(
 ) -> None:
     with workspace() as base:
         workload = replace(workload, segment_entries=min(workload.segment_entries, 7))
-        state = stopped_volume(base, workload, [_settled(workload, one) for one in moments])
+        state = stopped_volume(base, workload, [_committed(workload, one) for one in moments])
         policy = f"[versions]\nkeep_last = {keep_last}\n"
         if keep_bytes is not None:
             policy += f"[journal]\nkeep_bytes = {keep_bytes}\n"
@@ -76,7 +76,7 @@ def test_what_is_said_to_be_restorable_is(
         assert base_seq == first.journal.base_seq
         assert (base_seq > 0) == (first.journal.segments > 0)
         source = open_source(f"{state}/")
-        for seq in {max(base_seq, _settled(workload, one)) for one in asked}:
+        for seq in {max(base_seq, _committed(workload, one)) for one in asked}:
             target = base / f"by-journal-{seq}"
             restore(source.lookup, b"", Seq(seq + 1), target, show_nothing)
             assert not unlike(target, workload.models[seq])

@@ -41,6 +41,13 @@ _HEADLESS = re.compile(
     r"(What|Whatever|Whether|Who|Whoever|Whom|Whose|How|Where|Wherever|Which|When|Of|See|As)\b"
 )
 
+_CLAUSE = re.compile(
+    r"(For|After|Before|From|Without|By|In|So|On|With|Until|If|At|To|Than|That|Because|Since|While"
+    r"|Once|Unless|Also|But|And|Or|Then|Between|Beyond|Below|Above|Into|Out|Through|Over|Under|Not"
+    r"|Only|About|During|Within|There)\b"
+)
+"""Further openings of a clause. A test's docstring may begin so, where it goes on from its name."""
+
 
 class Module(NamedTuple):
     """One module of the package. ``name`` is its path below it, without the suffix."""
@@ -343,28 +350,115 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
                             yield text
 
 
+def _package_trees() -> Iterator[tuple[str, ast.Module]]:
+    for module in _modules():
+        yield module.name, module.tree
+
+
+@cache
+def _other_trees() -> tuple[tuple[str, ast.Module], ...]:
+    """Those of tests and scripts."""
+    return tuple(
+        (str(path.relative_to(_TOP)), ast.parse(path.read_text()))
+        for top in ("tests", "scripts")
+        for path in sorted((_TOP / top).rglob("*.py"))
+    )
+
+
 def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
-    trees = {module.name: module.tree for module in _modules()}
-    for top in ("tests", "scripts"):
-        for path in (_TOP / top).rglob("*.py"):
-            trees[str(path.relative_to(_TOP))] = ast.parse(path.read_text())
     assert [
         f"{name}: {text.splitlines()[0]}"
-        for name, tree in trees.items()
+        for name, tree in (*_package_trees(), *_other_trees())
         for text in _docstrings(tree)
-        if _HEADLESS.match(text)
+        if _HEADLESS.match(text) or (not name.startswith("tests/") and _CLAUSE.match(text))
     ] == []
 
 
-def test_the_code_names_who_acts() -> None:
+def _public(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The functions, and the methods of classes, that other modules may call, constructors too."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from _public(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
+            node.name == "__init__" or not node.name.startswith("_")
+        ):
+            yield node
+
+
+def test_a_coroutine_says_what_cancelling_does() -> None:
+    assert [
+        f"{module.name}: {node.name}"
+        for module in _modules()
+        for node in _public(module.tree)
+        if isinstance(node, ast.AsyncFunctionDef)
+        and "cancel" not in (ast.get_docstring(node) or "").lower()
+    ] == []
+
+
+_ARGUMENTS_LISTED_FROM = 6
+_KERNEL_CALLS = ("layer/handlers", "layer/file_calls")
+"""Modules whose methods are called with a request's fields, which FUSE has named."""
+
+
+def _public_with_docstrings(
+    module: Module, tree: ast.Module | ast.ClassDef
+) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """The public functions of *tree*; with a constructor's docstring goes its class's."""
+    above = ast.get_docstring(tree) or ""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from _public_with_docstrings(module, node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node) or ""
+            if node.name == "__init__":
+                yield node, f"{above}\n\n{text}"
+            elif not node.name.startswith("_") and module.name not in _KERNEL_CALLS:
+                yield node, text
+
+
+def _listed(docstring: str) -> set[str]:
+    """The names in the list of arguments: one entry may have several."""
+    part = docstring.partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+(?:, \w+)*): \S", part, re.MULTILINE)
+    return {name for entry in entries for name in entry.split(", ")}
+
+
+def test_many_arguments_are_listed() -> None:
+    """Those of each public function with six or more, but of commands, whose options have help."""
+    found = []
+    for module in _modules():
+        if module.room == "cli":
+            continue
+        for node, docstring in _public_with_docstrings(module, module.tree):
+            arguments = node.args
+            given = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+            names = {one.arg for one in given} - {"self", "cls"}
+            lacking = sorted(names - _listed(docstring))
+            if len(names) >= _ARGUMENTS_LISTED_FROM and lacking:
+                found.append(f"{module.name}: {node.name}: {', '.join(lacking)}")
+    assert found == []
+
+
+def test_code_and_pages_name_who_acts() -> None:
     """The caller, a peer, the kernel, an admin: somebody could be any of them."""
     nameless = re.compile(r"\b(somebody|someone|nobody|whoever)\b", re.IGNORECASE)
     the_user = re.compile(r"is nobody here|the user nobody")
+    texts = {module.name: module.text for module in _modules()}
+    for path in (*_PACKAGE.rglob("*.md"), _TOP / "README.md"):
+        texts[path.name] = path.read_text()
     assert [
-        f"{module.name}: {line.strip()}"
-        for module in _modules()
-        for line in module.text.splitlines()
+        f"{name}: {line.strip()}"
+        for name, text in texts.items()
+        for line in text.splitlines()
         if nameless.search(line) and not the_user.search(line)
+    ] == []
+    # (Here "SOMEBODY" is a user.)
+    nameless = re.compile(r"\b([Ss]omebody|[Ss]omeone|[Nn]obody|[Ww]hoever)\b")
+    assert [
+        f"{name}: {text.splitlines()[0]}"
+        for name, tree in _other_trees()
+        for text in _docstrings(tree)
+        if nameless.search(text) and not the_user.search(text) and "test_tidy" not in name
     ] == []
 
 
@@ -392,6 +486,51 @@ def test_the_page_on_concurrency_names_every_task() -> None:
             if name not in own and not _is_named(name, page):
                 missing.append(f"{module.name}: {call}")
     assert missing == []
+
+
+_WORDS_GONE = frozenset(
+    (
+        *("settle", "settles", "settled", "stretches", "news", "hurry", "updater", "complaint"),
+        *("complaints", "unborn", "restless", "hands", "ages", "gather"),
+    )
+)
+"""Words that names once had, for which there are better ones, in the glossary or the field."""
+
+
+def _identifiers(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.ClassDef(name=name):
+                yield name
+
+
+def test_names_have_no_words_that_are_gone() -> None:
+    found = []
+    for where, tree in (*_package_trees(), *_other_trees()):
+        for name in set(_identifiers(tree)):
+            words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+            if words & _WORDS_GONE:
+                found.append(f"{where}: {name}")
+    assert found == []
+
+
+def test_a_reason_begins_with_because() -> None:
+    """And not with "for", which is read as "for whom" or "how long" first. Only where the next
+    word leaves no doubt."""
+    reason = re.compile(r"[,;] for (it|they|he|there|neither|that is)\b +(\w+)")
+    texts = {module.name: module.text for module in _modules()}
+    for path in (*_PACKAGE.rglob("*.md"), *_TOP.glob("*.md")):
+        texts[path.name] = path.read_text()
+    for top in ("tests", "scripts"):
+        for path in (_TOP / top).rglob("*.py"):
+            texts[str(path.relative_to(_TOP))] = path.read_text()
+    assert [
+        f"{name}: {match[0]}" for name, text in texts.items() for match in reason.finditer(text)
+    ] == []
 
 
 def test_nothing_is_left_for_later() -> None:

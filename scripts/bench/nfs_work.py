@@ -129,7 +129,7 @@ ACCOUNTED = [
 
 
 def _redo(found: Exports, step: Step) -> None:
-    # What was done before would otherwise go on in somebody else's turn.
+    # What was done before would otherwise go on in another side's turn.
     found.rest()
     drop_caches() if step.cold else os.sync()
 

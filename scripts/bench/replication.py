@@ -5,7 +5,7 @@ work is not counted as the primary's, as it would not be were the mirror elsewhe
 one processor, and primary and clients have another; also while the primary is measured alone, for
 it is the same primary, which ships or pauses in turn.
 
-delay     Changes at a steady rate; at 20 moments a second a file is made, and somebody who polls
+delay     Changes at a steady rate; at 20 moments a second a file is made, and a reader who polls
           the mirror's mount sees it appear. lsyncd gets the same, between plain directories.
 cost      Small operations, and writes of 1 MiB, with the mirror streaming and paused, in turn.
 catch-up  Entries that the primary took alone are got by a mirror that is empty, from its first

@@ -34,7 +34,7 @@ def test_without_that_they_stay(layer: Layer) -> None:
 
 
 def test_the_first_read_after_a_change_counts(layer: Layer) -> None:
-    """And none after it, for a day; whoever has the old one in memory is told."""
+    """And none after it, for a day; a process that has the old one in memory is told."""
     layer.reconfigure(_KEPT)
     layer.start()
     file = layer.mountpoint / "file"

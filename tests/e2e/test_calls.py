@@ -155,7 +155,7 @@ def test_who_is_ended_while_an_fsync_waits_is_gone(layer: Layer, number: int) ->
 
 
 def test_what_is_done_is_not_answered_before_its_time(layer: Layer) -> None:
-    """A name that is made has its entry: whoever made it is not told that it is not there."""
+    """A name that is made has its entry: its maker is not told that it is not there."""
     layer.reconfigure(_NOBODY_ANSWERS)
     layer.start()
     child = _start("os.mkdir(sys.argv[1])", layer.mountpoint / "directory")

@@ -240,7 +240,7 @@ def test_the_other_way_to_set_them_and_what_is_not_set(tmp_path: Path) -> None:
         refused = subprocess.run(["chattr", "+j", file], check=False, capture_output=True)
         assert refused.returncode != 0
         assert layer.ask()["head_seq"] == head
-        # What somebody has locked behind the layer, it unlocks for who may ask for that.
+        # What an admin has locked behind the layer, it unlocks for who may ask for that.
         _chattr("+i", layer.backing / "file")
         assert _flags(file) == FLAG_IMMUTABLE
         _chattr("-i", file)

@@ -1,4 +1,4 @@
-"""Files that somebody puts into the backing of a running volume: journaled before anybody gets at
+"""Files that an admin puts into the backing of a running volume: journaled before anybody gets at
 them, without a wait for others."""
 
 import errno

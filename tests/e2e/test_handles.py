@@ -56,7 +56,7 @@ def test_handles_outlive(layer: Layer, event: str) -> None:
     os.symlink("target", root / "a" / "link")
     handles = {name: handle_of(root / name) for name in ("a/b/c/file", "a/b/c", "a/link", ".")}
     inodes = {name: os.lstat(root / name).st_ino for name in handles}
-    # Another name for an ancestor, which nobody looks up again.
+    # Another name for an ancestor, which no process looks up again.
     os.rename(root / "a", root / "moved")
     if event == "drop":
         drop_caches()

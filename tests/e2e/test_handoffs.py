@@ -261,7 +261,7 @@ def test_what_cannot_take_over_is_refused(tmp_path: Path) -> None:
 
 
 def test_changes_wait_and_go_on_when_it_is_undone(tmp_path: Path) -> None:
-    """By the timeout, and by a Ctrl-C: nobody is refused anything meanwhile."""
+    """By the timeout, and by a Ctrl-C: no caller is refused meanwhile."""
     with pair(tmp_path, new="handoff.commit:1:EIO+") as (primary, mirror):
         with Writer(primary) as writer:
             time.sleep(0.1)

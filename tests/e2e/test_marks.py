@@ -1,4 +1,4 @@
-"""Marks: a point of a running volume that somebody named."""
+"""Marks: a point of a running volume that an admin named."""
 
 import itertools
 import json

@@ -77,8 +77,8 @@ _NOBODY = 65534
 
 
 def _held_by_nobody(port: int, count: int) -> subprocess.Popen[str]:
-    """A process of nobody's that holds connections, and has begun a request on each; it says when
-    it does. It ends with its input."""
+    """A process of the user nobody that holds connections, and has begun a request on each; it says
+    when it does. It ends with its input."""
     script = (
         "import socket, sys\n"
         f"held = [socket.create_connection(('127.0.0.1', {port}), 10) for _ in range({count})]\n"

@@ -157,8 +157,8 @@ def greedy(
 def test_who_takes_all_places_leaves_some_to_others(
     tmp_path: Path, durability: str, act: str
 ) -> None:
-    """One user's calls that wait for a mirror, which is away, keep nobody else from the mount, nor
-    from waiting, too; and what is refused has not been done."""
+    """One user's calls that wait for a mirror, which is away, keep no other user from the mount,
+    nor from waiting, too; and what is refused has not been done."""
     report = tmp_path / "report"
     with two(tmp_path, 600, "block", durability) as (primary, mirror):
         root = primary.mountpoint
@@ -288,7 +288,7 @@ def test_a_lazy_unmount_waits_for_no_mirror(tmp_path: Path) -> None:
 
 
 def test_a_forced_unmount_waits_for_no_mirror(tmp_path: Path) -> None:
-    """It cuts the connection; nobody is there to be answered, and the process ends."""
+    """It cuts the connection; no peer is there to be answered, and the process ends."""
     with two(tmp_path, 600, "block") as (primary, mirror):
         mirror.host.cut()
         (primary.mountpoint / "file").write_text("not on the mirror")

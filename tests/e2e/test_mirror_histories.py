@@ -2,7 +2,7 @@
 applied that may not be, and whatever a mirror alone has is kept.
 
 The primary lies on a file system of its own, which can be set back to what it was at some moment,
-as a machine is that did not write what it had in memory, or that somebody restored a snapshot
+as a machine is that did not write what it had in memory, or that an admin restored a snapshot
 of."""
 
 import json
@@ -62,7 +62,7 @@ class Disk:
             self._freeze("-u")
 
     def set_back(self) -> None:
-        """Make it what it was when :meth:`keep` was called; nobody may use it."""
+        """Make it what it was when :meth:`keep` was called; no process may use it."""
         self.remove()
         subprocess.run(["cp", "--sparse=always", str(self._kept), str(self._image)], check=True)
         self._mount()
@@ -288,7 +288,7 @@ def cut_journal(primary: Node, entries: int) -> None:
 
 def test_a_primary_with_no_peer_in_reach_begins_a_new_epoch(tmp_path: Path) -> None:
     """The mirror, which has what was lost, then has another history; and a primary of the old
-    epoch, which somebody starts from a snapshot, is fenced off by one that knows of the new."""
+    epoch, which an admin starts from a snapshot, is fenced off by one that knows of the new."""
     with two(tmp_path) as (primary, mirror, disk):
         disk.keep()
         write(primary, "after")
@@ -344,8 +344,8 @@ def test_a_primary_that_is_to_wait_for_a_peer(tmp_path: Path) -> None:
 
 
 def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
-    """It no longer knows what it had applied, while its mirror has all of it: nobody takes that for
-    another history."""
+    """It no longer knows what it had applied, while its mirror has all of it: no node takes that
+    for another history."""
     with started(tmp_path, None, None, cascade=True) as (primary, middle, last):
         write(primary, "before")
         check_equal(primary, middle, last)

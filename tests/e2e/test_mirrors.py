@@ -1,5 +1,5 @@
 """Mirrors of a primary, three nodes in network namespaces: what is done on one is there on the
-others, the same in everything, and nobody else changes it there."""
+others, the same in everything, and no other process changes it there."""
 
 import errno
 import mmap
@@ -178,7 +178,7 @@ def test_a_reader_who_holds_files_open(three: tuple[Node, Node, Node]) -> None:
     check_equal(*three)
 
 
-# -- nobody else writes --------------------------------------------------------------------------
+# -- no other writes -------------------------------------------------------------------------------
 
 
 def changes(root: str) -> dict[str, Callable[[], object]]:

@@ -168,7 +168,7 @@ def test_umount_says_who_uses_it(layer: Layer) -> None:
 
 
 def test_lazy_umount_in_the_midst_of_requests(layer: Layer) -> None:
-    """The layer ends, though nobody asks it anything any more."""
+    """The layer ends, though no process asks it anything any more."""
     layer.start()
     over = threading.Event()
 
@@ -540,7 +540,7 @@ def test_remounting(layer: Layer) -> None:
 
 def test_what_is_mounted_sync_is_on_the_disk(layer: Layer) -> None:
     layer.reconfigure("[journal]\nflush_interval_seconds = 60\n")
-    # (A security context is SELinux's to take: without it nobody does.)
+    # (A security context is SELinux's to take: without it no process does.)
     context = 'context="system_u:object_r:nfs_t:s0:c1,c2"'
     layer.start("-o", f"sync,lazytime,noatime,{context},nodiratime")
     assert {"sync", "lazytime", "noatime", "nodiratime"} <= mount_options(layer)

@@ -109,7 +109,7 @@ def test_a_mirror_takes_the_place_of_a_lost_primary(tmp_path: Path) -> None:
         assert "fenced" in " ".join(primary.ask()["degraded"])
         assert serves(mirror)
 
-        # A restart asks nobody which role it has.
+        # A restart asks no peer which role it has.
         mirror.kill()
         mirror.detach()
         mirror.start()
@@ -183,7 +183,7 @@ def test_a_primary_that_is_cut_off_acknowledges_nothing_more(tmp_path: Path) -> 
         primary.host.cut()
         promote(one)
         assert serves(one)
-        (primary.mountpoint / "alone").mkdir()  # (which waits for nobody in this mode)
+        (primary.mountpoint / "alone").mkdir()  # (which waits for no mirror in this mode)
         with ThreadPoolExecutor() as pool:
             fsync = pool.submit(fsync_directory, primary.mountpoint / "alone")
             time.sleep(2)
@@ -236,8 +236,8 @@ def demote(node: Node, *options: str) -> None:
 
 
 def test_the_service_moves_and_comes_back(tmp_path: Path) -> None:
-    """By two commands, without force: whoever is demoted gives its word, and follows by itself. The
-    journals stay one."""
+    """By two commands, without force: the node that is demoted gives its word, and follows by
+    itself. The journals stay one."""
     with started(tmp_path, None) as (primary, mirror):
         work(primary, "first")
         numbers = fids(primary.mountpoint)
@@ -406,7 +406,7 @@ def test_the_address_goes_where_the_primary_is(tmp_path: Path) -> None:
 
 
 def test_a_program_makes_sure_that_the_primary_is_off(tmp_path: Path) -> None:
-    """Then nobody need force the promotion; where it cannot, nothing is promoted."""
+    """Then no admin need force the promotion; where it cannot, nothing is promoted."""
     verdict, asked = tmp_path / "verdict", tmp_path / "asked"
     program = tmp_path / "is-off"
     program.write_text(f'#!/bin/sh\necho "$FUSEJOURNAL_PEER" >>{asked}\ntest -e {verdict}\n')

@@ -493,7 +493,7 @@ def test_extended_attributes(root: Path, layer: Layer) -> None:
 
 
 def test_all_attributes_of_a_backing_can_be_copied(root: Path, layer: Layer) -> None:
-    """So do rsync -X and cp -a: the layer's own is not copied, and nobody is told an error."""
+    """So do rsync -X and cp -a: the layer's own is not copied, and they are told no error."""
     file, other = root / "file", root / "other"
     file.write_text("x")
     os.setxattr(file, "trusted.b", b"2")

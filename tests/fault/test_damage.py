@@ -97,7 +97,7 @@ def test_torn_tail_is_cut_off_and_kept(killed: Layer) -> None:
 
 
 def test_the_operation_in_flight_is_torn(killed: Layer) -> None:
-    """The frame was cut in the middle by the kill: nobody was told, so it did not happen."""
+    """The frame was cut in the middle by the kill: no caller was told, so it did not happen."""
     last = segments(killed)[-1]
     os.truncate(last, end(last) - 100)
     # Its write is in the backing, as a kill between the two never leaves it; it must be found.

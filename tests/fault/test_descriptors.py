@@ -72,7 +72,7 @@ sys.stdin.readline()
 
 
 def _check_refused(root: Path, name: str) -> None:
-    """Nobody gets a file of that name; in other directories it is a name like others."""
+    """No user gets a file of that name; in other directories it is a name like others."""
     moved, inside = root / "moved", root / "inside"
     inside.mkdir()
     (inside / name).touch()

@@ -38,7 +38,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def is_dead(layer: Layer) -> bool:
-    """True if nobody can get at the tree: neither through the layer nor around it."""
+    """True if no process can get at the tree: neither through the layer nor around it."""
     try:
         os.close(os.open(layer.mountpoint / "f", os.O_RDWR))
     except OSError as error:

@@ -40,7 +40,7 @@ def _write(
     path: str, data: bytes, offset: int = 0, flags: int = os.O_WRONLY, mode: int = 0o644
 ) -> None:
     fd = os.open(path, flags, mode)
-    # As somebody without CAP_FSETID, whose writes clear setuid on every file system.
+    # As a user without CAP_FSETID, whose writes clear setuid on every file system.
     os.seteuid(1000)
     try:
         os.pwrite(fd, data, offset)

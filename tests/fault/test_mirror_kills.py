@@ -31,7 +31,7 @@ def revive(*nodes: Node, fault: str = "") -> None:
         node.await_live()
 
 
-# At which calls, and the how many'th of them. Whoever is mounted anew dies at the next one.
+# At which calls, and the how many'th of them. A node that is mounted anew dies at the next one.
 MIRROR_CALLS = {
     "tree": "apply.create:2 apply.mkdir:1 apply.symlink:1 apply.link:1 apply.tag:3",
     "names": "apply.unlink:2 apply.rmdir:1 apply.rename:4 apply.exchange:1 apply.times.directory:9",
@@ -72,7 +72,7 @@ def await_death(victim: Node, call: str) -> None:
 
 
 def kill_at(calls: str, victim: Node, primary: Node) -> None:
-    """Stop *victim*; then let it die at each of *calls*, while somebody works."""
+    """Stop *victim*; then let it die at each of *calls*, while a user works."""
     victim.stop()
     with Mischief(primary.mountpoint, len(calls), pause_seconds=0.002) as work:
         for call in calls.split():

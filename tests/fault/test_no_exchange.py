@@ -164,7 +164,7 @@ def test_an_exchange_is_refused_or_killed_at_each_step(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_exchange")
 def test_what_is_invalid_by_itself_is_refused(tmp_path: Path) -> None:
-    """A directory for one that is in it. (The layer lets nobody ask for it.)"""
+    """A directory for one that is in it. (The layer lets no user ask for it.)"""
     with open_volume(tmp_path) as opened:
         outer = opened.mkdir("outer")
         inner = opened.mkdir("inner", outer)

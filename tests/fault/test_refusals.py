@@ -1,5 +1,5 @@
 """A change that is refused leaves no trace: whichever of its calls fails, the backing is what it
-was before, to the nanosecond of every mtime, or the volume stops. And files that nobody may change
+was before, to the nanosecond of every mtime, or the volume stops. And files that no user may change
 (chattr) are refused alone."""
 
 import errno
@@ -247,7 +247,7 @@ def _check_done(scene: Scene, operation: TreeOperation) -> None:
     assert not difference(image(target), image(backing))
 
 
-# -- files that nobody may change ------------------------------------------------------------------
+# -- files that no user may change -----------------------------------------------------------------
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 """A version whose making is killed, before and after requests to a service, or is interrupted while
-nobody answers: all versions are as they were, and the next attempt makes it."""
+no server answers: all versions are as they were, and the next attempt makes it."""
 
 import json
 import os

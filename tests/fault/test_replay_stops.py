@@ -311,7 +311,7 @@ def _as_workload(operations: Sequence[tuple[object, bytes]]) -> Workload:
         step.apply_to(model)
         workload.steps.append(step)
         workload.models.append(model)
-    # The newest entry of a journal that nobody runs may still be refused, for all one knows.
+    # The newest entry of a journal that no layer runs may still be refused, for all one knows.
     workload.steps.append(Step(NewEpoch(Epoch(2), "end"), Caller(0, 0, 0), len(workload.steps) + 1))
     workload.models.append(model)
     return workload

@@ -1,5 +1,5 @@
-"""A held mount: the layer's process goes, the next takes its connection over, and whoever uses the
-mount notices a pause."""
+"""A held mount: the layer's process goes, the next takes its connection over, and a process that
+uses the mount notices a pause."""
 
 import errno
 import json
@@ -457,7 +457,7 @@ def test_local_callers_do_not_wait_for_a_layer_that_died(layer: Layer) -> None:
 
 @pytest.fixture(params=["expiring", "looking"])
 def nested(held: Layer, request: pytest.FixtureRequest) -> Iterator[Layer]:
-    """A tree in which something else is mounted, and in a directory of which somebody works; the
+    """A tree in which something else is mounted, and in a directory of which a process works; the
     kernel can, or cannot, be made to ask anew for a name that it keeps."""
     if request.param == "looking":
         held.program = "tests.support.faulty:on_an_old_kernel"

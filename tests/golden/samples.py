@@ -252,7 +252,7 @@ def make_peers(directory: Path) -> object:
 
 
 def make_identity(directory: Path) -> object:
-    """A node's key, which is nobody's, and its certificate. Random."""
+    """A node's key, which is no real node's, and its certificate. Random."""
     identity = load_or_make(directory / "identity", "golden")
     return {
         "fingerprint": identity.fingerprint,

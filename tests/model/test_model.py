@@ -577,7 +577,7 @@ def test_twins() -> None:
             deadline=None,
             derandomize=not _ASKED,
             database=None,
-            # Shrinking a failure takes minutes: only where somebody asked for more runs.
+            # Shrinking a failure takes minutes: only where a developer asked for more runs.
             phases=(Phase.generate, Phase.shrink) if _ASKED else (Phase.generate,),
             suppress_health_check=list(HealthCheck),
         ),

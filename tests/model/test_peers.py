@@ -1,4 +1,4 @@
-"""A hypothesis state machine over a primary and its mirror, between which somebody lies: it plays
+"""A hypothesis state machine over a primary and its mirror, between which a third lies: it plays
 either side, says what was true once or nearly is, or sits on the line and changes, loses and
 repeats what passes. Both volumes are stopped in order and killed, too; the primary's machine is
 lost, with all that was not on its disk, and cloned.
@@ -7,8 +7,9 @@ Whatever was said, the mirror's journal is a beginning of the primary's, byte fo
 backing what that means; the primary's own is what it was; nothing of it is a bug of theirs; and the
 true ones find each other again: then journal, mirror and replay are what the primary's backing is.
 After a loss the primary's journal is a beginning of what it was, and has what was on the disk, and
-all that the mirror had where it can be reached, whoever else answers. Of a machine and its clone
-one is followed, and the other neither ships nor, where an epoch has begun, takes a change.
+all that the mirror had where it can be reached, no matter which other peer answers. Of a machine
+and its clone one is followed, and the other neither ships nor, where an epoch has begun, takes a
+change.
 
 ``FUSEJOURNAL_MODEL_LIVES`` says how many runs to make (8 by default)."""
 
@@ -168,7 +169,7 @@ class Peers(RuleBasedStateMachine):
         self.disk = SmallDisk(self._images / "disk", self.base / "disk", 96)
         """The primary's."""
         self._unsigned_seq = Seq(0)
-        """Up to here the mirror's journal may have come from somebody else."""
+        """Up to here the mirror's journal may have come from the liar."""
         self._volumes: dict[str, ExitStack] = {}
         self.bugs = Bugs()
         logger = logging.getLogger("fusejournal")
@@ -272,7 +273,7 @@ class Peers(RuleBasedStateMachine):
 
     @rule(seed=_SEEDS, is_level=st.booleans())
     def lie_to_the_mirror(self, seed: int, is_level: bool) -> None:
-        """Somebody says that it is the primary; *is_level*: the primary comes after it."""
+        """The liar says that it is the primary; *is_level*: the primary comes after it."""
         liar = Liar(self.primary, seed)
 
         def greeting() -> Hello:
@@ -298,7 +299,7 @@ class Peers(RuleBasedStateMachine):
 
     @rule(seed=_SEEDS)
     def lie_to_the_primary(self, seed: int) -> None:
-        """Somebody calls it, and says that it is a primary or lost its entries."""
+        """The liar calls it, and says that it is a primary or lost its entries."""
         liar = Liar(self.primary, seed)
         before = content(self.primary.journal_dir)
 
@@ -315,7 +316,7 @@ class Peers(RuleBasedStateMachine):
 
     @rule(seed=_SEEDS)
     def answer_with_lies(self, seed: int) -> None:
-        """Somebody says that it is the mirror."""
+        """The liar says that it is the mirror."""
         liar = Liar(self.primary, seed)
         before = content(self.primary.journal_dir)
 
@@ -499,7 +500,7 @@ class Peers(RuleBasedStateMachine):
         self._check()
 
     async def _clone_beside(self, place: Path, rolls: list[bytes]) -> None:
-        """It is refused, by name, also when it comes again; nobody else is troubled by it."""
+        """It is refused, by name, also when it comes again; no other node is troubled by it."""
         self._listening(self.mirror)
         async with running(self.mirror):
             address = listens_at(self.mirror)

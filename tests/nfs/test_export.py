@@ -235,7 +235,7 @@ def test_umount_with_a_local_user_leaves_the_clients_alone(
 def test_what_cannot_be_unmounted_is_exported_as_before(
     nfs: NfsServer, exported: Layer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is mapped keeps the mount, but nobody has it open."""
+    """A file that is mapped keeps the mount, but no process has it open."""
     before = ETAB.read_text()
     monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", exported.environment["FUSEJOURNAL_STATE_ROOT"])
     monkeypatch.setattr(stop, "_LET_GO_SECONDS", 1.0)

@@ -139,7 +139,7 @@ def test_renamed_ancestors(served: Served) -> None:
 
 
 def test_removal_is_stale_and_nothing_else_is(served: Served) -> None:
-    """Removed by somebody else (on the server), because a client's own removal is a silly
+    """Removed by another user (on the server), because a client's own removal is a silly
     rename."""
     with holding(served) as holder:
         inner = served.volume.mountpoint / "kept" / "inner"

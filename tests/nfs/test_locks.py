@@ -180,7 +180,7 @@ def _wait_for_locks(served: Path, places: dict[str, tuple[Path, Path]]) -> None:
             assert other.end() == "done"
             if how not in ("share", "close", "die"):
                 assert one.ask(lock, one_fd, W, 9, 1) == "EAGAIN"
-                # Whoever died while waiting has nothing.
+                # A person that died while waiting has nothing.
                 assert one.ask(lock, one_fd, W, 0, 5) == "done"
                 assert other.ask(lock, other_fd, U) == "done"
                 assert one.ask(lock, one_fd, W) == "done"

@@ -91,7 +91,7 @@ def check_clients_go_on(one: Moving, version: str, move: Callable[[], None]) -> 
         copied = copier.end()
         wait_until("the work", lambda: not worker.is_busy(), _MOVED_SECONDS)
         pause_seconds: float = worker.end()
-        # The locks are what they were: in the way of others, and nobody's own.
+        # The locks are what they were: in the way of others, and no process's own.
         assert other.ask(lock, others, W, 0, 10) == "EAGAIN"
         assert holder.ask(lock, held, W, 20, 10) == "EAGAIN"
         assert holder.ask(os.pwrite, held, b"HELD", 0) == 4

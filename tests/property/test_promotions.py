@@ -2,8 +2,8 @@
 and nothing that was acknowledged while mirrors were waited for is missing where a reign begins.
 
 A life follows from its seed, which is all that a failure needs to be seen again. Nodes are values
-here: a journal is a tuple of entries, and what a node has seen of reigns is on its disk. Whoever is
-not in reach answers nothing."""
+here: a journal is a tuple of entries, and what a node has seen of reigns is on its disk. One that
+is not in reach answers nothing."""
 
 import random
 from dataclasses import dataclass, field

@@ -139,7 +139,7 @@ class Mirror:
 
     @contextmanager
     def checked(self) -> Iterator[None]:
-        """Checks what may never happen to it, whoever calls."""
+        """Checks what may never happen to it, whichever node calls."""
         journal, fence = self.journal, self.fence
         yield
         assert self.journal[: len(journal)] == journal, "something was given up"

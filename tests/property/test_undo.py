@@ -1,5 +1,5 @@
 """Undoing chosen operations on a live volume gives the tree that a replay of all the others
-gives, also where somebody else changes it meanwhile, unless that is told; and undoing that gives
+gives, also where another process changes it meanwhile, unless that is told; and undoing that gives
 back the tree that was."""
 
 import os

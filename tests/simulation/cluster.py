@@ -483,7 +483,7 @@ class Cluster:
         )
 
     async def _promote_where_needed(self) -> None:
-        """Do as an admin does where nobody is primary, or where mirrors have given their word to
+        """Do as an admin does where no node is primary, or where mirrors have given their word to
         one that was not promoted after all: promote one."""
         if not self._primaries():
             for mirror in sorted(self.nodes, key=lambda node: -node.held_seq):

@@ -2,7 +2,7 @@
 of a disk, machines that lose what they had not flushed, primaries that are put back from an older
 copy, slow disks, clocks that leap, promotions with the words of enough or by force, demotions, and
 rejoins of those whose history lost. One node takes changes in an epoch. When all is well again all
-are level, nothing that was answered is lost (where nobody was promoted by force: or it is in a
+are level, nothing that was answered is lost (where no node was promoted by force: or it is in a
 branch), every entry that lost is in a branch, and a fid never means two files.
 
 Of two ways a primary goes by one in each run. It begins an epoch where no peer answers: then its

@@ -129,8 +129,8 @@ class Pipe(trio.abc.Stream):
 
 
 class Link:
-    """Between two machines. What is sent while it *is_cut* is lost, and whoever has a connection
-    over it hears that when it is mended, or by silence."""
+    """Between two machines. What is sent while it *is_cut* is lost, and a node that has a
+    connection over it hears that when it is mended, or by silence."""
 
     def __init__(self, dice: random.Random) -> None:
         self._dice = dice
@@ -322,7 +322,7 @@ class World:
     # -- time --------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """The time of a clock that nobody sets, in seconds."""
+        """The time of a clock that is never set, in seconds."""
         self._looks += 1
         try:
             passed = trio.current_time()

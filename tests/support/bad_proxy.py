@@ -39,7 +39,7 @@ def honest(exchange: Exchange) -> bytes:
 
 
 def lose_answer(exchange: Exchange) -> bytes:
-    """It is done, and nobody hears of it."""
+    """It is done, and the client does not hear of it."""
     exchange.forward()
     return b""
 

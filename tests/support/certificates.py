@@ -1,4 +1,4 @@
-"""Certificates that somebody has tampered with."""
+"""Certificates that were tampered with."""
 
 import ssl
 

@@ -42,7 +42,7 @@ class SmallDisk:
         _said("mount", "-o", options, self.device, str(self.mountpoint))
 
     def unmount(self, *, lazily: bool = False) -> None:
-        """Unmount it; *lazily*: whoever has something of it open keeps that. Raises
+        """Unmount it; *lazily*: a process that has something of it open keeps that. Raises
         CalledProcessError."""
         _said("umount", *(["-l"] if lazily else []), str(self.mountpoint))
 

@@ -104,7 +104,7 @@ def main() -> None:
         waits = [wait for way in ways.values() if (wait := way.give(now)) is not None]
         for fd, _ in poll.poll(1000 * min(waits) + 0.1 if waits else None):
             if fd == 0:
-                return  # whoever wanted this is gone
+                return  # the process that wanted this is gone
             for _ in range(64):
                 try:
                     frame = os.read(fd, _FRAME_BYTES_MAX)

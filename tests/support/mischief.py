@@ -1,5 +1,5 @@
-"""Somebody who does anything, without end, to a small tree: every kind of change, in two threads,
-as fast as the layer allows or slower. And somebody who reads it all the while.
+"""A user who does anything, without end, to a small tree: every kind of change, in two threads,
+as fast as the layer allows or slower. And one who reads it all the while.
 
 Both bear whatever a layer that dies under them makes of their calls, and go on when it is back."""
 
@@ -210,6 +210,6 @@ class Reading(Busy):
 
 
 def _only_files(path: str) -> None:
-    """Opening a fifo would wait for somebody at its other end. Raises OSError."""
+    """Opening a fifo would wait for a process at its other end. Raises OSError."""
     if not os.path.isfile(path) or os.path.islink(path):
         raise FileNotFoundError(errno.ENOENT, "no regular file", path)

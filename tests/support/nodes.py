@@ -41,7 +41,7 @@ class PeersNode:
 
 
 def make_volume(directory: Path, name: str, role: Role = "primary") -> None:
-    """The state of a volume that nobody has mounted now."""
+    """The state of a volume that is not mounted now."""
     places = directory / "backing", directory / "mount"
     config = Config(volume=VolumeConfig(role=role))
     with hold_or_make_volume(MountSpec(name, directory, *places, config, False, frozenset())):

@@ -35,12 +35,13 @@ class PowerDisk:
         subprocess.run(["sync", "--file-system", str(self.mountpoint)], check=True)
 
     def cut(self) -> None:
-        """The power fails now; whoever uses the disk does not notice until :meth:`come_back`."""
+        """The power fails now; a process that uses the disk does not notice until
+        :meth:`come_back`."""
         clone = ["cp", "--reflink=always", str(self._image), str(self._kept)]
         subprocess.run(clone, check=True)
 
     def come_back(self) -> None:
-        """Be what there was when the power failed; nobody may use the disk."""
+        """Be what there was when the power failed; no process may use the disk."""
         self.remove()
         self._kept.rename(self._image)
         self._mount()

@@ -1,7 +1,7 @@
 """Quotas of users on an ext4 that was made with ``-O quota`` and mounted with ``usrquota``.
 
-Source: quotactl(2), the kernel's fs/quota/dquot.c (ignore_hardlimit: whoever has CAP_SYS_RESOURCE
-is not held by them)."""
+Source: quotactl(2), the kernel's fs/quota/dquot.c (ignore_hardlimit: a process that has
+CAP_SYS_RESOURCE is not held by them)."""
 
 import ctypes
 import os

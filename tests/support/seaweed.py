@@ -132,7 +132,7 @@ class SeaweedFS:
         )
 
     def address(self) -> str:
-        """The address of a store that nobody else has."""
+        """The address of a store that no other test has."""
         return f"s3://{_BUCKET}/tests/{next(self._numbers)}"
 
     def options(self, port: int | None = None) -> dict[str, str]:
@@ -146,7 +146,7 @@ class SeaweedFS:
         }
 
     def suspend(self) -> None:
-        """Have it answer nobody, until :meth:`resume`."""
+        """Have it answer no client, until :meth:`resume`."""
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:

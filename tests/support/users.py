@@ -1,4 +1,4 @@
-"""Doing things as somebody else, and in processes that are limited or see mounts of their own.
+"""Doing things as another user, and in processes that are limited or see mounts of their own.
 
 Source: setrlimit(2), unshare(2), user_namespaces(7), mount_namespaces(7)."""
 

@@ -40,7 +40,7 @@ SMALL_SEGMENTS = JournalOptions(segment_bytes=1 << 17, segment_entries=300)
 
 
 def show_nothing(*_: object) -> None:
-    """Progress that nobody looks at."""
+    """Progress that is not looked at."""
 
 
 class Quiet:

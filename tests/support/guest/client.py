@@ -216,7 +216,7 @@ def read(path: Path, offset: int = 0, size: int = 1 << 20) -> bytes:
 
 def look(path: Path) -> tuple[Any, ...]:
     """Mode, owner, and what a directory's backing may answer as it likes: links and size; and the
-    time, which is worth comparing only where somebody set it to one of the past."""
+    time, which is worth comparing only where a process set it to one of the past."""
     info = os.lstat(path)
     words: tuple[Any, ...] = (oct(info.st_mode), info.st_uid, info.st_gid)
     if not stat.S_ISDIR(info.st_mode):

@@ -122,9 +122,9 @@ class Machine:
         return self.sh("sh", "-c", "cat /proc/fs/nfsd/clients/*/states", check=False)
 
     def cut_power(self) -> None:
-        """From one moment to the next it is off: it answers nobody any more, and none of its
+        """From one moment to the next it is off: it answers no client any more, and none of its
         processes does anything. (Its kernel is the guest's: what nfsd has in memory stays, and
-        reaches nobody.)"""
+        reaches no peer.)"""
         self.host.cut()
         self._kill()
 

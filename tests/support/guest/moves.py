@@ -131,7 +131,7 @@ def move(one: Moving, way: str) -> None:
         one.east.kill()
     else:
         one.east.machine.cut_power()
-    # Nobody forces it: the board says that the old primary is off.
+    # No admin forces it: the board says that the old primary is off.
     one.west.run("promote", "west")
 
 

@@ -69,7 +69,7 @@ def _boot(run: dict[str, Any], cpu: int) -> str:
                 _stopping.wait(_POLL_SECONDS)
             return guest.words()
     except Exception as error:
-        # A thread's exceptions are nobody's: the tests that it owes fail with it.
+        # A thread's exceptions go nowhere: the tests that it owes fail with it.
         return f"{error!r}"
     finally:
         for image in images:

@@ -38,7 +38,7 @@ def _date(do: Deeds, name: str) -> None:
 
 
 def neighbour(do: Deeds) -> None:
-    """Another user makes what somebody then stumbles on."""
+    """Another user makes what the first then stumbles on."""
     do.mkdir("closed", 0o700)
     do.create("closed/secret", content=b"secret")
     do.create("theirs", 0o644, b"theirs")

@@ -192,7 +192,7 @@ def test_an_nfsd_that_does_not_start_is_a_failure(server: Path, mounted: Path) -
 def test_one_that_does_not_stop_is_not_taken_for_one_that_has_begun_anew(
     server: Path, mounted: Path
 ) -> None:
-    """It would give nobody a lock back."""
+    """It would give no client a lock back."""
     client_records.save(mounted, ClientRecords("1/feed", frozenset((ANNA,))))
     (server / "proc/fs/nfsd/threads").write_text("3\n")
     (server / "stuck").touch()

@@ -1,4 +1,4 @@
-"""The peers of a volume that nobody has mounted, and marks that cannot be."""
+"""The peers of a volume that is not mounted, and marks that cannot be."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The status of volumes that nobody has mounted."""
+"""The status of volumes that are not mounted."""
 
 import shutil
 from pathlib import Path

@@ -42,7 +42,7 @@ def test_an_undo_is_planned_and_waits(root: Path) -> None:
     job = book.create(
         Fields({"kind": "undo", "volume": "data", "op": ["unlink", "rmdir"], "user": "anna"})
     )
-    assert (job["state"], job["user"]) == ("stopped", "anna")  # nobody is at work on it
+    assert (job["state"], job["user"]) == ("stopped", "anna")  # no process is at work on it
     planned = _run(book, job, root)
     assert (planned["state"], planned["chosen"], planned["conflict_count"]) == ("planned", 6, 0)
     assert [one["path"] or one["new_path"] for one in planned["actions"]].count("docs/note1") == 1

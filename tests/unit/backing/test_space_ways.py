@@ -39,7 +39,7 @@ def test_where_it_is_refused_it_ends(tmp_path: Path, root: int) -> None:
             assert list(SpaceWays(root).take_ahead(file.fileno, 0, 40 * _MIB)) == [False]
         finally:
             failpoints.listen(None)
-        # More than there is, nobody begins with.
+        # More than there is, no call begins with.
         assert list(SpaceWays(root).take_ahead(file.fileno, 0, 1 << 60)) == []
         assert os.fstat(file.fileno()).st_blocks * 512 < 40 * _MIB
 

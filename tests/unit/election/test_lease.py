@@ -1,4 +1,4 @@
-"""The rules of every decision on who may be primary, whoever makes it; and the person's."""
+"""The rules of every decision on who may be primary, whichever lease makes it; and the person's."""
 
 from collections.abc import Callable
 from pathlib import Path

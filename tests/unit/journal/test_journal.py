@@ -208,7 +208,7 @@ def test_failing_disk_ends_it(tmp_path: Path, label: str) -> None:
     )
     with pytest.raises(JournalFailedError):
         act()
-    # Once is for good: nobody knows what the pages hold.
+    # Once is for good: no process knows what the pages hold.
     with pytest.raises(JournalFailedError):
         append(journal, Clean())
     with pytest.raises(JournalFailedError):

@@ -26,7 +26,7 @@ from tests.support.volumes import SOMEBODY
 
 
 class Silent:
-    """A reporter that nobody reads."""
+    """A reporter that is not read."""
 
     def progress(self, stage: str, done: int, total: int | None, unit: str) -> None: ...
 

@@ -25,7 +25,7 @@ OFFERED = Offered(Reign(Epoch(2), 0xFEED), "east")
 
 
 class Silent(Quiet):
-    """Reports to nobody."""
+    """A reporter that is not read."""
 
     def ready(self, names: int) -> None: ...
 

@@ -75,7 +75,7 @@ def test_what_a_peer_owes_it_does_not_have(tmp_path: Path) -> None:
 
 
 def test_a_primary_of_before_holds_the_journal_until_it_is_shipped_to(tmp_path: Path) -> None:
-    """It lacks what came since, and nobody has heard how much that is."""
+    """It lacks what came since, and no peer has heard how much that is."""
     with hold_or_make_volume(spec_of(tmp_path, None)) as state:
         book = PeerBook(state.directory)
         book.add("guest", None)

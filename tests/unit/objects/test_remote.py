@@ -118,7 +118,7 @@ def test_one_that_answers_too_late_is_away(seaweed: SeaweedFS, proxy: BadProxy) 
         store.put_new("a/b", b"content")
     assert "\n" not in str(raised.value)
     assert raised.value.exit_code == 47
-    # The read-back of whoever does not mind who made it.
+    # The read-back of a caller that does not mind who made it.
     proxy.behaviours = [bad_proxy.late(2)]
     assert put_same(store, "a/c", b"content")
 

@@ -29,5 +29,5 @@ async def test_the_chain_before_the_first_entry_that_is_left(tmp_path: Path) -> 
         seqs = (Seq(first_seq - 2), Seq(first_seq - 1))
         assert await chains.at(seqs) == (None, before)
         theirs = Position(Epoch(1), Seq(first_seq - 1), before)
-        wire: Any = None  # nobody is asked
+        wire: Any = None  # no peer is asked
         assert await find_common(wire, chains, journal.head_seq, theirs) == first_seq - 1

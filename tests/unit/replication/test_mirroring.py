@@ -233,7 +233,7 @@ async def test_what_was_refused_is_not_applied_before_its_void_is_durable(tmp_pa
     """The mirror's journal ends between the two, and is on the disk, when the rest comes."""
     with open_volume(tmp_path / "primary") as primary:
         primary.work(1)
-        (primary.backing / "behind").mkdir()  # nobody has seen it yet
+        (primary.backing / "behind").mkdir()  # no process has seen it yet
         with pytest.raises(FileExistsError):
             primary.mkdir("behind")
         refused_seq = Seq(primary.volume.journal.head_seq - 1)
@@ -538,7 +538,7 @@ async def test_a_mirror_in_trouble_is_no_health(
 async def test_a_catalog_that_had_no_space_for_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing more to apply, nobody says that it is full once it is not."""
+    """With nothing more to apply, no status says that it is full once it is not."""
     monkeypatch.setattr(mirror_applier_module, "COMMIT_CHANGES", 0)
     monkeypatch.setattr(mirror_applier_module, "_FULL_PAUSE_SECONDS", 0.02)
     is_full = [False]

@@ -228,7 +228,7 @@ async def test_nobody_takes_all_places(autojump_clock: trio.testing.MockClock) -
         half = (PLACES - FIRST_PLACES) // 2
         assert quorum.waiting == half
         await other.come(1001, 5)
-        assert quorum.waiting == half + 5  # nobody is in his way
+        assert quorum.waiting == half + 5  # no caller is in his way
         await trio.sleep(0.9)
         assert greedy.refused == []
         await trio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The receiver: who may ship to a mirror, and what its status says when nobody does any more."""
+"""The receiver: who may ship to a mirror, and what its status says when no node does any more."""
 
 import random
 import threading

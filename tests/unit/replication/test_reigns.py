@@ -94,7 +94,7 @@ async def follow(mirror: OpenVolume, primary: OpenVolume, epoch: int) -> None:
 
 
 async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
-    """While it runs, after a restart, and with no peer in reach; until somebody overrules it."""
+    """While it runs, after a restart, and with no peer in reach; until an admin overrules it."""
     with (
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
         open_volume(tmp_path / "next") as successor,
@@ -129,7 +129,7 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
     reign = Reign(Epoch(2), node_id(successor))
     assert reign_of(primary) == reign
 
-    for lost_machine in (False, True):  # and nobody is there
+    for lost_machine in (False, True):  # and no peer is there
         if lost_machine:
             lose_machine(tmp_path / "primary" / "state", head_seq)
         with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
@@ -163,7 +163,7 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
 
 async def test_a_reign_that_only_a_mirror_knows_can_be_overruled(tmp_path: Path) -> None:
     """Nothing proves it to the primary, which it does not fence; and the mirror takes nothing of a
-    lower one, though nobody reigns in it."""
+    lower one, though no node reigns in it."""
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror):
@@ -200,7 +200,7 @@ async def test_a_reign_that_only_a_mirror_knows_can_be_overruled(tmp_path: Path)
 
 
 class Liar:
-    """A peer that answers a greeting by *answer*, whoever greets."""
+    """A peer that answers a greeting by *answer*, whichever node greets."""
 
     def __init__(self, answer: Message) -> None:
         self._answer = answer
@@ -477,8 +477,8 @@ async def test_a_journal_that_cannot_be_read_just_now_proves_nothing(
 async def test_a_page_that_cannot_be_flushed_ends_the_volume(
     tmp_path: Path, role: str, purpose: str
 ) -> None:
-    """All that was raised in it may be lost with the machine, and no later flush tells: so nobody
-    gets an answer that goes by it, the second time neither."""
+    """All that was raised in it may be lost with the machine, and no later flush tells: so no
+    caller gets an answer that goes by it, the second time neither."""
     left = [1]
 
     def fail_once(label: str) -> None:
@@ -679,7 +679,7 @@ async def test_a_mirror_that_lost_what_it_acknowledged(
                 primary.work(3)
                 await until("the mirror is level", level(primary, mirror))
                 await until("it counts", lambda: mirrors_seq(primary) == head(primary))
-            assert mirrors_seq(primary) == 0  # nobody is there
+            assert mirrors_seq(primary) == 0  # no peer is there
         acked_seq = head(primary)
         address = peers["east"]
     uuid = primary.volume.journal.uuid
@@ -755,7 +755,7 @@ async def test_one_mirror_under_two_names_counts_once(tmp_path: Path) -> None:
                     return [peer.sessions for peer in primary.replication.status().peers]
 
                 before = sessions()
-                await trio.sleep(0.6)  # it is tried again, in vain, and disturbs nobody
+                await trio.sleep(0.6)  # it is tried again, in vain, and disturbs no other
                 assert sessions() == before
 
 
@@ -894,7 +894,7 @@ async def test_a_mirror_knows_a_clone_again_that_only_asked(tmp_path: Path) -> N
 
 
 async def test_a_clone_that_came_first_is_followed_and_named(tmp_path: Path) -> None:
-    """Nobody can know then which of the two is meant; the other hears why it is not taken."""
+    """No node can know then which of the two is meant; the other hears why it is not taken."""
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(1)
         await until("the mirror is level", level(primary, mirror))
@@ -971,7 +971,7 @@ async def test_a_start_waits_for_nobody_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch_lost_module, "_LOOK_SECONDS", 0.3)
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")  # nobody answers there
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")  # no node answers there
     address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
     with open_volume(tmp_path / "primary") as primary:
         for peers, seconds in (({"east": address}, 2.0), ({}, 0.05)):
@@ -988,7 +988,7 @@ async def test_a_start_waits_for_nobody_for_long(
 
 
 async def test_a_primary_hears_of_its_successor_by_its_greeting(tmp_path: Path) -> None:
-    """The successor has been told to ship to it; and so it ships to nobody any more."""
+    """The successor has been told to ship to it; and so it ships to no node any more."""
     with (
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
         open_volume(tmp_path / "primary") as primary,

@@ -36,7 +36,7 @@ def written(directory: Path) -> Peer:
 
 
 async def known_and_away(tmp_path: Path, **config: Any) -> None:
-    """Leave a primary whose peer was level; and nobody at the peer's address."""
+    """Leave a primary whose peer was level; and no node at the peer's address."""
     async with mirror_and_primary(tmp_path, **config) as (primary, mirror):
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
@@ -89,7 +89,7 @@ async def test_it_is_written_down_when_a_peer_comes_and_goes(tmp_path: Path) -> 
 
 
 async def test_who_was_there_at_a_death_has_left_by_then(tmp_path: Path) -> None:
-    """The process was killed while the peer was there; its next one finds nobody."""
+    """The process was killed while the peer was there; its next one finds no peer."""
     await known_and_away(tmp_path)
     book = PeerBook.load(tmp_path / "primary" / "state")
     book.note_here("east")

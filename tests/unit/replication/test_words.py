@@ -158,7 +158,7 @@ async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path:
 async def test_the_last_entry_is_decided_before_the_reign_begins(
     tmp_path: Path, held: bool
 ) -> None:
-    """A mirror's last entry may be one whose VOID is lost: whoever is promoted looks."""
+    """A mirror's last entry may be one whose VOID is lost: a mirror that is promoted looks."""
     with open_volume(tmp_path / "primary") as primary:
         primary.mkdir("there")
         operation = Mkdir(

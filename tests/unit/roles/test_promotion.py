@@ -59,7 +59,7 @@ SILENT = PeerAnswer("west", error="connection refused")
 @pytest.mark.parametrize(
     ("nodes", "mirrors", "blocks", "has_lost", "needed"),
     [
-        (2, 0, True, False, 2),  # who waits for nobody goes on without anybody
+        (2, 0, True, False, 2),  # one that waits for none goes on alone
         (3, 1, False, False, 3),
         (2, 1, True, False, 2),
         (3, 1, True, False, 2),
@@ -155,7 +155,7 @@ def test_a_reign_is_beyond_all_that_was_seen_or_is_its_own() -> None:
 
 
 def test_a_reign_that_no_words_cover_is_beyond_what_the_old_primary_begins_alone() -> None:
-    """It is started again after a power cut, and reaches nobody: it begins the next epoch, and the
+    """It is started again after a power cut, and reaches no peer: it begins the next epoch, and the
     next after another. None of them is the promoted mirror's."""
     me = node("me", ME)
     plan = plan_promotion(candidate(mirrors=0, me=me), [SILENT], "vol")

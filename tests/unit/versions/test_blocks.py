@@ -170,7 +170,7 @@ def test_a_block_is_read_from_whichever_pack_has_it() -> None:
     writer = BlockWriter(store)
     assert writer.add_chunk(content) == id_
     writer.finish()
-    assert writer.added_blocks == 0  # nobody has read it yet
+    assert writer.added_blocks == 0  # no reader has had it yet
     with pytest.raises(StoreDamagedError):
         writer.read(id_)
     assert writer.add_chunk(content) == id_

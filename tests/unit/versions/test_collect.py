@@ -1,5 +1,5 @@
-"""Collections: what no version has goes, what one has stays, whoever is at work in between and
-wherever one is killed."""
+"""Collections: what no version has goes, what one has stays, no matter who is at work in between
+and wherever one is killed."""
 
 import shutil
 from collections.abc import Callable, Iterator

@@ -105,7 +105,7 @@ def test_a_spoilt_version_can_be_given_up(store: MemoryStore, reader: JournalRea
     writer = BlockWriter(store)
     for number in range(100):
         writer.add_node(b"%d" % number * 50)
-    # Packs of which no index tells are nobody's, whatever a version needs.
+    # Packs of which no index tells are no version's, whatever a version needs.
     assert _collect(store).removed_packs
     delete_version(store, name.removeprefix("versions/"), "node")
     assert _collect(store).removed_packs

@@ -116,7 +116,7 @@ def test_versions_are_listed_and_found() -> None:
     remove_version(store, later.key)
     assert list_versions(store, UUID(int=7)) == [_VERSION]
     assert dict(objects_by_kind(store))["versions"] == 2
-    # What cannot be read is named, and keeps nobody from the others.
+    # What cannot be read is named, and keeps no reader from the others.
     store.objects[f"versions/{later.key}"] = encode_version(_VERSION)
     store.objects["versions/stray"] = b""
     newer = json.loads(encode_version(replace(_VERSION, seq=Seq(9))))

@@ -58,7 +58,7 @@ def test_nothing_is_to_be_seen_beneath() -> None:
     assert found.startswith("index/")
     assert "abab" not in found
     assert b"known" not in beneath.objects[found]
-    # The same again is other bytes, so that nobody can tell that it is the same.
+    # The same again is other bytes, so that no reader can tell that it is the same.
     first = beneath.objects[found]
     store.remove(name)
     store.put_new(name, content)

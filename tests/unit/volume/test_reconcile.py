@@ -157,7 +157,7 @@ def test_a_machine_that_is_lost_soon_after_an_orderly_stop(tmp_path: Path) -> No
 
 
 def test_a_second_loss_keeps_what_the_first_one_kept(tmp_path: Path) -> None:
-    """That the file is nobody's had not come to the disk, while the new epoch had."""
+    """That the file has no owner had not come to the disk, while the new epoch had."""
     with open_volume(tmp_path, orderly=False) as volume:
         volume.mkdir("there")
         last_seq = volume.volume.journal.head_seq

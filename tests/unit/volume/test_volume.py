@@ -144,7 +144,7 @@ _SMALL_RESERVE = JournalOptions(preallocate_bytes=1 << 16, reserve_bytes=1 << 16
 
 
 def test_small_cuts_leave_the_reserve_to_removals(tmp_path: Path) -> None:
-    """Or whoever shortens one file byte by byte takes from all others what removes theirs."""
+    """Or a user who shortens one file byte by byte takes from all others what removes theirs."""
     with open_volume(tmp_path, options=_SMALL_RESERVE) as opened:
         cut = opened.create("cut", bytes(4000))
         others = [opened.create(f"other{number}") for number in range(20)]

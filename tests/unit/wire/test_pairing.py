@@ -1,4 +1,4 @@
-"""Pairing by a one-time code: who gets in, and what somebody in the middle gets."""
+"""Pairing by a one-time code: who gets in, and what a relay in the middle gets."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress

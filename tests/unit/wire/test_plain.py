@@ -1,4 +1,4 @@
-"""Without TLS: only root's own nodes of this machine talk, and nobody in between."""
+"""Without TLS: only root's own nodes of this machine talk, and no relay in between."""
 
 import os
 import subprocess
@@ -92,7 +92,7 @@ async def test_another_user_of_the_machine_is_let_in_nowhere(
 
 
 async def test_nothing_may_be_in_between(identities: dict[str, Identity]) -> None:
-    """A relay, as a tunnel is one, and as somebody could be who listens where a node should."""
+    """A relay, as a tunnel is one, and as a process could be that listens where a node should."""
 
     async def relay(stream: trio.SocketStream) -> None:
         async with await trio.open_tcp_stream("127.0.0.1", address.port) as other, stream:

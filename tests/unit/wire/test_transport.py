@@ -135,7 +135,7 @@ async def test_many_senders_do_not_mix(identities: Identities) -> None:
 
 
 async def test_a_clean_end_is_no_error_and_cuts_nothing_off(identities: Identities) -> None:
-    """The other has sent what nobody read, and still gets the last word."""
+    """The other has sent what was not read, and still gets the last word."""
 
     async def refuse(connection: Connection) -> None:
         await connection.send(Refusal("no", "because"))
@@ -371,7 +371,7 @@ def test_nothing_plain_off_the_loopback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-# -- nobody, or somebody else, is there ------------------------------------------------------------
+# -- no node, or another one, is there -------------------------------------------------------------
 
 
 async def test_nobody_listens(identities: Identities) -> None:

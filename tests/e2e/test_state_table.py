@@ -14,9 +14,10 @@ pytestmark = pytest.mark.mount
 _RARE = {
     *("log", "parted.json", "rejoin.json", "branches", "overwritten", "store.json", "store.key"),
     *("base.json", "members.json", "prune.lock", "scrub.json", "versions.json"),
+    *("level.json", "journal.new", "versions"),
 }
 """Files of a layer in the background, of a mirror that parted, after the loss of a machine, of a
-volume that waits for mirrors, has versions, or whose journal was pruned."""
+volume that waits for mirrors, has versions, whose journal was pruned, or that copies a tree."""
 
 
 def _table() -> list[str]:

@@ -38,7 +38,7 @@ Sections and defaults::
     compress_level_max = 9              # zstd; the level follows the link
     keep_bytes = "64GiB"                # a peer further behind than this,
     keep_days = 30.0                    # or away for longer, needs a full copy
-    take_back_seconds = 30.0            # after the machine was lost, wait so long for peers that
+    take_back_seconds = 30.0            # after the system crashed, wait so long for peers that
                                         # may have entries which the journal lost,
     without_peers = "new-epoch"         # then go on without them; or "wait": until one answers
     take_back = "signed"                # of those entries, what this node has signed (but of peers

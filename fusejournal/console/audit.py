@@ -46,7 +46,7 @@ class Audit:
             try:
                 found.append(json.loads(line))
             except UNREADABLE_JSON:
-                continue  # half a line, of a machine that was lost
+                continue  # half a line, of a system that crashed
             if len(found) == count:
                 break
         return found

@@ -113,7 +113,7 @@ def make_directories(label: str, path: Path, *, mode: int = 0o700) -> None:
 
 
 def remove(label: str, path: Path) -> None:
-    """Removes the file *path* for good: its name does not come back after the loss of the machine.
+    """Removes the file *path* for good: its name does not come back after a system crash.
     It may be gone already, and its directory too. Failpoints: LABEL.unlink, LABEL.directory. Raises
     OSError."""
     with suppress(FileNotFoundError):

@@ -1,11 +1,11 @@
-"""A node's page of watermarks: what it must know after a kill, or after its machine was lost, and
+"""A node's page of watermarks: what it must know after a kill, or after its system crashed, and
 cannot read from the entries. (Of a mirror, those tell of the node that wrote them; of a primary,
 the last of them may be gone.)
 
 One page, each number written by a pwrite of its own: it is in the kernel's hands when that returns,
 whole or not at all, so it outlives the process at any instruction. (Mapped memory would be
 cheaper by a microsecond an entry; but where a file system writes a page to a new place, a full disk
-would then end the process.) After the loss of the machine the page may be older than what it tells
+would then end the process.) After a system crash the page may be older than what it tells
 of, never newer: so ``durable_seq`` is then too low, which only means that less is known to have
 been on disk.
 

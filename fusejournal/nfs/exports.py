@@ -396,7 +396,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _remove(path: Path) -> None:
-    # Else what is exported no more might be again when the machine was lost.
+    # Else what is exported no more might be again when the system crashed.
     files.remove("exports.remove", path)
 
 

@@ -59,7 +59,7 @@ def journal_limits(
         why = f"reign {offered.reign} was offered to {offered.peer}, and nothing is heard of it yet"
         yield JournalLimit(_NOTHING, why)
     checkpoint_seq = CheckpointFile(state.directory / "checkpoint", page).load().seq
-    # (After the loss of the machine, what the root tells decides whether the backing is too old.)
+    # (After a system crash, what the root tells decides whether the backing is too old.)
     on_disk = min(checkpoint_seq, page.rooted_seq)
     yield JournalLimit(on_disk, f"the backing is on its disk up to entry {on_disk}")
     for peer in PeerBook.load(state.directory).list():
@@ -73,7 +73,7 @@ def journal_limits(
 
 def _limit_of_primary(state: VolumeState) -> JournalLimit:
     """Returns how a mirror's primary holds the mirror's journal back: what it may not have on its
-    disk, it takes back from here when its machine was lost."""
+    disk, it takes back from here when its system crashed."""
     reader = JournalReader(state.journal_dir, state.uuid)
     seq = _NOTHING
     if reader.segments():

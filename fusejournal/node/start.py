@@ -281,7 +281,7 @@ async def _open_volume(
 
 async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> Standing:
     """Ask its peers whether this primary reigns, and for what only they have of its journal; unless
-    a promotion *has_asked* them. Raises RefusedError after the machine was lost, because then it is
+    a promotion *has_asked* them. Raises RefusedError after the system crashed, because then it is
     not for this node to say what the backing should be."""
     startup, local = parts.startup, parts.local
     if local is None or not parts.role.takes_changes:
@@ -301,11 +301,11 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
                 local,
                 startup.volume.journal,
                 reporter.warning,
-                lost_machine=startup.lost_machine,
+                system_crash=startup.system_crash,
                 lost_page=startup.lost_page,
             )
         except RefusedError as error:
-            if startup.lost_machine:
+            if startup.system_crash:
                 raise
             reporter.warning(str(error))
             return Standing(fenced=str(error))
@@ -344,7 +344,7 @@ async def _has_words(
         Reign(due.epoch, local.node_id),
         heard=taken.heard,
         parted=taken.parted,
-        has_lost=startup.lost_machine,
+        has_lost=startup.system_crash,
         report=reporter.warning,
         given=given,
     )

@@ -19,7 +19,7 @@
     STATE/journal.new/   the segment behind that tree, before it is the journal
     STATE/versions/      versions, where no other place was named for them
     STATE/branches/      what histories that lost had
-    STATE/overwritten/   content that was newer than the journal after the loss of a machine
+    STATE/overwritten/   content that was newer than the journal after a system crash
     STATE/scrub.json     the last scrub: how far it is, what it found
     STATE/versions.json  what is known of the versions
     STATE/store.json     where versions are kept

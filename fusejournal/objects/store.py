@@ -44,7 +44,7 @@ class StoreAwayError(StoreError):
 
 
 class ObjectNotFlushedError(StoreError):
-    """The object is there, and may be gone after the loss of the machine: to read it back tells
+    """The object is there, and may be gone after a system crash: to read it back tells
     nothing."""
 
 

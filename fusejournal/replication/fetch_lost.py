@@ -1,6 +1,6 @@
 """Asking the peers before a primary takes changes, and taking entries back.
 
-A primary whose machine was lost may have lost entries that were acknowledged and not yet on its
+A primary whose system crashed may have lost entries that were acknowledged and not yet on its
 disk, while a mirror has them. It takes what comes after its own end from the one that has most.
 
 Any other start asks, too, but once and briefly (:meth:`LostEntryFetcher.look_round`), for what only
@@ -78,7 +78,7 @@ _LOOK_SECONDS = 2.0
 _SILENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _NOBODY = (
-    "the machine was lost, and no peer answered: entries that only they have are not here, and "
+    "the system crashed, and no peer answered: entries that only they have are not here, and "
     "part their journals from this one"
 )
 
@@ -148,7 +148,7 @@ class LostEntryFetcher:
             return TakenBack([_NOBODY], Seq(0))
         heard = set(positions)
         failures = self._notices + [
-            f"the machine was lost, and peer {peer.name} did not answer: entries that only it has "
+            f"the system crashed, and peer {peer.name} did not answer: entries that only it has "
             "are not here, and part its journal from this one"
             for peer in peers
             if peer.name not in positions
@@ -231,7 +231,7 @@ class LostEntryFetcher:
         positions: dict[str, Position] = {}
         waits = self.config.without_peers == "wait"
         seconds = self.config.take_back_seconds
-        self.report(f"the machine was lost: asking {', '.join(peer.name for peer in peers)}")
+        self.report(f"the system crashed: asking {', '.join(peer.name for peer in peers)}")
         while True:
             with trio.move_on_after(seconds):
                 async with trio.open_nursery() as nursery:

@@ -25,14 +25,14 @@ async def ask_peers(
     journal: Journal,
     report: Callable[[str], None],
     *,
-    lost_machine: bool = True,
+    system_crash: bool = True,
     lost_page: bool = False,
 ) -> TakenBack:
     """Ask the peers of the primary *local*.
 
     Args:
         report: is called with a line that says what happens.
-        lost_machine: entries may be gone: those that peers have are taken back.
+        system_crash: entries may be gone: those that peers have are taken back.
         lost_page: nothing but the peers tells whether another node reigns: no change may be taken
             before all have answered.
 
@@ -62,7 +62,7 @@ async def ask_peers(
     work = LostEntryFetcher(
         journal, me, local.config, local.identity, local.book, local.insecure, report, bind
     )
-    if lost_machine:
+    if system_crash:
         taken = await work.run()
     else:
         taken = await work.look_round(local.config.take_back_seconds if lost_page else None)

@@ -1,4 +1,4 @@
-"""The checkpoint that a lost machine leaves: up to which entry the backing is known to be on disk.
+"""The checkpoint that a system crash leaves: up to which entry the backing is known to be on disk.
 
 It cannot be in the catalog, whose pages reach the disk in any order. So it lies in a small file of
 its own (STATE/checkpoint), written only once the backing was flushed, and made durable at once: it

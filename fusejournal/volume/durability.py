@@ -162,7 +162,7 @@ class Durability:
 
     @property
     def durable_seq(self) -> Seq:
-        """Everything up to this entry survives the loss of the machine."""
+        """Everything up to this entry survives the system crash."""
         return self._journal.durable_seq
 
     def flush_if_quick(self) -> float | None:

@@ -5,7 +5,7 @@ at its last commit (or at nothing): the entries after it are recorded from the j
 of the objects they made are found in the backing by fid, and the last entry, which alone may be
 undone or half done, is decided by looking: done, or done now, or VOID when the backing refuses it.
 
-After a lost machine, the backing is first made what the catalog says (volume/reconcile/).
+After a system crash, the backing is first made what the catalog says (volume/reconcile/).
 
 A mirror's backing is behind its journal by what was received and not yet applied; it keeps for
 itself how far it came (journal/watermarks.py). Entries before that one are recorded here, that one
@@ -65,7 +65,7 @@ class Recovery:
     ) -> None:
         """*past_damage*: for a read-only mount, end before a damage rather than fail.
         *applying_seq*: of a copied journal, the entry that may or may not be applied; none after
-        it is. *reconcile*: after a lost machine, makes the backing what the catalog says.
+        it is. *reconcile*: after a system crash, makes the backing what the catalog says.
         *held_seq*: entries up to here are known to be applied."""
         self._volume = volume
         self._past_damage = past_damage

@@ -2,7 +2,7 @@
 mounted.
 
 In order: the journal (cut or refused as it is found), the catalog, recovery of what the catalog
-lacks (after a lost machine, of what the backing lacks, too), a new epoch where one is due, the
+lacks (after a system crash, of what the backing lacks, too), a new epoch where one is due, the
 import of what the journal does not know. Before all that, what a rejoin has begun is gone on with
 (rollback.py). Nothing here waits for the network or serves callers; a process killed at any point
 of it leaves a state that the next one goes on from.
@@ -119,7 +119,7 @@ class VolumeStartup:
         self._importer: Importer | None = None
         self._check: Callable[[], None] = lambda: None
         self._looks_only = False
-        self.lost_machine = False
+        self.system_crash = False
         """True if entries may be gone that this volume had acknowledged."""
         self._rollback: Rollback | WholeSet | None = None
         self.lost_page = False
@@ -167,8 +167,8 @@ class VolumeStartup:
             self._repaired(_PAGE_MISSED)
         lost_progress = self.lost_page and self._watermarks is not None
         is_unclean = not clean and (not same_boot or lost_progress)
-        self.lost_machine = is_unclean or self._rollback is not None
-        if self.lost_machine and catalog_dir.exists():
+        self.system_crash = is_unclean or self._rollback is not None
+        if self.system_crash and catalog_dir.exists():
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir)
         catalog = open_catalog(catalog_dir, self._root_fd, journal, self._repaired)
@@ -199,7 +199,7 @@ class VolumeStartup:
         else:
             self._set_committed_seq(watermarks)
             applying_seq = watermarks.applying_seq
-            if self.lost_machine:
+            if self.system_crash:
                 # How far the backing had come is unknown now: it is made what it should be.
                 applying_seq = Seq(watermarks.committed_seq + 1)
             self._recover(read_only, applying_seq, held_seq)
@@ -221,9 +221,9 @@ class VolumeStartup:
         Raises FusejournalError, OSError."""
         catalog = self.volume.catalog
         if read_only:
-            if self.lost_machine:
+            if self.system_crash:
                 self.degraded.append(
-                    "the backing is as the lost machine left it: mount it once without -o ro"
+                    "the backing is as the system crash left it: mount it once without -o ro"
                 )
             if not catalog.imported and self._watermarks is None:
                 self.degraded.append("the import was not finished: files that it lacks do not show")
@@ -334,7 +334,7 @@ class VolumeStartup:
         return max(self.page.durable_seq, self.checkpoint.load().seq)
 
     def _recover(self, read_only: bool, applying_seq: Seq | None, held_seq: Seq) -> None:
-        reconcile = self._reconcile if self.lost_machine and not read_only else None
+        reconcile = self._reconcile if self.system_crash and not read_only else None
         checkpoint_seq = self.checkpoint.load().seq
         if checkpoint_seq <= self.volume.journal.head_seq:
             held_seq = max(held_seq, checkpoint_seq)
@@ -394,7 +394,7 @@ class VolumeStartup:
         where it goes on in its own. Another boot is enough: this may be an older copy of the
         volume, and what was made after it was copied has its fids."""
         boot = self._boot.read()
-        reason = "the machine was lost" if self.lost_machine else standing.new_epoch
+        reason = "the system crashed" if self.system_crash else standing.new_epoch
         if reason is None and boot.is_this:
             return None
         epoch = max(self.volume.journal.epoch, standing.seen_epoch) + 1

@@ -13,7 +13,7 @@ from fusejournal.journal.segment import list_segments
 from fusejournal.replay.digest import digest_tree
 from tests.support.forked import run
 from tests.support.layer import Layer
-from tests.support.losses import lose_machine
+from tests.support.losses import crash_system
 
 pytestmark = pytest.mark.mount
 
@@ -85,7 +85,7 @@ def test_the_content_is_in_versions_only(layer: Layer, tmp_path: Path) -> None:
     head_seq = layer.head_seq()
     _unmount(layer)
     # The machine, its catalog and a file are lost.
-    lose_machine(layer.state, head_seq)
+    crash_system(layer.state, head_seq)
     shutil.rmtree(layer.state / "catalog")
     (layer.backing / "d0/f7").unlink()
     assert _mount(layer) == 0

@@ -100,7 +100,7 @@ def write(node: Node, name: str) -> None:
         (node.mountpoint / name / str(n)).write_bytes(f"{name} {n}".encode() * 500)
 
 
-def lose_machine(node: Node, disk: Disk) -> None:
+def crash_system(node: Node, disk: Disk) -> None:
     """Loses what was not on the disk when it was kept; a new boot begins."""
     node.kill()
     node.detach()
@@ -245,7 +245,7 @@ def check_fenced(primary: Node, mirror: Node) -> None:
     assert (primary.mountpoint / "before").is_dir()
 
 
-# -- a lost machine ------------------------------------------------------------------------------
+# -- a system crash ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backing", ["behind", "ahead"])
@@ -258,7 +258,7 @@ def test_a_primary_takes_back_what_it_lost(tmp_path: Path, backing: str) -> None
         check_equal(primary, mirror)
         digest, head_seq = digest_tree(primary.mountpoint).digest, primary.head_seq()
         if backing == "behind":
-            lose_machine(primary, disk)
+            crash_system(primary, disk)
         else:  # the journal alone was not written
             primary.kill()
             primary.detach()
@@ -294,7 +294,7 @@ def test_a_primary_with_no_peer_in_reach_begins_a_new_epoch(tmp_path: Path) -> N
         write(primary, "after")
         check_equal(primary, mirror)
         mirror.host.cut()
-        lose_machine(primary, disk)
+        crash_system(primary, disk)
         primary.start()
         status = primary.ask()
         assert status["epoch"] == 2
@@ -333,7 +333,7 @@ def test_a_primary_that_is_to_wait_for_a_peer(tmp_path: Path) -> None:
         check_equal(primary, mirror)
         digest = digest_tree(primary.mountpoint).digest
         mirror.host.cut()
-        lose_machine(primary, disk)
+        crash_system(primary, disk)
         primary.start(wait=False)
         wait_for(lambda: "waiting for one" in primary.words(), primary.words)
         assert not primary.is_mounted()

@@ -325,7 +325,7 @@ def test_stopping_an_import(layer: Layer) -> None:
     assert len({entry["path"] for entry in imported}) == len(imported) == 3000
 
 
-def test_stopping_what_follows_a_lost_machine(layer: Layer) -> None:
+def test_stopping_what_follows_a_system_crash(layer: Layer) -> None:
     layer.start()
     for number in range(30):
         (layer.mountpoint / f"f{number}").write_text(str(number))

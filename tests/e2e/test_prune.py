@@ -16,7 +16,7 @@ from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.replay.digest import digest_tree
 from tests.support.forked import run
 from tests.support.layer import Layer
-from tests.support.losses import lose_machine
+from tests.support.losses import crash_system
 from tests.support.mirrors import (
     PORT,
     Node,
@@ -394,7 +394,7 @@ def test_what_was_there_first_goes_right_after_its_import(tmp_path: Path) -> Non
         assert digest_tree(layer.mountpoint).digest == wanted
         head_seq = layer.head_seq()
         layer.kill()
-        lose_machine(layer.state, head_seq)
+        crash_system(layer.state, head_seq)
         shutil.rmtree(layer.state / "catalog")
         (backing / "f9").unlink()
         layer.start()

@@ -16,7 +16,7 @@ _RARE = {
     *("base.json", "members.json", "prune.lock", "scrub.json", "versions.json"),
     *("level.json", "journal.new", "versions"),
 }
-"""Files of a layer in the background, of a mirror that parted, after the loss of a machine, of a
+"""Files of a layer in the background, of a mirror that parted, after a system crash, of a
 volume that waits for mirrors, has versions, whose journal was pruned, or that copies a tree."""
 
 

@@ -162,7 +162,7 @@ def test_foreign_segment(killed: Layer, tmp_path: Path) -> None:
     assert "of volume" in done.stderr
 
 
-def test_lost_machine_cuts_above_the_flushed_watermark_and_begins_an_epoch(killed: Layer) -> None:
+def test_system_crash_cuts_above_the_flushed_watermark_and_begins_an_epoch(killed: Layer) -> None:
     (killed.state / "boot").write_text('{"boot_id": "another"}')
     last = segments(killed)[-1]
     flip(last, end(last) - 20)

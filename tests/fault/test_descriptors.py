@@ -20,7 +20,7 @@ from fusejournal.types import ROOT_FID, Fid
 from tests.support import users
 from tests.support.descriptors import no_descriptors_left
 from tests.support.layer import Layer
-from tests.support.losses import Died, dying_at, lose_machine
+from tests.support.losses import Died, crash_system, dying_at
 from tests.support.trees import difference, image
 from tests.support.volumes import (
     SMALL_SEGMENTS,
@@ -276,7 +276,7 @@ def test_the_journal_has_descriptors_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_lost", [False, True], ids=["removal kept", "removal lost"])
-def test_orphans_of_a_lost_machine(tmp_path: Path, is_lost: bool) -> None:
+def test_orphans_of_a_system_crash(tmp_path: Path, is_lost: bool) -> None:
     """They are gone where the journal has their removal, and at home where it lost that."""
     with open_volume(tmp_path, orderly=False) as opened:
         opened.usage.everything_is_open = True
@@ -289,7 +289,7 @@ def test_orphans_of_a_lost_machine(tmp_path: Path, is_lost: bool) -> None:
             last_seq = opened.volume.journal.head_seq
         opened.volume.journal.sync()
         opened.keep_orphans = True
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as opened:
         opened.volume.tree.take_over_orphans(())
         assert not difference(image(opened.backing), before)
@@ -314,7 +314,7 @@ def test_orphans_outlive_a_users_file_of_the_hidden_name(tmp_path: Path, is_lost
         before = {b".": image(opened.backing)[b"."]}
         last_seq = opened.volume.journal.head_seq
     if is_lost:
-        lose_machine(tmp_path / "state", last_seq)
+        crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as opened:
         tree = opened.volume.tree
         tree.take_over_orphans({fid})

@@ -97,7 +97,7 @@ def test_an_aborted_connection_leaves_the_mount_dead(layer: Layer, tmp_path: Pat
 
 
 def kill(layer: Layer) -> None:
-    """And let the next start have some work to do, as after a lost machine."""
+    """And let the next start have some work to do, as after a system crash."""
     layer.start()
     (layer.mountpoint / "f").write_text("version 1")
     layer.kill()

@@ -22,7 +22,7 @@ from tests.support.layer import Layer
 from tests.support.mirrors import Node, check_equal
 from tests.support.mischief import Mischief
 from tests.support.network import network
-from tests.support.power import lose_machine, power_disk
+from tests.support.power import crash_system, power_disk
 from tests.support.trees import difference, image, rebuild
 
 pytestmark = pytest.mark.mount
@@ -62,7 +62,7 @@ def test_power_cuts(tmp_path: Path, kind: str) -> None:
             for number in range(CUTS):
                 time.sleep(dice.uniform(0.2, 2.5))
                 durable_seq = layer.ask()["durable_seq"]
-                lose_machine(layer, disk)
+                crash_system(layer, disk)
                 layer.start()
                 assert epoch_seq(layer) > durable_seq
                 time.sleep(dice.uniform(0, 0.2))
@@ -98,7 +98,7 @@ def test_power_cuts_with_a_mirror(tmp_path: Path, victim: str) -> None:
             with Mischief(primary.mountpoint, SEED, pause_seconds=0.002) as work:
                 for number in range(CUTS):
                     time.sleep(dice.uniform(0.2, 2.0))
-                    lose_machine(lost, disk)
+                    crash_system(lost, disk)
                     lost.start()
                     time.sleep(dice.uniform(0, 0.2))
                     work.pause()
@@ -122,7 +122,7 @@ def test_mirror_is_lost_before_its_primary_has_spoken(tmp_path: Path) -> None:
         primary.ships_to(mirror)
         disk.sync()
         mirror.start()
-        lose_machine(mirror, disk)
+        crash_system(mirror, disk)
         mirror.start()
         primary.start()
         (primary.mountpoint / "file").write_text("all that there is")
@@ -133,7 +133,7 @@ def test_mirror_is_lost_before_its_primary_has_spoken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
 def test_new_page_of_watermarks_is_on_the_disk_with_its_name(tmp_path: Path, kind: str) -> None:
-    """A fence that a lost machine forgets would be none."""
+    """A fence that a system crash forgets would be none."""
     fence = Reign(Epoch(7), 5)
     with power_disk(tmp_path, kind) as disk:
         path = disk.mountpoint / "watermarks"

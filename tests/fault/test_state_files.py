@@ -87,7 +87,7 @@ class Case:
         self.durable = in_child(self._second_session)
         self.tree = image(self.backing)
         if stop == "lost":
-            self._lose_machine()
+            self._crash_system()
         self.left = image(self.backing)
         """The tree of the backing, before anything is opened."""
         self.fids = {_fid(path) for path in _all(self.backing)}
@@ -131,7 +131,7 @@ class Case:
                 one.create(f"l{number}", b"later", later)
         return durable
 
-    def _lose_machine(self) -> None:
+    def _crash_system(self) -> None:
         """Spoils what came after the checkpoint: it did not reach the backing's disk whole."""
         for state in (self.state, self.old):
             begin_another_boot(state)

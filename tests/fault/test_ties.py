@@ -378,7 +378,7 @@ def _mount_with_fault(layer: Layer, fault: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\0" * 512])
-def test_spoilt_boot_file_counts_as_a_lost_machine(ledger: Layer, content: bytes | None) -> None:
+def test_spoilt_boot_file_counts_as_a_system_crash(ledger: Layer, content: bytes | None) -> None:
     boot = ledger.state / "boot"
     if content is None:
         boot.unlink()
@@ -467,7 +467,7 @@ def test_lost_page_of_a_mirror_counts_until_it_is_made_whole(
         with open_volume(mirror, mirror=True, uuid=uuid, orderly=False, begin=False):
             pass
     with open_volume(mirror, mirror=True, uuid=uuid) as opened:
-        assert opened.opening.lost_machine
+        assert opened.opening.system_crash
         assert opened.watermarks is not None
         assert opened.watermarks.applying_seq == head_seq + 1
         assert opened.volume.catalog.applied_seq == head_seq

@@ -153,7 +153,7 @@ class DiskLives(Lives):
             self.disks[side].come_back()
         self._open(expect_quiet=False)
         assert self.opened is not None
-        assert self.opened.opening.lost_machine or how == "order"
+        assert self.opened.opening.system_crash or how == "order"
         assert self.opened.volume.journal.head_seq >= durable_seq
         if sides == ("backing",):
             assert self.opened.volume.journal.head_seq >= head_seq

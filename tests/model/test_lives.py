@@ -33,7 +33,7 @@ from fusejournal.errors import FusejournalError, ShortWriteError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import ControlOperation, TreeOperation, Void
 from fusejournal.types import Caller, Seq
-from tests.support.losses import begin_another_boot, failing_at, lose_machine
+from tests.support.losses import begin_another_boot, crash_system, failing_at
 from tests.support.model import Model, Refused
 from tests.support.random_workloads import Builder, Dice
 from tests.support.trees import Image, difference, image
@@ -150,7 +150,7 @@ class Lives(RuleBasedStateMachine):
         reported = [*opened.opening.repairs, *opened.opening.degraded]
         model = model_of(opened.journal_dir)
         assert not (found := difference(image(opened.backing), model.image())), found
-        if expect_quiet or not (reported or opened.opening.lost_machine or self.is_blind):
+        if expect_quiet or not (reported or opened.opening.system_crash or self.is_blind):
             assert not reported, reported
             assert not self._had_life() or not (found := difference(before, model.image())), found
         self._builder.model = model
@@ -307,7 +307,7 @@ class Lives(RuleBasedStateMachine):
         durable_seq, head_seq = journal.durable_seq, journal.head_seq
         self._close("kill")
         last_seq = random.Random(seed).randint(max(1, durable_seq), max(1, head_seq))
-        lose_machine(self.volume / "state", last_seq)
+        crash_system(self.volume / "state", last_seq)
         self._open(expect_quiet=False)
         assert self.opened.volume.journal.head_seq > durable_seq
 

@@ -387,10 +387,10 @@ class Peers(RuleBasedStateMachine):
                 replication.local,
                 side.volume.journal,
                 lambda _: None,
-                lost_machine=opening.lost_machine,
+                system_crash=opening.system_crash,
             )
         except RefusedError as error:
-            if opening.lost_machine:
+            if opening.system_crash:
                 raise
             words, standing = str(error), Standing(fenced=str(error))
         else:
@@ -423,7 +423,7 @@ class Peers(RuleBasedStateMachine):
         self.disk.close_all()
         self.disk.come_back()
         self.primary = self._enter("primary", begin=False)
-        assert self.primary.opening.lost_machine
+        assert self.primary.opening.system_crash
         trio.run(self._begin_after_loss, liar, there)
         epoch_seq = self._last_epoch_seq()
         assert self._chains()[:epoch_seq] == before[:epoch_seq]

@@ -235,7 +235,7 @@ def test_no_answer_comes_before_the_flush(served: Served) -> None:
     volume.start()
 
 
-# -- a lost machine --------------------------------------------------------------------------------
+# -- a system crash --------------------------------------------------------------------------------
 
 
 class Lossy:

@@ -32,7 +32,7 @@ from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import FETCH, SHIP
 from fusejournal.wire.transport import Address, connect, serve
 from tests.support.liar import Liar, answering, each_session
-from tests.support.losses import lose_machine
+from tests.support.losses import crash_system
 from tests.support.pairs import level, listens_at, running, until
 from tests.support.volumes import content, open_volume
 
@@ -255,7 +255,7 @@ async def test_what_is_taken_back_from_who_says_anything(
         liar = Liar(primary, seed)
         true = content(primary.journal_dir)
         head_seq = primary.volume.journal.head_seq
-    lose_machine(tmp_path / "primary" / "state", head_seq - 30)
+    crash_system(tmp_path / "primary" / "state", head_seq - 30)
     with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
         before = content(primary.journal_dir)
         async with trio.open_nursery() as nursery:

@@ -166,7 +166,7 @@ class Life:
             self.promotions += 1
             self.begins(node, reign)
 
-    def lose_machine(self) -> None:
+    def crash_system(self) -> None:
         """A primary loses its machine, and entries with it; its start takes back what peers have,
         and begins an epoch with the word of enough."""
         node, cut = self.random.choice(self.nodes), self.cut()
@@ -206,7 +206,7 @@ class Life:
                 )
 
     def live(self, steps: int) -> None:
-        deeds = [self.change, self.ship, self.promote, self.switch, self.lose_machine]
+        deeds = [self.change, self.ship, self.promote, self.switch, self.crash_system]
         for _ in range(steps):
             self.random.choices(deeds, (4, 6, 2, 1, 1))[0]()
             self.reigns_are_of_one_node()

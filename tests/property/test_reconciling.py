@@ -1,4 +1,4 @@
-"""A backing, whatever a lost machine leaves of it, is made what the journal says.
+"""A backing, whatever a system crash leaves of it, is made what the journal says.
 
 A backing as of some entry at or after the checkpoint, be it before or beyond the journal's end, is
 then spoilt further: names moved, taken away and added, files cut short, grown and overwritten,
@@ -34,7 +34,7 @@ from fusejournal.operations import (
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.support.bases import give_base, possible_bases
-from tests.support.losses import Died, dying_at, lose_machine
+from tests.support.losses import Died, crash_system, dying_at
 from tests.support.model import Model
 from tests.support.random_workloads import workloads
 from tests.support.trees import difference, image, rebuild
@@ -85,7 +85,7 @@ def leave(
     (volume / "state" / "watermarks").unlink()
     if base:
         give_base(volume / "state", Seq(base), UUID_OF_WORKLOADS)
-    lose_machine(volume / "state", end)
+    crash_system(volume / "state", end)
 
 
 def tag_root(backing: Path, uuid: UUID) -> None:
@@ -211,7 +211,7 @@ def reconcile(volume: Path, death: int = 0) -> bool:
             dying_at("reconcile.", death),
             open_volume(volume, uuid=UUID_OF_WORKLOADS) as opened,
         ):
-            assert opened.opening.lost_machine
+            assert opened.opening.system_crash
             for told in opened.opening.degraded:
                 assert "have another name now" in told, told
     except Died:

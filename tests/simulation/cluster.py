@@ -36,7 +36,7 @@ from fusejournal.volume.rollback import REJOIN_FILE
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import HandshakeState
 from tests.simulation.world import Died, Machine, World, current
-from tests.support.losses import lose_machine
+from tests.support.losses import crash_system
 from tests.support.pairs import running
 from tests.support.trees import difference, image
 from tests.support.volumes import SOMEBODY, OpenVolume, Quiet, content, open_volume
@@ -292,7 +292,7 @@ class Node:
             kept_seq = max(Seq(kept_seq - older), min(kept_seq, last_epoch_seq(reader)))
             self.cluster.put_back(self, kept_seq)
         self.cluster.world.note(f"{self.name} loses {kept_seq + 1} to {head_seq}")
-        lose_machine(self.state_dir, kept_seq)
+        crash_system(self.state_dir, kept_seq)
         assert self.machine.page is not None
         self.machine.synced_page = self.machine.page.read_bytes()
 
@@ -321,7 +321,7 @@ class Node:
 
     @property
     def is_gone_by(self) -> bool:
-        """True of a primary whose machine was lost and that no start makes a mirror, while another
+        """True of a primary whose system crashed and that no start makes a mirror, while another
         was promoted after it: it is refused, or waits for words that it does not get."""
         is_old = self is not self.cluster.newest or "fenced" in self.refusal
         return is_old and not self.is_mirror and self.side is None

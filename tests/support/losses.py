@@ -23,7 +23,7 @@ from fusejournal.volume.checkpoint import CheckpointFile
 from tests.support.trees import difference, image, rebuild
 
 
-def lose_machine(state: Path, last_seq: int) -> None:
+def crash_system(state: Path, last_seq: int) -> None:
     """The volume's machine goes down; nothing after entry *last_seq* had reached the journal's
     disk."""
     *_, (path, frame) = JournalReader(state / "journal").frames(Seq(1), Seq(last_seq + 1))

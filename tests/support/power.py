@@ -67,7 +67,7 @@ def power_disk(base: Path, kind: str = "ext4", size_mib: int = 2048) -> Iterator
             disk.remove()
 
 
-def lose_machine(node: Layer, disk: PowerDisk) -> None:
+def crash_system(node: Layer, disk: PowerDisk) -> None:
     """The machine of *node*, which lies on *disk*, goes down, and comes back in another boot."""
     disk.cut()
     node.kill()

@@ -1,1 +1,1 @@
-"""Making the backing what the journal says after the loss of a machine."""
+"""Making the backing what the journal says after a system crash."""

@@ -49,7 +49,7 @@ def reconcile_after_loss(
         # Before anything else is journaled: another loss would see it in the light of that.
         make_checkpoint()
     except OSError as error:
-        why = "the machine was lost" if losing is None else "its end lost to another history"
+        why = "the system crashed" if losing is None else "its end lost to another history"
         raise RecoveryError(
             f"{backing}: cannot be made what the journal says after {why}: {error.strerror}; mend "
             "that and mount again: it begins anew"

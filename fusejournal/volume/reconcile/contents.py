@@ -1,4 +1,4 @@
-"""Contents and attributes of files that a lost machine left in any state: made what entries say.
+"""Contents and attributes of files that a system crash left in any state: made what entries say.
 
 Contents are written anew from all a file's entries. Where those come to much, the entries after the
 checkpoint are carried out again, in order, which leaves every byte as the last of them did,

@@ -1,7 +1,7 @@
 """Keeps a copy of what a reconciliation is about to overwrite although it is newer than all that
 the journal has.
 
-After the loss of the machine that is what an entry wrote which the journal lost; where the state
+After a system crash that is what an entry wrote which the journal lost; where the state
 directory is an older one than was noticed, it may be a day's work. The copies lie in
 STATE/overwritten/EPOCH-SEQ, named for where the journal ended, a file called FID for each; those of
 the last ``_KEPT_TIMES`` losses stay. Copies are made whole or not at all, sparse where the file is,

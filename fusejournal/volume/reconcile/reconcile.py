@@ -1,4 +1,4 @@
-"""Reconciliation: makes the backing that a lost machine left equal to the journal, by fid.
+"""Reconciliation: makes the backing that a system crash left equal to the journal, by fid.
 
 Such a backing is up to date as of the last checkpoint; of what came later it has some pages and
 lacks others, in any order, and it may have effects of operations that the journal lost. So nothing
@@ -112,7 +112,7 @@ class Reconciliation:
         self._may_be_ahead = may_be_ahead
         self._goes_back = losing is not None
         self._losing = LosingEntries() if losing is None else losing
-        self._cause = "the machine was lost" if losing is None else losing.cause
+        self._cause = "the system crashed" if losing is None else losing.cause
         self._progress = progress
         self._lookup = Lookup(volume.journal.reader)
         self._made: dict[Fid, Making] = {}
@@ -175,7 +175,7 @@ class Reconciliation:
             self._make_new()
             contents.write(self._new, self._overwritten())
             if self._new:
-                # After another loss of the machine they are whole, where they are.
+                # After another system crash they are whole, where they are.
                 calls.syncfs("reconcile.syncfs", self._tree.root_fd)
             self._fill_places()
         contents.set_attributes(self._new)

@@ -1,4 +1,4 @@
-"""A walk through the backing that a lost machine left, with the catalog beside it: which names are
+"""A walk through the backing that a system crash left, with the catalog beside it: which names are
 as they should be, which are not, which are missing, and what has changed since the checkpoint.
 
 It notes in the catalog the handle of each file that it finds by its fid, wherever that is. What

@@ -30,7 +30,7 @@ from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Epoch, Reign
 from fusejournal.volume.rollback import REJOIN_FILE
-from tests.support.losses import Died, dying_at, lose_machine
+from tests.support.losses import Died, crash_system, dying_at
 from tests.support.pairs import level, listens_at, mirror_status, running, until
 from tests.support.trees import difference, image
 from tests.support.volumes import OpenVolume, Quiet, content, open_volume
@@ -272,9 +272,7 @@ def test_a_primary_that_is_behind_is_asked_by_its_own_end(parted: Places) -> Non
 
 @pytest.mark.parametrize("own", [0, 4], ids=["a beginning", "with entries of its own"])
 @pytest.mark.parametrize("death", [None, "state.rename", "rejoin.root"])
-def test_a_former_primary_whose_machine_was_lost(
-    tmp_path: Path, own: int, death: str | None
-) -> None:
+def test_a_former_primary_whose_system_crashed(tmp_path: Path, own: int, death: str | None) -> None:
     """Another was promoted meanwhile, and no start makes a mirror of this one."""
     old, new = tmp_path / "old", tmp_path / "new"
     with open_volume(old) as volume:
@@ -285,7 +283,7 @@ def test_a_former_primary_whose_machine_was_lost(
             trio.run(lambda: _ship_to(volume, new))
         volume.work(own, start=50)
         uuid, lost = volume.volume.journal.uuid, volume.volume.journal.head_seq - own
-    lose_machine(old / "state", lost)
+    crash_system(old / "state", lost)
     with open_volume(new, uuid=uuid) as volume:
         volume.volume.note(NewEpoch(Epoch(2), "promoted"))
         volume.work(5, start=100)

@@ -104,7 +104,7 @@ def test_a_void_is_never_in_another_segment(tmp_path: Path) -> None:
 def test_a_lost_header_behind_what_is_all_durable(
     tmp_path: Path, size: int, read_only: bool
 ) -> None:
-    """The machine was lost just after a segment was begun: all before it had been flushed, and of
+    """The system crashed just after a segment was begun: all before it had been flushed, and of
     the new one there is a name, or that and zeros."""
     options = JournalOptions(segment_entries=4)
     journal = Journal.create(tmp_path, UUID_OF_TESTS, options)
@@ -241,7 +241,7 @@ def test_foreign_segments_are_refused(tmp_path: Path) -> None:
         Journal.open(tmp_path, uuid4(), _SMALL, unclean_machine=False)
 
 
-def test_after_a_lost_machine_the_first_bad_frame_above_the_watermark_ends_it(
+def test_after_a_system_crash_the_first_bad_frame_above_the_watermark_ends_it(
     tmp_path: Path,
 ) -> None:
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _SMALL)

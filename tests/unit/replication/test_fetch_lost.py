@@ -1,4 +1,4 @@
-"""A primary whose machine was lost takes back from its mirrors what its journal lost."""
+"""A primary whose system crashed takes back from its mirrors what its journal lost."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ from fusejournal.types import ROOT_FID, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Batch, Message
 from fusejournal.wire.session import RefusedError
-from tests.support.losses import Died, begin_another_boot, dying_at, lose_machine
+from tests.support.losses import Died, begin_another_boot, crash_system, dying_at
 from tests.support.volumes import OpenVolume, applied, content, open_volume
 
 pytestmark = pytest.mark.mount
@@ -75,13 +75,13 @@ async def _ship_and_lose(
         primary.work(rounds)
         head_seq = primary.volume.journal.head_seq
         await _ship_all(primary, mirror, address)
-    lose_machine(directory / "state", head_seq - lost)
+    crash_system(directory / "state", head_seq - lost)
     return head_seq
 
 
 async def _begin(primary: OpenVolume, **config: Any) -> list[str]:
-    """Begins as a node does that opens a volume after its machine was lost."""
-    assert primary.opening.lost_machine
+    """Begins as a node does that opens a volume after its system crashed."""
+    assert primary.opening.system_crash
     replication = primary.replicate(ReplicationConfig(**config))
     with trio.fail_after(60):
         taken = await ask_peers(replication.local, primary.volume.journal, lambda _: None)
@@ -101,7 +101,7 @@ async def test_what_a_mirror_has_comes_back(tmp_path: Path, lost: int) -> None:
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
                 before = content(primary.journal_dir)
-            lose_machine(tmp_path / "primary" / "state", head_seq - lost)
+            crash_system(tmp_path / "primary" / "state", head_seq - lost)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
                 assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
@@ -122,7 +122,7 @@ async def test_mirror_that_has_no_more(tmp_path: Path) -> None:
                 await _ship_all(primary, mirror, address)
                 primary.work(3, start=10)
                 head_seq = primary.volume.journal.head_seq
-            lose_machine(tmp_path / "primary" / "state", head_seq)
+            crash_system(tmp_path / "primary" / "state", head_seq)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert await _begin(primary, peers={"east": address}) == []
                 assert _epochs(primary) == [(1, 1), (2, head_seq + 1)]
@@ -134,7 +134,7 @@ async def test_goes_on_without_peers(tmp_path: Path) -> None:
     with open_volume(tmp_path / "primary", orderly=False) as primary:
         primary.work(3)
         head_seq = primary.volume.journal.head_seq
-    lose_machine(tmp_path / "primary" / "state", head_seq - 2)
+    crash_system(tmp_path / "primary" / "state", head_seq - 2)
     with open_volume(tmp_path / "primary", begin=False) as primary:
         (told,) = await _begin(primary, peers={"east": "127.0.0.1:9"}, take_back_seconds=0.1)
         assert "no peer answered" in told
@@ -148,7 +148,7 @@ async def test_waits_for_a_peer_as_configured(tmp_path: Path) -> None:
                 primary.work(3)
                 head_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
-    lose_machine(tmp_path / "primary" / "state", head_seq - 4)
+    crash_system(tmp_path / "primary" / "state", head_seq - 4)
     with (
         open_volume(tmp_path / "primary", begin=False) as primary,
         open_volume(tmp_path / "mirror", mirror=True) as mirror,
@@ -223,13 +223,13 @@ async def test_primary_whose_reign_is_over_does_not_begin_another(tmp_path: Path
                 primary.work(3)
                 head_seq = primary.volume.journal.head_seq
             shutil.copytree(primary.journal_dir, tmp_path / "kept")
-            lose_machine(directory / "state", head_seq)
+            crash_system(directory / "state", head_seq)
             with open_volume(directory, orderly=False) as primary:
                 primary.work(3, start=10)
                 await _ship_all(primary, mirror, address)
             shutil.rmtree(primary.journal_dir)
             shutil.copytree(tmp_path / "kept", primary.journal_dir)
-            lose_machine(directory / "state", head_seq)
+            crash_system(directory / "state", head_seq)
             with open_volume(directory, begin=False, orderly=False) as primary:
                 with pytest.raises(RefusedError, match="epoch 2"):
                     await _begin(primary, peers={"east": address}, take_back_seconds=2.0)
@@ -255,7 +255,7 @@ async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path,
     watermarks.committed_seq = watermarks.durable_seq = watermarks.applying_seq = early_seq
     watermarks.close()
     begin_another_boot(tmp_path / "mirror" / "state")
-    lose_machine(tmp_path / "primary" / "state", early_seq + 3)
+    crash_system(tmp_path / "primary" / "state", early_seq + 3)
     with open_volume(tmp_path / "mirror", mirror=True, orderly=False) as mirror:
         async with _serving(mirror) as address:
             with open_volume(tmp_path / "primary", begin=False) as primary:
@@ -281,7 +281,7 @@ async def test_interrupted_take_back_goes_on(tmp_path: Path, step: int) -> None:
                 last_seq = primary.volume.journal.head_seq
                 await _ship_all(primary, mirror, address)
             # The backing is as it was then, too: nothing later had reached the disk.
-            lose_machine(tmp_path / "early" / "state", head_seq)
+            crash_system(tmp_path / "early" / "state", head_seq)
             config: dict[str, Any] = {"peers": {"east": address}}
             for death in itertools.count(1, step):
                 with (

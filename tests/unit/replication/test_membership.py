@@ -20,7 +20,7 @@ from fusejournal.roles.promote import Promotion
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.members import Members, Rule
-from tests.support.losses import lose_machine
+from tests.support.losses import crash_system
 from tests.support.pairs import level, listens_at, running, until
 from tests.support.volumes import OpenVolume, open_volume
 
@@ -138,7 +138,7 @@ async def test_a_mirror_that_was_rolled_back_has_no_word(tmp_path: Path) -> None
         )
         await cluster.stop("north", orderly=False)
         await cluster.stop("east", orderly=False)
-        lose_machine(tmp_path / "east" / "state", head_seq - 3)
+        crash_system(tmp_path / "east" / "state", head_seq - 3)
         east = await cluster.start("east")
         assert east.volume.journal.head_seq == head_seq - 3
         with pytest.raises(PromotionRefusedError, match="1 of 3 nodes take nothing") as refused:

@@ -36,7 +36,7 @@ from fusejournal.replication.states import MirrorEvent
 from fusejournal.types import Epoch, Fid, Seq
 from fusejournal.wire.session import FAILED, FULL
 from tests.support.bases import base_tree, give_base, possible_bases
-from tests.support.losses import lose_machine
+from tests.support.losses import crash_system
 from tests.support.pairs import (
     level,
     listens_at,
@@ -563,18 +563,18 @@ async def test_a_catalog_that_had_no_space_for_a_moment(
 
 
 async def test_a_mirror_that_was_level_applies_all_without_a_new_entry(tmp_path: Path) -> None:
-    """Its machine was lost between the checkpoint's flush and the page's, which is older then: what
+    """Its system crashed between the checkpoint's flush and the page's, which is older then: what
     the checkpoint tells of is on the disk, and to be applied, though no entry comes."""
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
         head_seq = mirror.volume.journal.head_seq
-    lose_machine(tmp_path / "mirror" / "state", head_seq)
+    crash_system(tmp_path / "mirror" / "state", head_seq)
     page = WatermarkPage(tmp_path / "mirror" / "state" / "watermarks")
     page.durable_seq = page.stopped_seq = Seq(0)
     page.close()
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
-        assert mirror.opening.lost_machine
+        assert mirror.opening.system_crash
         assert mirror.opening.page.durable_seq == mirror.volume.journal.durable_seq == head_seq
 
 

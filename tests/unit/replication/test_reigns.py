@@ -37,7 +37,7 @@ from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, prove
 from fusejournal.wire.session import SHIP, RefusedError, hello
 from fusejournal.wire.transport import connect
-from tests.support.losses import lose_machine
+from tests.support.losses import crash_system
 from tests.support.pairs import (
     level,
     listens_at,
@@ -129,9 +129,9 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
     reign = Reign(Epoch(2), node_id(successor))
     assert reign_of(primary) == reign
 
-    for lost_machine in (False, True):  # and no peer is there
-        if lost_machine:
-            lose_machine(tmp_path / "primary" / "state", head_seq)
+    for system_crash in (False, True):  # and no peer is there
+        if system_crash:
+            crash_system(tmp_path / "primary" / "state", head_seq)
         with open_volume(tmp_path / "primary", begin=False, orderly=False) as primary:
             replication = primary.replicate(ReplicationConfig(peers={"east": "127.0.0.1:9"}))
             with pytest.raises(RefusedError, match="epoch 2") as error:
@@ -139,10 +139,10 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
                     replication.local,
                     primary.volume.journal,
                     lambda _: None,
-                    lost_machine=lost_machine,
+                    system_crash=system_crash,
                 )
             assert error.value.exit_code == 26
-            if not lost_machine:
+            if not system_crash:
                 primary.opening.recover(read_only=False)
                 begin(primary, Standing(fenced=str(error.value)))
                 with pytest.raises(OSError, match="Read-only"):
@@ -186,7 +186,7 @@ async def test_a_reign_that_only_a_mirror_knows_can_be_overruled(tmp_path: Path)
                         replication.local,
                         primary.volume.journal,
                         lambda _: None,
-                        lost_machine=False,
+                        system_crash=False,
                     )
                     assert taken.failures == []
                     primary.opening.recover(read_only=False)
@@ -223,7 +223,7 @@ def _welcome(epoch: int, held: int, seq: int, chain: int) -> Welcome:
     return Welcome(1, b"", "liar", *where, Seq(0), 77, Epoch(held))
 
 
-@pytest.mark.parametrize("lost_machine", [False, True])
+@pytest.mark.parametrize("system_crash", [False, True])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -237,13 +237,13 @@ def _welcome(epoch: int, held: int, seq: int, chain: int) -> Welcome:
     ],
 )
 async def test_a_word_that_nothing_proves_binds_nobody(
-    tmp_path: Path, answer: Message, lost_machine: bool
+    tmp_path: Path, answer: Message, system_crash: bool
 ) -> None:
-    with open_volume(tmp_path / "primary", orderly=not lost_machine) as primary:
+    with open_volume(tmp_path / "primary", orderly=not system_crash) as primary:
         primary.work(2)
         head_seq = primary.volume.journal.head_seq
-    if lost_machine:
-        lose_machine(tmp_path / "primary" / "state", head_seq)
+    if system_crash:
+        crash_system(tmp_path / "primary" / "state", head_seq)
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
     config = ReplicationConfig(peers={"east": address}, take_back_seconds=0.3)
@@ -252,7 +252,7 @@ async def test_a_word_that_nothing_proves_binds_nobody(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, Liar(answer).handle, listeners)
             await ask_peers(
-                replication.local, primary.volume.journal, lambda _: None, lost_machine=lost_machine
+                replication.local, primary.volume.journal, lambda _: None, system_crash=system_crash
             )
             primary.opening.recover(read_only=False)
             begin(primary)
@@ -260,7 +260,7 @@ async def test_a_word_that_nothing_proves_binds_nobody(
                 await until("it was told", lambda: peer_status(primary).errors > 1)
             nursery.cancel_scope.cancel()
         primary.create("one")
-        assert reign_of(primary).epoch == primary.volume.journal.epoch == 1 + lost_machine
+        assert reign_of(primary).epoch == primary.volume.journal.epoch == 1 + system_crash
 
 
 async def test_a_peer_that_has_begun_the_same_epoch(tmp_path: Path) -> None:
@@ -505,9 +505,9 @@ async def test_a_page_that_cannot_be_flushed_ends_the_volume(
             assert side.volume.write_errno == errno.EROFS
 
 
-@pytest.mark.parametrize("lost_machine", [False, True])
+@pytest.mark.parametrize("system_crash", [False, True])
 async def test_a_primary_that_lost_its_page_asks_all_peers_first(
-    tmp_path: Path, lost_machine: bool
+    tmp_path: Path, system_crash: bool
 ) -> None:
     """All that it knew of another reign may be gone: until all have answered, it takes no
     change."""
@@ -518,7 +518,7 @@ async def test_a_primary_that_lost_its_page_asks_all_peers_first(
             primary.replication.local,
             primary.volume.journal,
             lambda _: None,
-            lost_machine=opening.lost_machine,
+            system_crash=opening.system_crash,
             lost_page=opening.lost_page,
         )
         opening.recover(read_only=False)
@@ -529,14 +529,14 @@ async def test_a_primary_that_lost_its_page_asks_all_peers_first(
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror):
             peers = {"east": listens_at(mirror), "west": "127.0.0.1:9"}
-            with open_volume(tmp_path / "primary", orderly=not lost_machine) as primary:
+            with open_volume(tmp_path / "primary", orderly=not system_crash) as primary:
                 primary.work(2)
                 primary.replicate(ReplicationConfig(peers=peers))
                 async with running(primary):
                     await until("the mirror is level", level(primary, mirror))
                 head_seq = head(primary)
-            if lost_machine:
-                lose_machine(tmp_path / "primary" / "state", head_seq)
+            if system_crash:
+                crash_system(tmp_path / "primary" / "state", head_seq)
             (tmp_path / "primary" / "state" / "watermarks").unlink()
             for _ in range(2):
                 with open_volume(tmp_path / "primary", begin=False) as primary:
@@ -636,7 +636,7 @@ async def test_applying_may_be_behind_an_epoch(
                     await until("the mirror is level", level(primary, mirror))
                 head_seq = primary.volume.journal.head_seq
             monkeypatch.setattr(MirrorApplier, "_limit", lambda _: Seq(0))
-            lose_machine(tmp_path / "primary" / "state", head_seq)
+            crash_system(tmp_path / "primary" / "state", head_seq)
             with open_volume(tmp_path / "primary", orderly=False) as primary:
                 assert primary.volume.journal.epoch == 2
                 primary.work(3, start=10)
@@ -647,7 +647,7 @@ async def test_applying_may_be_behind_an_epoch(
             assert mirror.volume.catalog.applied_seq == head_seq
             assert mirror.volume.journal.epoch == 1
             assert mirror.replication.epoch == 2
-            lose_machine(tmp_path / "primary" / "state", head_seq + 3)
+            crash_system(tmp_path / "primary" / "state", head_seq + 3)
             with open_volume(tmp_path / "primary", begin=False) as primary:
                 assert primary.volume.journal.epoch == 2
                 replication = primary.replicate(ReplicationConfig(peers=peers))
@@ -951,7 +951,7 @@ async def test_a_peer_that_is_ahead_has_a_new_epoch_begin(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, Liar(answer).handle, list(listeners))
                 taken = await ask_peers(
-                    replication.local, primary.volume.journal, lambda _: None, lost_machine=False
+                    replication.local, primary.volume.journal, lambda _: None, system_crash=False
                 )
                 nursery.cancel_scope.cancel()
             (told,) = taken.failures
@@ -980,7 +980,7 @@ async def test_a_start_waits_for_nobody_for_long(
                 replication.local.book.remove("east")
             with trio.fail_after(seconds):
                 taken = await ask_peers(
-                    replication.local, primary.volume.journal, lambda _: None, lost_machine=False
+                    replication.local, primary.volume.journal, lambda _: None, system_crash=False
                 )
             assert taken == TakenBack([], Seq(0))
     for listener in listeners:
@@ -1026,12 +1026,12 @@ async def test_a_clone_hears_at_its_start_that_it_is_one(tmp_path: Path) -> None
         with open_volume(tmp_path / "clone", uuid=uuid) as clone:
             replication = clone.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             await until("it streams", lambda: mirror_status(mirror).state == "streaming")
-            for lost_machine in (False, True):
+            for system_crash in (False, True):
                 taken = await ask_peers(
                     replication.local,
                     clone.volume.journal,
                     lambda _: None,
-                    lost_machine=lost_machine,
+                    system_crash=system_crash,
                 )
                 assert "runs twice" in "\n".join(taken.failures)
 

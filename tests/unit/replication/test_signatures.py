@@ -28,7 +28,7 @@ from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Batch, Message
 from fusejournal.wire.signatures import SegmentSigner
-from tests.support.losses import lose_machine
+from tests.support.losses import crash_system
 from tests.support.pairs import level, listens_at, peer_status, running, until
 from tests.support.volumes import SOMEBODY, OpenVolume, content, open_volume
 
@@ -210,7 +210,7 @@ async def _lost(
                     await until("the mirror is level", level(primary, mirror))
                 head_seq = primary.volume.journal.head_seq
                 before = content(primary.journal_dir)
-            lose_machine(tmp_path / "primary" / "state", head_seq - lost)
+            crash_system(tmp_path / "primary" / "state", head_seq - lost)
             yield mirror, head_seq, before
 
 

@@ -73,7 +73,7 @@ def test_it_stops_as_a_mirror_does(tmp_path: Path, fails: bool) -> None:
         if fails:
             primary.volume.fail("fenced")
     with open_volume(tmp_path / "one", mirror=True) as mirror:
-        assert not mirror.opening.lost_machine
+        assert not mirror.opening.system_crash
         assert mirror.watermarks is not None
         assert (applied(mirror), mirror.watermarks.committed_seq) == (head_seq, head_seq)
         assert mirror.volume.journal.head_seq == head_seq

@@ -84,7 +84,7 @@ def test_after_any_end(based: tuple[Path, JournalBase], end: str) -> None:
         (directory / "backing/d3/a").unlink()
         (directory / "backing/last").write_bytes(b"lost")
     with open_volume(directory) as volume:
-        assert volume.opening.lost_machine == (end == "another boot")
+        assert volume.opening.system_crash == (end == "another boot")
         assert _fids(volume) == fids
         assert [one.cookie for one in volume.volume.catalog.list(ROOT_FID, 0)] == cookies
         assert volume.volume.catalog.next_fid >= next_fid

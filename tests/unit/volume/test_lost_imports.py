@@ -16,7 +16,7 @@ from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Import, ImportData, Rename
 from fusejournal.types import ROOT_FID, Fid, Seq
-from tests.support.losses import begin_another_boot, lose_machine
+from tests.support.losses import begin_another_boot, crash_system
 from tests.support.trees import difference, image
 from tests.support.volumes import SOMEBODY, OpenVolume, check_copies, open_volume
 
@@ -61,7 +61,7 @@ def begin_import(directory: Path, kind: str, pieces: int = 0) -> None:
         for entry, _ in with_outcomes(volume.volume.journal.reader.read(Seq(1), END))
         if isinstance(entry.operation, Import | ImportData)
     ]
-    lose_machine(directory / "state", seqs[pieces])
+    crash_system(directory / "state", seqs[pieces])
 
 
 @contextmanager

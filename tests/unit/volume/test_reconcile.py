@@ -1,4 +1,4 @@
-"""Files after a lost machine, case by case. (Of all others: the property test.)"""
+"""Files after a system crash, case by case. (Of all others: the property test.)"""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from fusejournal.operations import Create, Import, Rename, Setattr, Write
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.volume.checkpoint import Checkpoint
 from fusejournal.volume.reconcile.survey import staging_name
-from tests.support.losses import Died, begin_another_boot, dying_at, lose_machine
+from tests.support.losses import Died, begin_another_boot, crash_system, dying_at
 from tests.support.trees import difference, image, rebuild
 from tests.support.volumes import SOMEBODY, OpenVolume, check_copies, open_volume
 
@@ -35,7 +35,7 @@ def test_a_file_that_was_replaced_by_an_operation_that_is_lost(tmp_path: Path) -
         fid = save(volume, b"first")
         last_seq = volume.volume.journal.head_seq
         save(volume, b"second", fid)
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         assert (volume.backing / "text").read_bytes() == b"first"
         assert (volume.backing / "text.not-journaled").read_bytes() == b"second"
@@ -53,7 +53,7 @@ def test_what_is_newer_than_the_journal_is_kept_before_it_is_overwritten(tmp_pat
         untouched = volume.create("other", b"as it is")
         last_seq = volume.volume.journal.head_seq
         volume.volume.commit(Write(fid, 0, None), SOMEBODY, b"what a day's work has come to")
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     for death in range(1, 40):
         try:
             with dying_at("reconcile.", death) as left, open_volume(tmp_path) as volume:
@@ -74,7 +74,7 @@ def test_a_file_whose_making_is_lost_is_imported(tmp_path: Path) -> None:
         volume.mkdir("there")
         last_seq = volume.volume.journal.head_seq
         lost = volume.create("file", b"content")
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         fid = volume.volume.catalog.lookup(ROOT_FID, b"file")
         assert fid not in (None, lost)
@@ -97,7 +97,7 @@ def test_a_large_file_gets_what_came_after_the_checkpoint(tmp_path: Path) -> Non
         file.seek(3 << 20)
         file.write(b"\0\0\0\0\0")
         file.truncate(21 << 20)
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         content = (volume.backing / "large").read_bytes()
         assert content == bytes(3 << 20) + b"later" + bytes((17 << 20) - 5)
@@ -117,7 +117,7 @@ def test_half_made_files_are_finished(tmp_path: Path) -> None:
     os.chown(file, 0, 0)
     file.chmod(0o600)
     before = file.stat().st_ino
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         stat = file.stat()
         assert (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) == (0o640, 7, 8)
@@ -130,7 +130,7 @@ def test_a_copied_backing_is_not_touched(tmp_path: Path) -> None:
     with open_volume(tmp_path, orderly=False) as volume:
         volume.create("file", b"content")
         last_seq = volume.volume.journal.head_seq
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     tag = os.getxattr(volume.backing, FID_XATTR)
     volume.backing.rename(tmp_path / "original")
     shutil.copytree(tmp_path / "original", volume.backing)
@@ -148,9 +148,9 @@ def test_a_machine_that_is_lost_soon_after_an_orderly_stop(tmp_path: Path) -> No
         last_seq = volume.volume.journal.head_seq
         lost = volume.create("lost")
         volume.unlink(old, "old")
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
-        assert volume.opening.lost_machine
+        assert volume.opening.system_crash
         assert volume.volume.journal.epoch == 2
         assert (volume.backing / "old").read_bytes() == b"old"
         assert volume.create("new") > lost + 1000
@@ -164,7 +164,7 @@ def test_a_second_loss_keeps_what_the_first_one_kept(tmp_path: Path) -> None:
         volume.create("thesis", b"content")
     thesis = volume.backing / "thesis"
     tag = os.getxattr(thesis, FID_XATTR)
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path, begin=False, orderly=False) as volume:
         volume.opening.recover(read_only=False)
         next(volume.opening.start_epoch_and_import(read_only=False))
@@ -204,7 +204,7 @@ def test_a_checkpoint_of_entries_that_are_gone_counts_for_nothing(tmp_path: Path
         volume.volume.commit(Setattr(fid, 0o600, None, None, None, None), SOMEBODY)
         volume.make_checkpoint()
     os.chown(volume.backing / "file", 7, 7)
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path, orderly=False) as volume:
         stat = (volume.backing / "file").stat()
         assert (stat.st_mode & 0o7777, stat.st_uid) == (0o644, 0)
@@ -288,7 +288,7 @@ def test_a_file_that_was_changed_right_after_its_import(tmp_path: Path) -> None:
         assert isinstance(entry.operation, Import)
         fid = entry.operation.fid
         volume.commit(Write(fid, 0, None), SOMEBODY, b"later")
-    lose_machine(tmp_path / "state", imported_seq)
+    crash_system(tmp_path / "state", imported_seq)
     with open_volume(tmp_path) as opened:
         assert opened.volume.catalog.lookup(ROOT_FID, b"found") == fid
         check_copies(tmp_path, opened.volume.journal.uuid, tmp_path)
@@ -309,7 +309,7 @@ def test_a_clock_that_was_put_back_since_the_checkpoint(tmp_path: Path) -> None:
         last_seq = opened.volume.journal.head_seq
         opened.volume.commit(Write(fid, 100, None), SOMEBODY, b"what is lost")
         opened.volume.commit(Setattr(fid, 0o4711, None, None, None, 5), SOMEBODY)
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as opened:
         check_copies(tmp_path, opened.volume.journal.uuid, tmp_path)
 
@@ -328,7 +328,7 @@ def test_a_reconciliation_is_cut_off_while_the_clock_is_behind(
         opened.opening.checkpoint.make(ahead, opened.opening.root)
         opened.create("other", b"x")
         last_seq = opened.volume.journal.head_seq
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with (
         pytest.raises(Died),
         dying_at("reconcile.write", death),
@@ -343,14 +343,14 @@ def test_a_reconciliation_is_cut_off_while_the_clock_is_behind(
 
 
 def test_what_was_half_made_goes_where_its_file_has_another_name_since(tmp_path: Path) -> None:
-    """A process died between the file's name and its fid, and its machine was lost after that: what
+    """A process died between the file's name and its fid, and its system crashed after that: what
     lies there without a fid is no stranger's."""
     with open_volume(tmp_path, orderly=False) as volume:
         fid = save(volume, b"content")
         last_seq = volume.volume.journal.head_seq
         (volume.backing / "new").touch()
         (volume.backing / "strange").touch()
-    lose_machine(tmp_path / "state", last_seq)
+    crash_system(tmp_path / "state", last_seq)
     with open_volume(tmp_path) as volume:
         assert {one.name for one in volume.backing.iterdir() if one.name[0] != "."} == {
             "text",

@@ -237,4 +237,4 @@ def test_a_page_that_fails_at_the_end_is_remembered(
         failpoints.listen(None)
     for has_failed in (number == "EIO", False):
         with open_volume(directory, mirror=mirror, uuid=uuid) as opened:
-            assert opened.opening.lost_machine == has_failed
+            assert opened.opening.system_crash == has_failed

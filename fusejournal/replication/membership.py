@@ -2,8 +2,9 @@
 its configuration and book, has its mirrors told, and lets nothing be acknowledged while a promotion
 might go by another rule than this node.
 
-A rule by which nothing is waited for needs no record: a promotion is then never covered by words.
-Nor has a volume one whose peers have no certificates, by which they would be told apart.
+A rule by which nothing is waited for needs no record in the first reign. In any other there is one:
+a node that was away may have a record of a reign before, and go by that until it is told.
+A volume has none whose peers have no certificates, by which they would be told apart.
 
 Used from the event loop's thread."""
 
@@ -67,7 +68,8 @@ class Membership:
         blocks = config.on_timeout == "block"
         rule = Rule(config.mirrors, blocks, tuple(sorted(nodes)), tuple(sorted(witnesses)))
         current = self._record.current
-        if known and (rule.waits or (current is not None and any(r.waits for r in current.rules))):
+        is_first = self._reign is None or self._reign.epoch <= 1
+        if known and (rule.waits or current is not None or (shipped_to and not is_first)):
             self._desired = rule
         self._hold()
         self._wake()

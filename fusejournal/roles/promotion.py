@@ -10,7 +10,9 @@ is stopped by no word but its own: then a person has to say that it is off.
 
 For how many mirrors it waits, and which nodes count, the newest record of members says that any
 node which answers has (wire/members.py); without one, this node's own configuration and book. A
-node that has less than it is known to have acknowledged does not count, this one neither.
+record of a reign before the last of which one of them has entries says neither: then all have to
+give their word. A node that has less than it is known to have acknowledged does not count, this one
+neither.
 
 So a promotion that is not forced needs that no node that answers is a primary, holds more, or has
 seen a higher reign that has begun, and that words enough can be had.
@@ -63,6 +65,11 @@ class Candidate:
         """Returns the record of members that counts, with *answers* of its peers."""
         return newest([members_of(self.me.members), *(one.members for one in answers)])
 
+    def begun_epoch(self, answers: Sequence[PeerAnswer]) -> Epoch:
+        """Returns the highest epoch that it, or a peer of *answers*, has entries of."""
+        held = [one.welcome.held_epoch for one in answers if one.welcome is not None]
+        return max([self.me.position.epoch, *held])
+
 
 def next_reign(me: HandshakeState, answers: Sequence[PeerAnswer], *, is_covered: bool) -> Reign:
     """Returns the reign that *me* is to begin: beyond all that it and those who answer have seen,
@@ -85,7 +92,9 @@ def plan_promotion(
 ) -> PromotionPlan:
     """Returns the plan for *candidate* by the *answers* of all its peers; *volume* is what an admin
     calls the volume here."""
-    me, members = candidate.me, candidate.members(answers)
+    me, record = candidate.me, candidate.members(answers)
+    is_outdated = record is not None and record.is_outdated(candidate.begun_epoch(answers))
+    members = None if is_outdated else record
     peers = tuple(_word_of(answer, members) for answer in answers)
     held_seq = dict(members.held).get(me.node_id, 0) if members is not None else 0
     own, objections = int(me.position.seq >= held_seq), list[str]()
@@ -100,11 +109,14 @@ def plan_promotion(
         if answer.welcome is not None
         for line in _objections(me, answer.peer, answer.welcome)
     ]
-    tally = _tally(candidate, answers, peers, members, own)
+    if record is not None and is_outdated:
+        tally = _tally_all(me.node_id, answers, peers, record, own)
+    else:
+        tally = _tally(candidate, answers, peers, members, own)
     words, needed, nodes = tally
     uncovered = ""
     if tally.lacking > 0 and not objections:
-        uncovered = _not_covered(candidate, tally, members, volume)
+        uncovered = _not_covered(candidate, tally, record, volume, is_outdated=is_outdated)
     return PromotionPlan(
         node=me.node,
         reign=str(next_reign(me, answers, is_covered=words >= needed)),
@@ -144,6 +156,28 @@ def _tally(
         if peer.counts and answer.welcome is not None:
             given.add(answer.welcome.node_id)
     return max((rule.tally(given) for rule in members.rules), key=lambda one: one.lacking)
+
+
+def _tally_all(
+    my_id: int,
+    answers: Sequence[PeerAnswer],
+    peers: Sequence[PeerWord],
+    outdated: Members,
+    own: int,
+) -> WordCount:
+    """Returns how many words there are of all nodes that the *outdated* record or a book knows of:
+    each is needed. *own* is 1 if the word of this node, *my_id*, counts."""
+    known, given = {my_id}, {my_id} if own else set[int]()
+    for answer, peer in zip(answers, peers, strict=True):
+        if answer.welcome is not None:
+            known.add(answer.welcome.node_id)
+            if peer.counts:
+                given.add(answer.welcome.node_id)
+    for rule in outdated.rules:
+        known |= rule.everyone
+    # (A peer that is silent may be one of the record's, or none: it has no word in either case.)
+    nodes = max(2, len(known), 1 + len(peers))
+    return WordCount(len(given), nodes, nodes)
 
 
 def _word_of(answer: PeerAnswer, members: Members | None) -> PeerWord:
@@ -194,7 +228,12 @@ def _objections(me: HandshakeState, peer: str, theirs: Welcome) -> list[str]:
 
 
 def _not_covered(
-    candidate: Candidate, tally: WordCount, members: Members | None, volume: str
+    candidate: Candidate,
+    tally: WordCount,
+    members: Members | None,
+    volume: str,
+    *,
+    is_outdated: bool,
 ) -> str:
     primary = f"primary {candidate.primary}" if candidate.primary else "a primary"
     mirrors, blocks = candidate.mirrors, candidate.blocks
@@ -206,6 +245,8 @@ def _not_covered(
         if blocks and mirrors
         else "it goes on without mirrors where none answers"
     )
+    if is_outdated and members is not None:
+        why = f"who counts is known as of reign {members.reign}, and another has begun since"
     return (
         f"nothing says that {primary} has stopped: {words} of {nodes} nodes take nothing from it "
         f"any more, and {needed} are needed, because {why}; make sure that it is off, then "

@@ -15,6 +15,10 @@ has the new rule alone.
 A *witness* has no data: it counts as a node, and for no acknowledgement. So a reign needs the words
 of more than half of all, and of so many others that they meet each acknowledgement.
 
+A record of a reign before the last that has begun covers nothing: a node that was promoted by
+force acknowledges by a rule of its own, of which who was away need not know yet. Then the words of
+all are needed.
+
 ``held`` is what members are known to have acknowledged. One that has less was rolled back, or has
 lost it, and does not count until it has that again. It belongs to the record's reign: a new one
 counts no further than where it began.
@@ -118,6 +122,12 @@ class Members(NamedTuple):
     def order(self) -> tuple[int, int, int]:
         """Grows with each record of a volume."""
         return self.reign.epoch, self.reign.node_id, self.version
+
+    def is_outdated(self, begun_epoch: Epoch) -> bool:
+        """Returns True if *begun_epoch*, in which a node has entries, is beyond its reign: who
+        begins that may acknowledge by another rule, as one does that is promoted by force, and this
+        record covers nothing."""
+        return self.reign.epoch < begun_epoch
 
     def to_wire(self) -> tuple[int, ...]:
         """Returns the numbers of a message."""

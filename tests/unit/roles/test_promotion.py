@@ -9,7 +9,7 @@ from fusejournal.replication.canvass import PeerAnswer
 from fusejournal.roles.promotion import EPOCHS_ALONE, Candidate, next_reign, plan_promotion
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Hello, Welcome, WireError
-from fusejournal.wire.members import words_needed
+from fusejournal.wire.members import Members, Rule, words_needed
 from fusejournal.wire.session import (
     WORD,
     HandshakeState,
@@ -203,3 +203,29 @@ def test_a_word_that_was_given_to_this_very_node_fences_it_not() -> None:
     for theirs in (said(mine)._replace(held_epoch=Epoch(3)), said(mine)._replace(reign_node=ME)):
         with pytest.raises(RefusedError):
             check_welcome(primary, theirs, "fetch")
+
+
+def test_a_record_of_before_the_last_reign_covers_nothing() -> None:
+    """A node that was promoted by force goes by a rule of its own, and told it to no node that was
+    away: the words of two of three do not say that it has stopped."""
+    record = Members(Reign(Epoch(1), WEST), 5, Rule(1, True, tuple(sorted((ME, EAST, WEST)))))
+    me = node("me", ME)._replace(members=record.to_wire())
+    heard = [answer("east", node("east", EAST)), SILENT]
+    plan = plan_promotion(candidate(me=me), heard, "vol")
+    assert (plan.words, plan.words_needed, plan.is_covered) == (2, 3, False)
+    assert "another has begun since" in plan.uncovered
+    told = record._replace(reign=Reign(Epoch(2), WEST))
+    me = me._replace(members=told.to_wire())
+    plan = plan_promotion(candidate(me=me), heard, "vol")
+    assert (plan.words, plan.words_needed, plan.is_covered) == (2, 2, True)
+    # Another, which has entries of a reign that this node knows nothing of, says it, too.
+    begun = answer("east", node("east", EAST), held=3)
+    assert not plan_promotion(candidate(me=me), [begun, SILENT], "vol").is_covered
+    # All of the record and of the book, also those whom the record does not have.
+    me = me._replace(members=record.to_wire())
+    west = node("west", WEST)
+    plan = plan_promotion(candidate(me=me), [heard[0], answer("west", west)], "vol")
+    assert (plan.words, plan.words_needed, plan.is_covered) == (3, 3, True)
+    south = PeerAnswer("south", error="connection refused")
+    plan = plan_promotion(candidate(me=me), [heard[0], answer("west", west), south], "vol")
+    assert (plan.words, plan.words_needed, plan.is_covered) == (3, 4, False)

@@ -1,0 +1,86 @@
+"""Counting, as one primary keeps account of its members: what it writes, tells and lets be
+acknowledged, by what its peers say."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fusejournal.address import node_name, parse_remote
+from fusejournal.config import ReplicationConfig
+from fusejournal.replication.fence import node_id_of
+from fusejournal.replication.local_node import LocalNode
+from fusejournal.replication.member_record import MemberRecord
+from fusejournal.replication.membership import Membership
+from fusejournal.replication.peers import PeerBook
+from fusejournal.replication.quorum import Quorum
+from fusejournal.types import Epoch, Reign, Seq
+from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.members import Members, Rule
+from tests.support.volumes import open_volume
+
+pytestmark = pytest.mark.mount
+
+BLOCK = ReplicationConfig(mirrors=1, on_timeout="block")
+
+
+class Primary:
+    """The primary in *base*, which no connection leaves: a test says what its peers acknowledge."""
+
+    def __init__(self, base: Path, local: LocalNode) -> None:
+        self._base = base
+        self.local = local
+        self.head_seq = Seq(10)
+        self.quorum = Quorum(local.config, lambda: self.head_seq, lambda: None)
+        self.membership = Membership(local, self.quorum, lambda: self.head_seq)
+
+    def node_id(self, peer: str) -> int:
+        return node_id_of(load_or_make(self._base / peer, node_name(peer)).fingerprint)
+
+    async def begin(self, epoch: int = 1) -> None:
+        await self.membership.begin(Reign(Epoch(epoch), self.local.node_id))
+
+    def acked(self, peer: str, seq: int, version: int | None) -> None:
+        self.membership.acked(peer, Seq(seq), version)
+        self.quorum.acked(peer, Seq(seq))
+
+    @property
+    def record(self) -> Members:
+        current = self.local.members.current
+        assert current is not None
+        return current
+
+    def rule(self, *peers: str, mirrors: int = 1) -> Rule:
+        nodes = sorted([self.local.node_id, *map(self.node_id, peers)])
+        return Rule(mirrors, True, tuple(nodes))
+
+
+@contextmanager
+def primary_of(
+    base: Path, *peers: str, config: ReplicationConfig = BLOCK, unpaired: str | None = None
+) -> Iterator[Primary]:
+    """A primary whose book has *peers* with certificates, and *unpaired* without one."""
+    with open_volume(base / "north") as north:
+        state_dir = base / "north" / "state"
+        book = PeerBook(state_dir)
+        for number, name in enumerate(peers):
+            certificate = load_or_make(base / name, node_name(name)).certificate
+            book.pair(name, parse_remote(f"127.0.0.1:{7001 + number}"), certificate)
+        if unpaired is not None:
+            book.add(unpaired, parse_remote("127.0.0.1:7999"))
+        book.save()
+        page = north.opening.page
+        local = LocalNode(state_dir, "north", config, None, False, False, page)
+        yield Primary(base, local)
+
+
+async def test_a_promoted_primary_that_waits_for_none_tells_that_too(tmp_path: Path) -> None:
+    """Its mirrors may have the record of a reign before, by which the words of few are enough."""
+    with primary_of(tmp_path, "east", config=ReplicationConfig()) as north:
+        await north.begin(1)
+        assert north.local.members.current is None, "no node has an older one"
+        await north.begin(1024)
+        assert (north.record.reign.epoch, north.record.rule.waits) == (1024, False)
+        assert len(north.record.rule.nodes) == 2
+        assert MemberRecord(north.local.state_dir).current == north.record

@@ -26,6 +26,7 @@ _BY_CODE: Final = {
     "copy": COPY_ADVICE,
     INSTANCE: "stop the one that is a copy, and give it a state of its own",
     FAILED: "see that node's own status and log: its disk has failed",
+    "members": "see that node's own log, and which program it runs: it counts for nothing here",
     "twice": "remove one of the two names: 'fusejournal peer remove'",
 }
 

@@ -83,7 +83,12 @@ class MemberRecord:
 
     def write(self, members: Members | None) -> None:
         """Have *members* in the file, or no file; when it returns, that is on the disk. Any thread;
-        blocks. Raises FusejournalError, and the file is as before."""
+        blocks. Raises FusejournalError, and the file is as before; also where *members* could not
+        be read again."""
+        try:
+            members_of(members.to_wire() if members is not None else ())
+        except WireError as error:
+            raise FusejournalError(f"{self.path}: cannot be saved: {error}") from None
         try:
             if members is None:
                 remove("members.removed", self.path)

@@ -21,12 +21,13 @@ from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Reign, Seq
 from fusejournal.wire.identity import fingerprint_of
 from fusejournal.wire.members import Members, Rule, in_order
+from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS: Final = 1.0
-_OLD: Final = 1 << 63
-"""The version that a peer which knows of no record has on its disk: it is not waited for."""
+_PUT_BACK_MAX: Final = 1024
+"""A record that was put back from an older copy may be so many versions behind what peers have."""
 
 
 class Membership:
@@ -42,6 +43,10 @@ class Membership:
         """The nodes that peers are, by their names."""
         self._stored: dict[int, int] = {}
         """The versions that nodes have said to have on their disks, in this run."""
+        self._old: set[int] = set()
+        """Nodes that are too old to keep a record."""
+        self._begun_version = 0
+        """The version of this reign's record when this run began."""
         self._desired: Rule | None = None
         self._since_seq = Seq(0)
         """The end of the journal when the rule began to change."""
@@ -76,17 +81,39 @@ class Membership:
 
     def acked(self, peer: str, acked_seq: Seq, version: int | None) -> None:
         """*peer* has everything up to *acked_seq* on its disk, and the record's *version*; None: it
-        knows of none."""
+        is too old to keep one. Raises RefusedError for a version that it was never told."""
         node_id = self._ids.get(peer)
         if node_id is None:
             return
-        self._stored[node_id] = _OLD if version is None else version
+        if version is None:
+            self._stored.pop(node_id, None)
+            self._old.add(node_id)
+        else:
+            self._check_version(peer, version)
+            self._stored[node_id] = version
+            self._old.discard(node_id)
         # (What it holds itself, a peer is told when a session begins.)
         if acked_seq and len(self._ids) > 1:
             self._record.note_held({node_id: acked_seq})
         current = self._record.current
-        if current is not None and (current.before is not None or self._desired != current.rule):
+        if current is not None and (
+            current.before is not None
+            or self._desired != current.rule
+            or self._seen_version() > current.version
+        ):
             self._wake()
+
+    def _check_version(self, peer: str, version: int) -> None:
+        """Raises RefusedError if *peer* cannot have *version*, also where the record here was put
+        back from an older copy: this one would be counted on from there."""
+        current = self._record.current
+        told = current.version if current is not None else 0
+        if version > max(told, self._begun_version + _PUT_BACK_MAX):
+            raise RefusedError(
+                "members",
+                f"peer {peer} acknowledges version {version} of the record of who counts, and was "
+                f"told {told} at most: it is broken, or lies",
+            )
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -94,6 +121,9 @@ class Membership:
         """Begin by *reign*: what mirrors know of an earlier one counts no more once they are told.
         Cancelled, the record may be on the disk alone. A full disk is logged, and tried again."""
         self._reign = reign
+        current = self._record.current
+        is_of_reign = current is not None and current.reign == reign
+        self._begun_version = current.version if current is not None and is_of_reign else 0
         self.look_again()
         await self._advance()
 
@@ -141,7 +171,7 @@ class Membership:
         return None
 
     def _seen_version(self) -> int:
-        return max((one for one in self._stored.values() if one != _OLD), default=0)
+        return max(self._stored.values(), default=0)
 
     def _has_come(self, current: Members) -> bool:
         """Returns True if no promotion goes by the rule before alone any more, and mirrors enough
@@ -177,14 +207,19 @@ class Membership:
         before = current.before or current.rule
         stored = {one for one, version in self._stored.items() if version >= current.version}
         lacking = set(before.nodes) - stored - {self._local.node_id}
-        names = sorted(
-            name
-            for name, certificate in self._local.book.certificates().items()
-            if node_id_of(fingerprint_of(certificate)) in lacking
-        )
+        old = ", ".join(self._names(lacking & self._old))
+        upgrade = f"upgrade {old}, which cannot know of it; " if old else ""
         return (
             "what waits for a flush is blocked: who counts has changed, and too few of the mirrors "
-            f"that counted before know of it yet, or have everything: {', '.join(names)}; "
+            "that counted before know of it yet, or have everything: "
+            f"{', '.join(self._names(lacking))}; {upgrade}"
             "have them run, or, where they are gone for good, 'fusejournal demote --force' and "
             "'fusejournal promote --force' here begin with the nodes that there are"
+        )
+
+    def _names(self, nodes: set[int]) -> list[str]:
+        return sorted(
+            name
+            for name, certificate in self._local.book.certificates().items()
+            if node_id_of(fingerprint_of(certificate)) in nodes
         )

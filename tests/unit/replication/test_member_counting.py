@@ -9,6 +9,7 @@ import pytest
 
 from fusejournal.address import node_name, parse_remote
 from fusejournal.config import ReplicationConfig
+from fusejournal.errors import FusejournalError
 from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.member_record import MemberRecord
@@ -18,6 +19,7 @@ from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.members import Members, Rule
+from fusejournal.wire.session import RefusedError
 from tests.support.volumes import open_volume
 
 pytestmark = pytest.mark.mount
@@ -84,3 +86,50 @@ async def test_a_promoted_primary_that_waits_for_none_tells_that_too(tmp_path: P
         assert (north.record.reign.epoch, north.record.rule.waits) == (1024, False)
         assert len(north.record.rule.nodes) == 2
         assert MemberRecord(north.local.state_dir).current == north.record
+
+
+@pytest.mark.parametrize("version", [1 << 62, 1 << 63, (1 << 64) - 1, 5000])
+async def test_a_version_that_was_never_told_ends_that_peers_session(
+    tmp_path: Path, version: int
+) -> None:
+    """It would be counted on from there, to where no record can be."""
+    with primary_of(tmp_path, "east", "west") as north:
+        await north.begin()
+        before = north.record
+        with pytest.raises(RefusedError, match="peer east acknowledges version"):
+            north.acked("east", 5, version)
+        await north.begin()
+        assert north.record == before
+        # A record that was put back from an older copy goes on beyond what peers have.
+        north.acked("east", 5, 7)
+        await north.begin()
+        assert north.record.version == 8
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    record = MemberRecord(tmp_path)
+    good = Members(Reign(Epoch(1), 7), 1, Rule(1, True, (5, 7)))
+    record.write(good)
+    with pytest.raises(FusejournalError, match="cannot be saved: members cannot be"):
+        record.write(good._replace(version=(1 << 62) + 1))
+    assert MemberRecord(tmp_path).current == good
+
+
+async def test_a_peer_that_is_too_old_does_not_have_the_record(tmp_path: Path) -> None:
+    """It could be promoted by the rule before."""
+    with primary_of(tmp_path, "east", "west", "south") as north:
+        await north.begin()
+        north.local.book.remove("south")
+        await north.begin()
+        assert north.record.before == north.rule("east", "west", "south")
+        for name in ("east", "west"):
+            north.acked(name, 10, None)
+        await north.begin()
+        assert north.record.before is not None
+        assert north.quorum.is_held
+        assert "upgrade" in (north.membership.trouble() or "")
+        for name in ("east", "west"):
+            north.acked(name, 10, north.record.version)
+        await north.begin()
+        assert north.record.before is None
+        assert not north.quorum.is_held

@@ -4,7 +4,7 @@ might go by another rule than this node.
 
 A rule by which nothing is waited for needs no record in the first reign. In any other there is one:
 a node that was away may have a record of a reign before, and go by that until it is told.
-A volume has none whose peers have no certificates, by which they would be told apart.
+A volume without TLS has none, as long as a peer has no certificate, by which it would be told apart.
 
 Used from the event loop's thread."""
 
@@ -62,12 +62,12 @@ class Membership:
         self._ids, self._desired = {}, None
         config = self._local.config
         shipped_to = [peer for peer in self._local.book.list() if peer.address is not None]
-        known = all(peer.certificate is not None for peer in shipped_to)
+        certified = {peer.name: peer.certificate for peer in shipped_to if peer.certificate}
+        # (A peer that is not paired yet is shipped to without TLS only, and is told apart by none.)
+        known = not self._local.insecure or len(certified) == len(shipped_to)
+        shipped_to = [peer for peer in shipped_to if known and peer.name in certified]
         for peer in shipped_to:
-            if known and peer.certificate is not None:
-                self._ids[peer.name] = node_id_of(fingerprint_of(peer.certificate))
-        if not known:
-            shipped_to = []
+            self._ids[peer.name] = node_id_of(fingerprint_of(certified[peer.name]))
         witnesses = {self._ids[peer.name] for peer in shipped_to if peer.is_witness}
         nodes = {self._local.node_id, *self._ids.values()} - witnesses
         blocks = config.on_timeout == "block"
@@ -124,6 +124,7 @@ class Membership:
         current = self._record.current
         is_of_reign = current is not None and current.reign == reign
         self._begun_version = current.version if current is not None and is_of_reign else 0
+        self._since_seq = self._head_seq()  # (A rule may have begun to change in another run.)
         self.look_again()
         await self._advance()
 
@@ -183,14 +184,16 @@ class Membership:
         return not current.rule.waits or self._quorum.seq >= self._since_seq
 
     def _hold(self) -> None:
-        """Have nothing acknowledged while it is not known by which rule a promotion goes."""
+        """Have nothing acknowledged while it is not known by which rule a promotion goes, nor by
+        peers that do not count."""
         current, desired = self._record.current, self._desired
-        is_changing = current is not None and desired is not None
-        if current is not None and is_changing:
-            is_changing = current.before is not None or (
-                current.rule.waits and current.rule != desired
-            )
-        self._quorum.hold(is_changing)
+        if current is None:
+            self._quorum.hold(False)
+            return
+        is_other = current.rule.waits and desired is not None and current.rule != desired
+        counted = {name for name, node_id in self._ids.items() if node_id in current.rule.nodes}
+        self._quorum.count_only(counted if desired is not None else None)
+        self._quorum.hold(current.before is not None or is_other)
 
     def _wake(self) -> None:
         self._wakeup.set()

@@ -20,7 +20,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
@@ -60,6 +60,8 @@ class Quorum:
         """The seqs that mirrors had acknowledged which have less now."""
         self._away: set[str] = set()
         """Mirrors that are not connected."""
+        self._counted: set[str] | None = None
+        """The peers that count; None: all do."""
         self._changed = trio.Event()
         self._seq = Seq(0)
         self.waiting = 0
@@ -90,7 +92,7 @@ class Quorum:
     @property
     def present_seq(self) -> Seq:
         """Up to here N mirrors that are connected have everything on disk."""
-        return self._nth([seq for peer, seq in self._acked.items() if peer not in self._away])
+        return self._nth([seq for peer, seq in self._counting() if peer not in self._away])
 
     def left(self, peer: str) -> None:
         """*peer* is not connected any more: what it has now, it says when it comes back."""
@@ -124,12 +126,19 @@ class Quorum:
     def _count(self) -> None:
         if not self._mirrors:
             return
-        before, self._seq = self._seq, self._nth(list(self._acked.values()))
+        before, self._seq = self._seq, self._nth([seq for _, seq in self._counting()])
         if self._seq > before and self.waiting:
             self._answered_at = trio.current_time()
         if self.degraded_since is not None:
             self._look_again()
         self._wake()
+
+    def _counting(self) -> Iterable[tuple[str, Seq]]:
+        """Returns what each peer that counts has."""
+        counted = self._counted
+        if counted is None:
+            return self._acked.items()
+        return [(peer, seq) for peer, seq in self._acked.items() if peer in counted]
 
     def _nth(self, seqs: list[Seq]) -> Seq:
         """Returns the highest that as many as are wanted have."""
@@ -201,6 +210,12 @@ class Quorum:
             or self._seq >= seq
             or (self.degraded_since is not None and not self._blocks and not self.is_fenced)
         )
+
+    def count_only(self, peers: set[str] | None) -> None:
+        """Count what *peers* have, and no other peer; None: what any has."""
+        if peers != self._counted:
+            self._counted = peers
+            self._count()
 
     def hold(self, is_held: bool) -> None:
         """Have no caller answered as long as it *is_held*, because which mirrors count is changing

@@ -133,3 +133,48 @@ async def test_a_peer_that_is_too_old_does_not_have_the_record(tmp_path: Path) -
         await north.begin()
         assert north.record.before is None
         assert not north.quorum.is_held
+
+
+async def test_a_primary_that_starts_while_members_change_waits_for_all_that_it_holds(
+    tmp_path: Path,
+) -> None:
+    """The rule began to change in another run, and up to where is not written down."""
+    with primary_of(tmp_path, "east", "west", "south") as north:
+        record = north.local.members
+        before = north.rule("east")
+        reign = Reign(Epoch(1), north.local.node_id)
+        joint = Members(reign, 2, north.rule("east", "west", "south"), before)
+        await record.change(joint)
+        await north.begin()
+        north.acked("east", 0, 2)
+        await north.membership.begin(reign)
+        assert north.record.before == before, "no mirror has what was acknowledged by that"
+        north.acked("west", 10, 2)
+        await north.begin()
+        assert north.record.before is None
+
+
+async def test_a_peer_that_is_not_paired_yet_changes_nothing(tmp_path: Path) -> None:
+    """It cannot be shipped to; the others count as before."""
+    with primary_of(tmp_path, "east", "west", unpaired="south") as north:
+        await north.begin()
+        assert north.record.rule == north.rule("east", "west")
+        north.local.book.remove("west")
+        north.membership.look_again()
+        assert north.quorum.is_held, "two of the three may promote another"
+
+
+async def test_a_peer_that_is_no_member_yet_counts_for_no_acknowledgement(tmp_path: Path) -> None:
+    with primary_of(tmp_path, "east", "west", "south") as north:
+        reign = Reign(Epoch(1), north.local.node_id)
+        before, rule = north.rule("east"), north.rule("east", "west")
+        await north.local.members.change(Members(reign, 2, rule, before))
+        await north.begin()
+        north.acked("east", 0, 2)
+        north.acked("south", 10, 2)
+        await north.begin()
+        assert north.record.before == before, "a promotion by the words of east and west loses it"
+        north.acked("east", 10, 2)
+        await north.begin()
+        assert north.record.rule == rule._replace(nodes=north.rule("east", "west", "south").nodes)
+        assert north.record.before == rule

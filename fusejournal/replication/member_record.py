@@ -11,6 +11,7 @@ hold is saved now and then; everything else before anybody is told of it. Used f
 thread, but for :meth:`MemberRecord.write`."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import trio
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, remove, write_atomically
 from fusejournal.errors import FusejournalError, WireError
 from fusejournal.types import Reign
-from fusejournal.wire.members import Members, in_order, members_of, newest
+from fusejournal.wire.members import Members, members_of, newest
 
 MEMBERS_FILE: Final = "members.json"
 _FORMAT: Final = 1
@@ -35,6 +36,8 @@ class MemberRecord:
         self.current: Members | None = _load(self.path)
         self._on_disk = self.current
         self._changed = trio.Event()
+        self._writing = threading.Lock()
+        self._changing = trio.Lock()
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -71,8 +74,10 @@ class MemberRecord:
         known = dict(current.held)
         further = {one: seq for one, seq in held.items() if seq > known.get(one, 0)}
         if further:
-            self.current = current._replace(held=in_order(known | further))
-            self._wake()
+            told = current.holding(known | further)
+            if told != current:
+                self.current = told
+                self._wake()
 
     def note_newest(self, records: list[Members | None]) -> None:
         """Know the newest of *records* and this one, in memory."""
@@ -82,36 +87,43 @@ class MemberRecord:
             self._wake()
 
     def write(self, members: Members | None) -> None:
-        """Have *members* in the file, or no file; when it returns, that is on the disk. Any thread;
-        blocks. Raises FusejournalError, and the file is as before; also where *members* could not
-        be read again."""
-        try:
-            members_of(members.to_wire() if members is not None else ())
-        except WireError as error:
-            raise FusejournalError(f"{self.path}: cannot be saved: {error}") from None
-        try:
-            if members is None:
-                remove("members.removed", self.path)
-            else:
-                raw = {"format": _FORMAT, "members": members.to_wire()}
-                content = json.dumps(raw).encode()
-                write_atomically("members", self.path, content, Outlives.MACHINE)
-        except OSError as error:
-            raise FusejournalError(f"{self.path}: cannot be saved: {error.strerror}") from None
-        self._on_disk = members
+        """Have *members* in the file, or no file; when it returns, that is on the disk. A record
+        that comes after *members* stays there. Any thread; blocks. Raises FusejournalError, and the
+        file is as before; also where *members* could not be read again."""
+        with self._writing:
+            members = newest([members, self._on_disk]) if members is not None else None
+            try:
+                self._replace(members)
+            except OSError as error:
+                raise FusejournalError(f"{self.path}: cannot be saved: {error.strerror}") from None
+            except WireError as error:
+                raise FusejournalError(f"{self.path}: cannot be saved: {error}") from None
+            self._on_disk = members
+
+    def _replace(self, members: Members | None) -> None:
+        if members is None:
+            remove("members.removed", self.path)
+            return
+        numbers = members.to_wire()
+        members_of(numbers)
+        content = json.dumps({"format": _FORMAT, "members": numbers}).encode()
+        write_atomically("members", self.path, content, Outlives.MACHINE)
 
     async def save(self) -> None:
         """Have all that is known in the file. Cancelled, it may be there or not. Raises
         FusejournalError."""
-        if self.is_unsaved:
-            await trio.to_thread.run_sync(self.write, self.current)
+        async with self._changing:
+            if self.is_unsaved:
+                await trio.to_thread.run_sync(self.write, self.current)
 
     async def change(self, members: Members | None) -> None:
-        """Make *members* the record: on the disk first, then for everybody. Cancelled, it may be on
-        the disk alone. Raises FusejournalError, and all is as before."""
-        await trio.to_thread.run_sync(self.write, members)
-        self.current = members
-        self._wake()
+        """Make *members* the record: on the disk first, then for everybody, with what was heard
+        meanwhile of what members hold. Cancelled, it may be on the disk alone. Raises
+        FusejournalError, and all is as before."""
+        async with self._changing:
+            await trio.to_thread.run_sync(self.write, members)
+            self.current = newest([members, self.current]) if members is not None else None
+            self._wake()
 
     async def wait_past(self, told: tuple[int, ...]) -> tuple[int, ...]:
         """Return the record as messages have it when that is another than *told*. Cancelling is

@@ -4,7 +4,7 @@ might go by another rule than this node.
 
 A rule by which nothing is waited for needs no record in the first reign. In any other there is one:
 a node that was away may have a record of a reign before, and go by that until it is told.
-A volume without TLS has none, as long as a peer has no certificate, by which it would be told apart.
+A volume without TLS has none, as long as a peer has no certificate, by which to tell it apart.
 
 Used from the event loop's thread."""
 
@@ -20,7 +20,7 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Reign, Seq
 from fusejournal.wire.identity import fingerprint_of
-from fusejournal.wire.members import Members, Rule, in_order
+from fusejournal.wire.members import Members, Rule
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
@@ -160,15 +160,17 @@ class Membership:
         version = max(current.version, self._seen_version())
         if current.reign != reign:
             head_seq = self._head_seq()
-            held = in_order({one: min(seq, head_seq) for one, seq in current.held})
-            return current._replace(reign=reign, version=1, held=held)
+            held = {one: min(seq, head_seq) for one, seq in current.held}
+            return current._replace(reign=reign, version=1).holding(held)
         if version > current.version:  # this one was put back from an older copy
             return current._replace(version=version + 1)
         if current.before is not None and self._has_come(current):
-            return current._replace(version=version + 1, before=None)
+            changed = current._replace(version=version + 1, before=None)
+            return changed.holding(dict(current.held))
         if current.before is None and current.rule != desired:
             before = current.rule if current.rule.waits else None
-            return current._replace(version=version + 1, rule=desired, before=before)
+            changed = current._replace(version=version + 1, rule=desired, before=before)
+            return changed.holding(dict(current.held))
         return None
 
     def _seen_version(self) -> int:

@@ -123,6 +123,11 @@ class Members(NamedTuple):
         """Grows with each record of a volume."""
         return self.reign.epoch, self.reign.node_id, self.version
 
+    def holding(self, held: Mapping[int, Seq]) -> "Members":
+        """Returns it with *held*, of those who count by its rules: of others it tells nothing."""
+        everyone = set[int]().union(*(rule.everyone for rule in self.rules))
+        return self._replace(held=in_order({one: held[one] for one in held if one in everyone}))
+
     def is_outdated(self, begun_epoch: Epoch) -> bool:
         """Returns True if *begun_epoch*, in which a node has entries, is beyond its reign: who
         begins that may acknowledge by another rule, as one does that is promoted by force, and this
@@ -173,7 +178,7 @@ def newest(records: Sequence[Members | None]) -> Members | None:
         if one.reign == last.reign:
             for node_id, seq in one.held:
                 held[node_id] = max(seq, held.get(node_id, Seq(0)))
-    return last._replace(held=in_order(held))
+    return last.holding(held)
 
 
 def in_order(held: Mapping[int, Seq]) -> tuple[tuple[int, Seq], ...]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from fusejournal.address import node_name, parse_remote
 from fusejournal.config import ReplicationConfig
@@ -178,3 +180,35 @@ async def test_a_peer_that_is_no_member_yet_counts_for_no_acknowledgement(tmp_pa
         await north.begin()
         assert north.record.rule == rule._replace(nodes=north.rule("east", "west", "south").nodes)
         assert north.record.before == rule
+
+
+async def test_what_nodes_hold_that_do_not_count_any_more_is_forgotten(tmp_path: Path) -> None:
+    """Else a record with those of many changes is one that cannot be."""
+    record = MemberRecord(tmp_path)
+    held = tuple((one, Seq(9)) for one in range(5, 205))
+    known = Members(Reign(Epoch(1), 7), 1, Rule(1, True, (5, 7)), None, held[:130])
+    record.note(known)
+    record.note_held(dict(held))
+    await record.change(known._replace(version=2))
+    current = MemberRecord(tmp_path).current
+    assert current is not None
+    assert current.held == ((5, Seq(9)), (7, Seq(9)))
+    assert record.current == current
+
+
+async def test_a_record_that_is_saved_now_and_then_takes_none_back(tmp_path: Path) -> None:
+    record = MemberRecord(tmp_path)
+    first = Members(Reign(Epoch(1), 7), 1, Rule(1, True, (5, 7)))
+    second = first._replace(version=2, rule=Rule(1, True, (5, 7, 9)))
+    await record.change(first)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(record.change, second)
+        await trio.testing.wait_all_tasks_blocked(0.0)
+        record.note_held({5: Seq(3)})
+        nursery.start_soon(record.save)
+    assert record.current is not None
+    assert record.current.version == 2
+    assert record.current.held == ((5, Seq(3)),), "heard while it was written"
+    record.write(first._replace(held=((5, Seq(4)),)))  # as by a task that began before
+    current = MemberRecord(tmp_path).current
+    assert current == second._replace(held=((5, Seq(4)),))

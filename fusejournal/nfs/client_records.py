@@ -9,7 +9,8 @@ journal that comes to each mirror.
 
 The copy is of the server, not of the volume: it names clients of its other exports, too, which
 harms nothing. What is read from it was written by root of a peer, or, where an export has
-``no_root_squash``, by a client's root: names are checked, and nothing is followed.
+``no_root_squash``, by a client's root: names are checked, and nothing is followed. The same holds
+in statd's directories, because statd, which answers the network, owns them and may rename in them.
 
 Blocks; for the command line. Source: nfsdcld(8), rpc.statd(8), sm-notify(8), nfs-utils'
 utils/nfsdcld/sqlite.c (schema 4: table ``grace`` has the epochs, ``rec-EPOCH`` their clients)."""
@@ -38,7 +39,11 @@ _BYTES_MAX = 16 << 20
 _LOCKED_SECONDS = 5.0
 _HOST = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._:%-]{0,254}")
 _MONITORED = re.compile(r"[ -~]{1,2048}\n?")
+_LINE_BYTES_MAX = 2049
 _DATABASE = "main.sqlite"
+_IN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ClientRecords(NamedTuple):
@@ -81,7 +86,7 @@ def of_server(reign: str, name: str) -> ClientRecords:
     hosts: dict[str, str] = {}
     for directory in (_statd(), notified(name)):
         for part in ("sm.bak", "sm"):
-            hosts |= _hosts(directory / part)
+            hosts |= _hosts(directory, part)
     return ClientRecords(reign, frozenset(_clients()), tuple(sorted(hosts.items())))
 
 
@@ -107,7 +112,8 @@ def _database() -> Path:
 
 
 def _statd() -> Path:
-    return _directory_of(nfsd.root(), "statd", "state-directory-path", "var/lib/nfs")
+    # An admin may have a link there; from here on none is followed.
+    return _directory_of(nfsd.root(), "statd", "state-directory-path", "var/lib/nfs").resolve()
 
 
 @cache  # because it takes a process, and is asked for twice a second
@@ -121,15 +127,34 @@ def notified(name: str) -> Path:
     return nfsd.root() / f"var/lib/nfs/fusejournal-{name}"
 
 
-def _hosts(directory: Path) -> dict[str, str]:
+def _hosts(base: Path, part: str) -> dict[str, str]:
+    """Returns the hosts in the directory *part* of *base*, which is laid out as statd's. Raises
+    OSError."""
     found = {}
-    with suppress(FileNotFoundError, NotADirectoryError):
-        for path in directory.iterdir():
+    with suppress(FileNotFoundError, NotADirectoryError), _opened(base, part) as directory_fd:
+        for name in os.listdir(directory_fd):
+            if not _HOST.fullmatch(name):
+                continue
             with suppress(OSError, UnicodeDecodeError):
-                line = path.read_text(encoding="ascii")
-                if _HOST.fullmatch(path.name) and _MONITORED.fullmatch(line):
-                    found[path.name] = line
+                content = _read(directory_fd, name, _LINE_BYTES_MAX + 1)
+                line = content.decode("ascii") if content is not None else ""
+                if _MONITORED.fullmatch(line):
+                    found[name] = line
     return found
+
+
+@contextmanager
+def _opened(base: Path, part: str) -> Iterator[int]:
+    """Yields a descriptor of the directory *part* of *base*. Raises OSError."""
+    base_fd = os.open(base, _IN_DIRECTORY)
+    try:
+        fd = os.open(part, _IN_DIRECTORY, dir_fd=base_fd)
+    finally:
+        os.close(base_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -194,21 +219,50 @@ def add_to_server(records: ClientRecords, name: str) -> None:
 def _stage(records: ClientRecords, name: str) -> None:
     """Lay out what sm-notify(8) needs to tell the NFSv3 clients among *records*, but those that
     are clients of this server itself."""
-    here = _hosts(_statd() / "sm")
+    here = _hosts(_statd(), "sm")
     hosts = [(host, line) for host, line in records.v3 if host not in here]
     if not hosts:
         return
     owner = _statd().stat() if _statd().exists() else None
     base = notified(name)
-    for directory in (base, base / "sm", base / "sm.bak"):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        _made(base, owner) as base_fd,
+        _made(base / "sm", owner, base_fd) as directory_fd,
+        _made(base / "sm.bak", owner, base_fd),
+    ):
+        for host, line in hosts:
+            _make_file(directory_fd, host, line, owner)
+
+
+@contextmanager
+def _made(path: Path, owner: os.stat_result | None, parent_fd: int | None = None) -> Iterator[int]:
+    """Makes the directory *path*, which *parent_fd* has, for *owner*, unless it is there, and
+    yields its descriptor. Raises OSError; ExportError where it is another's."""
+    name = path if parent_fd is None else path.name
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent_fd)
+    fd = os.open(name, _IN_DIRECTORY, dir_fd=parent_fd)
+    try:
+        found = os.fstat(fd)
+        if owner is not None and found.st_uid != owner.st_uid:
+            # One that was just made is empty. Any other may have been renamed to be given away.
+            if found.st_uid != 0 or os.listdir(fd):
+                raise ExportError(f"{path} is not statd's: remove it, so that it is made anew")
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _make_file(directory_fd: int, name: str, line: str, owner: os.stat_result | None) -> None:
+    """Have *line* in the file *name*, a new one of *owner*. Raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory_fd)
+    with open(os.open(name, _MAKE, 0o600, dir_fd=directory_fd), "wb") as file:
+        file.write(line.encode("ascii"))
         if owner is not None:
-            os.chown(directory, owner.st_uid, owner.st_gid)
-    for host, line in hosts:
-        path = base / "sm" / host
-        path.write_text(line, encoding="ascii")
-        if owner is not None:
-            os.chown(path, owner.st_uid, owner.st_gid)
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
 
 
 def save(mountpoint: Path, records: ClientRecords) -> bool:
@@ -216,7 +270,7 @@ def save(mountpoint: Path, records: ClientRecords) -> bool:
     had not. Raises OSError; ExportError where a user has taken the directory's name."""
     content = records.to_bytes()
     with _directory(mountpoint, make=True) as fd:
-        if _read(fd) == content:
+        if _read(fd, _FILE, _BYTES_MAX) == content:
             return False
         write_atomically("nfs-clients", _FILE, content, Outlives.MACHINE, dir_fd=fd)
     return True
@@ -227,7 +281,7 @@ def load(mountpoint: Path) -> ClientRecords | None:
     OSError, ExportError."""
     try:
         with _directory(mountpoint, make=False) as fd:
-            content = _read(fd)
+            content = _read(fd, _FILE, _BYTES_MAX)
     except FileNotFoundError:
         return None
     if content is None:
@@ -250,8 +304,7 @@ def _directory(mountpoint: Path, *, make: bool) -> Iterator[int]:
         if make:
             with suppress(FileExistsError):
                 os.mkdir(DIRECTORY, 0o700, dir_fd=root_fd)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(DIRECTORY, flags, dir_fd=root_fd)
+        fd = os.open(DIRECTORY, _IN_DIRECTORY, dir_fd=root_fd)
     finally:
         os.close(root_fd)
     try:
@@ -265,14 +318,14 @@ def _directory(mountpoint: Path, *, make: bool) -> Iterator[int]:
         os.close(fd)
 
 
-def _read(directory_fd: int) -> bytes | None:
+def _read(directory_fd: int, name: str, bytes_max: int) -> bytes | None:
+    """Returns up to *bytes_max* of the file *name*; None where it is missing, or no file. Raises
+    OSError."""
     try:
-        fd = os.open(
-            _FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd
-        )
+        fd = os.open(name, _READ, dir_fd=directory_fd)
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return None
-        return file.read(_BYTES_MAX)
+        return file.read(bytes_max)

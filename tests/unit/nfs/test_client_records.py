@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,80 @@ def test_nfsv3_clients_are_laid_out_to_be_told(server: Path) -> None:
     assert {path.stat().st_uid for path in (base, base / "sm", base / "sm" / "b.org")} == {901}
     found = client_records.of_server("2/b", "v")
     assert [host for host, _ in found.v3] == ["10.0.0.1", "b.org"]
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A file of root's, in a directory of root's."""
+    path = tmp_path / "etc" / "shadow"
+    path.parent.mkdir()
+    path.write_text("root's own")
+    path.chmod(0o600)
+    return path
+
+
+def test_a_link_that_statd_plants_is_replaced(server: Path, victim: Path) -> None:
+    for part in ("", "sm"):
+        os.chown(server / "var/lib/nfs" / part, 901, 65534)
+    records = ClientRecords("1/a", frozenset(), (("b.org", MONITORED),))
+    client_records.add_to_server(records, "v")
+    planted = client_records.notified("v") / "sm" / "b.org"
+    planted.unlink()
+    planted.symlink_to(victim)
+    client_records.add_to_server(records, "v")
+    assert not planted.is_symlink()
+    assert planted.read_text() == MONITORED
+    assert planted.stat().st_uid == 901
+    assert victim.read_text() == "root's own"
+    assert victim.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("way", ["linked base", "linked part", "renamed base", "renamed part"])
+def test_no_directory_of_others_is_given_to_statd(server: Path, victim: Path, way: str) -> None:
+    for part in ("", "sm"):
+        os.chown(server / "var/lib/nfs" / part, 901, 65534)
+    planted = client_records.notified("v")
+    if way.endswith("part"):
+        planted.mkdir()
+        os.chown(planted, 901, 65534)
+        planted /= "sm"
+    if way.startswith("linked"):
+        planted.symlink_to(victim.parent)
+        theirs = victim.parent
+    else:
+        theirs = victim.parent.rename(planted)
+    records = ClientRecords("1/a", frozenset(), (("b.org", MONITORED),))
+    with pytest.raises((ExportError, NotADirectoryError)):
+        client_records.add_to_server(records, "v")
+    assert theirs.stat().st_uid == 0
+    assert [path.name for path in theirs.iterdir()] == ["shadow"]
+
+
+def test_no_file_but_statds_own_is_read(server: Path, victim: Path) -> None:
+    """A FIFO would have the reader wait, and a link have a file of root's told to the peers."""
+    directory = server / "var/lib/nfs/sm"
+    (directory / "good.org").write_text(MONITORED)
+    (directory / "large.org").write_text("x" * 2050)
+    (directory / "linked.org").symlink_to(victim)
+    (server / "var/lib/nfs/sm.bak").rmdir()
+    (server / "var/lib/nfs/sm.bak").symlink_to(victim.parent)
+    os.mkfifo(directory / "waits.org")
+    fifo = os.open(directory / "waits.org", os.O_RDWR | os.O_NONBLOCK)
+    os.write(fifo, MONITORED.encode())
+    closing = threading.Timer(1.0, os.close, (fifo,))
+    closing.start()
+    try:
+        found = client_records.of_server("1/a", "v")
+    finally:
+        closing.join()
+    assert found.v3 == (("good.org", MONITORED),)
+
+
+def test_an_admin_may_keep_statds_directory_elsewhere(server: Path) -> None:
+    (server / "var/lib/nfs").rename(server / "shared")
+    (server / "var/lib/nfs").symlink_to(server / "shared")
+    (server / "shared/sm/b.org").write_text(MONITORED)
+    assert client_records.of_server("1/a", "v").v3 == (("b.org", MONITORED),)
 
 
 def test_a_volume_keeps_them(server: Path, mounted: Path) -> None:

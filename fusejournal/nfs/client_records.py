@@ -16,11 +16,12 @@ Blocks; for the command line. Source: nfsdcld(8), rpc.statd(8), sm-notify(8), nf
 utils/nfsdcld/sqlite.c (schema 4: table ``grace`` has the epochs, ``rec-EPOCH`` their clients)."""
 
 import json
+import logging
 import os
 import re
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,8 @@ from typing import NamedTuple
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.errors import ExportError
 from fusejournal.nfs import nfsd
+
+log = logging.getLogger(__name__)
 
 DIRECTORY = ".fusejournal-nfs"
 """The directory, in the volume's root; of root, 0700."""
@@ -41,16 +44,23 @@ _HOST = re.compile(r"[0-9A-Za-z_][0-9A-Za-z._:%-]{0,254}")
 _MONITORED = re.compile(r"[ -~]{1,2048}\n?")
 _LINE_BYTES_MAX = 2049
 _DATABASE = "main.sqlite"
+_NAME_BYTES_MAX = 1024
+"""The longest name of an NFSv4 client: NFS4_OPAQUE_LIMIT."""
+_HASH_BYTES = 32
+"""The length of the hash of a principal: SHA-256."""
 _IN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+_Client = tuple[bytes, bytes | None]
 
 
 class ClientRecords(NamedTuple):
     """The clients of a server, and the reign in which they were its."""
 
     reign: str
-    v4: frozenset[tuple[bytes, bytes | None]] = frozenset()
+    v4: frozenset[_Client] = frozenset()
     """The name of each NFSv4 client, and the hash of its principal."""
     v3: tuple[tuple[str, str], ...] = ()
     """The hosts that statd is to tell of a restart, each with its line."""
@@ -70,11 +80,29 @@ def _parse(content: bytes) -> ClientRecords:
     for host, line in v3:
         if not _HOST.fullmatch(host) or not _MONITORED.fullmatch(line):
             raise ValueError(f"{host!r} is no host")
-    v4 = frozenset(
+    v4 = [
         (bytes.fromhex(name), None if hash_ is None else bytes.fromhex(hash_))
         for name, hash_ in told["v4"]
-    )
-    return ClientRecords(str(told["reign"]), v4, v3)
+    ]
+    return ClientRecords(str(told["reign"]), _checked(v4), v3)
+
+
+def _checked(clients: Iterable[_Client]) -> frozenset[_Client]:
+    """Returns those of *clients* that nfsdcld can have written; it reads them into buffers of a
+    fixed length, and hands them to the kernel. Source: the kernel's include/uapi/linux/nfsd/cld.h,
+    and CVE-2024-47692 on an empty name."""
+    found = list(clients)
+    good = [
+        (name, hash_)
+        for name, hash_ in found
+        if 1 <= len(name) <= _NAME_BYTES_MAX and (hash_ is None or len(hash_) == _HASH_BYTES)
+    ]
+    if len(good) < len(found):
+        log.warning(
+            "%d NFSv4 clients are left out: a name has 1 to %d bytes, and a hash %d",
+            *(len(found) - len(good), _NAME_BYTES_MAX, _HASH_BYTES),
+        )
+    return frozenset(good)
 
 
 # -- those of the server ---------------------------------------------------------------------------
@@ -87,7 +115,7 @@ def of_server(reign: str, name: str) -> ClientRecords:
     for directory in (_statd(), notified(name)):
         for part in ("sm.bak", "sm"):
             hosts |= _hosts(directory, part)
-    return ClientRecords(reign, frozenset(_clients()), tuple(sorted(hosts.items())))
+    return ClientRecords(reign, _clients(), tuple(sorted(hosts.items())))
 
 
 def stamp() -> tuple[int, ...]:
@@ -183,9 +211,9 @@ def _table(epoch: int) -> str:
     return f'"rec-{epoch:016x}"'
 
 
-def _clients() -> list[tuple[bytes, bytes | None]]:
+def _clients() -> frozenset[_Client]:
     if not keeps_v4():
-        return []
+        return frozenset()
     with _open_database() as database:
         epochs = [epoch for epoch in _epochs(database) if epoch]
         rows = [
@@ -193,7 +221,7 @@ def _clients() -> list[tuple[bytes, bytes | None]]:
             for epoch in epochs
             for row in database.execute(f"SELECT id, princhash FROM {_table(epoch)}")
         ]
-    return [(bytes(name), None if hash_ is None else bytes(hash_)) for name, hash_ in rows]
+    return _checked((bytes(name), bytes(hash_) if hash_ else None) for name, hash_ in rows)
 
 
 # -- those that come with a volume -----------------------------------------------------------------

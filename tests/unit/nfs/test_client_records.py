@@ -2,6 +2,7 @@
 volume, added to those of another server. The database is as nfsdcld (schema 4) makes it."""
 
 import json
+import logging
 import os
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ from fusejournal.nfs.client_records import ClientRecords
 pytestmark = pytest.mark.mount
 
 ANNA, BEN, CARA = ((f"Linux NFSv4.2 {name}".encode(), None) for name in ("anna", "ben", "cara"))
-WITH_PRINCIPAL = (b"\x00\xff'\"", b"\x01\x02")
+WITH_PRINCIPAL = (b"\x00\xff'\"", bytes(range(32)))
 MONITORED = "0100007f 000186b5 00000003 00000010 80c07139 10.77.0.3 guest"
 
 
@@ -201,6 +202,30 @@ def test_an_admin_may_keep_statds_directory_elsewhere(server: Path) -> None:
     (server / "var/lib/nfs").symlink_to(server / "shared")
     (server / "shared/sm/b.org").write_text(MONITORED)
     assert client_records.of_server("1/a", "v").v3 == (("b.org", MONITORED),)
+
+
+ODD: list[tuple[bytes, bytes | None]] = [
+    (b"", None),
+    (b"x" * 1025, None),
+    (b"long", b"h" * 33),
+    (b"short", b"h" * 31),
+]
+
+
+def test_no_name_is_taken_that_nfsdcld_would_choke_on(
+    server: Path, mounted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = frozenset((ANNA, WITH_PRINCIPAL, (b"x" * 1024, None), (b"y", b"h" * 32)))
+    client_records.save(mounted, ClientRecords("1/a", good | set(ODD)))
+    records = client_records.load(mounted)
+    assert records == ClientRecords("1/a", good)
+    assert "4 NFSv4 clients are left out" in caplog.text
+    client_records.add_to_server(records, "v")
+    assert rows_of(server, 1) == good
+    # Nor are those of this server's own told to others.
+    insert(server, 1, *ODD, (b"without", b""))
+    with caplog.at_level(logging.CRITICAL):
+        assert client_records.of_server("1/a", "v").v4 == good | {(b"without", None)}
 
 
 def test_a_volume_keeps_them(server: Path, mounted: Path) -> None:

@@ -21,7 +21,8 @@ import shlex
 import shutil
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -114,6 +115,25 @@ class RoleHooks:
         if done.returncode != 0:
             last = f": {lines[-1]}" if lines else ""
             raise HookFailedError(command, f"ended with status {done.returncode}{last}")
+
+
+@asynccontextmanager
+async def undoing(
+    after: Callable[[], Awaitable[object]], tasks: trio.Nursery | None
+) -> AsyncIterator[None]:
+    """Has the hooks called, by *after*, that give back what those before a change have taken away,
+    where the block, which calls those and goes on to the change, raises. Where it is cancelled,
+    as by a client that is gone, they are called in *tasks*, unless those end, too."""
+    try:
+        yield
+    except Exception:
+        with trio.CancelScope(shield=True):
+            await after()
+        raise
+    except BaseException:  # cancelled; within a nursery, a group that says so
+        if tasks is not None and not tasks.cancel_scope.cancel_called:
+            tasks.start_soon(after)
+        raise
 
 
 def _checked(command: str) -> Sequence[str]:

@@ -29,7 +29,6 @@ from fusejournal.control.server import serve_control
 from fusejournal.disk import mounts
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import (
-    DemotionRefusedError,
     FusejournalError,
     GreetingError,
     HookFailedError,
@@ -44,7 +43,7 @@ from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports
 from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
 from fusejournal.node.handoffs import Handoffs
-from fusejournal.node.hooks import RoleHooks
+from fusejournal.node.hooks import RoleHooks, undoing
 from fusejournal.node.journal_limits import PruningRefusedError
 from fusejournal.node.live_pruning import prune_running
 from fusejournal.node.metrics import serve_metrics
@@ -357,12 +356,13 @@ class Node:
             return (await promotion.plan()).to_json()
         plan = await promotion.prepare(bool(request.get("force")))
         await promotion.apply_all()
-        try:
-            await hooks.before("primary", plan.reign, plan.primary or "")
-        except HookFailedError as error:  # the service is down meanwhile: said, and gone on
-            log.error("%s", error)
         reign = reign_of_text(plan.reign)
-        promotion.check_reign(reign)  # once more: what was awaited since took its time
+        async with undoing(self.call_after_hooks, self._tasks):
+            try:
+                await hooks.before("primary", plan.reign, plan.primary or "")
+            except HookFailedError as error:  # the service is down meanwhile: said, and gone on
+                log.error("%s", error)
+            promotion.check_reign(reign)  # once more: what was awaited since took its time
         self.end_in_role(Event.PROMOTED, reign)
         return replace(plan, left_to_apply=0).to_json()
 
@@ -381,19 +381,12 @@ class Node:
             raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
         check_becomes_mirror(self.state.name, self.listens_at())
         demotion = Demotion(self._startup.volume, replication)
-        try:
+        async with undoing(self.call_after_hooks, self._tasks):
             await self._hooks.before("mirror", str(replication.me().reign), "")
             reign = await demotion.prepare(
                 force=bool(request.get("force")),
                 timeout_seconds=float(request.get("timeout_seconds", 0.0)),
             )
-        except (DemotionRefusedError, HookFailedError):
-            await self.call_after_hooks()  # what those before have taken away
-            raise
-        except trio.Cancelled:
-            if self._tasks is not None and not self._tasks.cancel_scope.cancel_called:
-                self._tasks.start_soon(self.call_after_hooks)
-            raise
         self.end_in_role(Event.DEMOTED, reign)
         return {"reign": str(reign), "head_seq": self._startup.volume.journal.head_seq}
 

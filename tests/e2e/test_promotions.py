@@ -300,6 +300,29 @@ def test_a_demotion_that_is_interrupted_has_changes_taken_again(tmp_path: Path) 
         assert serves(primary)
 
 
+def test_a_promotion_that_is_interrupted_has_the_hooks_undone(tmp_path: Path) -> None:
+    """Those before it may have stopped what others are served by, too."""
+    taken, brought_back = tmp_path / "taken", tmp_path / "brought-back"
+    program = tmp_path / "stops-what-runs"
+    program.write_text(f"#!/bin/sh\nrm {brought_back}\ntouch {taken}\nexec sleep 100\n")
+    program.chmod(0o755)
+    hooks = f"[hooks]\nbefore = ['{program}']\nafter = ['/usr/bin/touch {brought_back}']\n"
+    with nodes(tmp_path, None, config=CONFIG + hooks) as (primary, mirror):
+        primary.start()
+        mirror.start()
+        work(primary, "first")
+        await_level(primary, mirror)
+        primary.kill()
+        wait_for(brought_back.exists, mirror.ask)
+        command = mirror.command("promote", str(mirror.state), "--force")
+        with subprocess.Popen(command, env=mirror.environment) as asking:
+            wait_for(taken.exists, mirror.ask)
+            asking.send_signal(signal.SIGINT)
+            assert asking.wait(timeout=10) == 130
+        wait_for(brought_back.exists, mirror.ask)
+        assert mirror.ask()["role"] == "mirror"
+
+
 def test_a_fenced_primary_becomes_a_mirror_of_its_successor(tmp_path: Path) -> None:
     with started(tmp_path, None) as (primary, mirror):
         work(primary, "before")

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from fusejournal.config import Config
-from fusejournal.errors import HookFailedError
-from fusejournal.node.hooks import RoleHooks
+from fusejournal.errors import HookFailedError, PromotionRefusedError
+from fusejournal.node.hooks import RoleHooks, undoing
 from fusejournal.node.spec import MountSpec
 
 pytestmark = pytest.mark.mount  # whose owner is root
@@ -85,3 +86,36 @@ async def test_a_program_that_others_can_change_is_not_run(tmp_path: Path, chang
         tmp_path.chmod(0o777)
     with pytest.raises(HookFailedError, match="others than root can change it"):
         await hooks(tmp_path, before=[command]).before("mirror", "2/beef", "")
+
+
+async def test_a_change_that_comes_to_nothing_is_undone() -> None:
+    """Refused or cancelled; one that is made is not."""
+    calls = []
+
+    async def after() -> None:
+        await trio.sleep(0.01)
+        calls.append("after")
+
+    async def changing(tasks: trio.Nursery | None, error: Exception | None) -> None:
+        async with undoing(after, tasks):
+            if error is None:
+                await trio.sleep_forever()
+            raise error or AssertionError
+
+    async with undoing(after, None):
+        pass
+    assert not calls
+    with trio.CancelScope() as gone:  # as the client may be, by then
+        gone.cancel()
+        with pytest.raises(PromotionRefusedError):
+            await changing(None, PromotionRefusedError("another asked"))
+    assert calls == ["after"]
+    async with trio.open_nursery() as tasks:
+        with trio.move_on_after(0.01):
+            await changing(tasks, None)
+    assert calls == ["after", "after"]
+    async with trio.open_nursery() as tasks:
+        tasks.start_soon(changing, tasks, None)
+        await trio.testing.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert calls == ["after", "after"]

@@ -54,13 +54,23 @@ def _rest(change: RoleChange) -> list[str]:
             return [f"{change.mountpoint} is not served yet"]
         nfsd.stop()
         return ["nfsd rests"]
-    records = client_records.load(change.mountpoint)
+    failures: list[str] = []
+    reign = ""
+    with _noting(failures):
+        records = client_records.load(change.mountpoint)
+        reign = records.reign if records is not None else ""
     nfsd.stop()
-    reign = records.reign if records is not None else ""
-    # Now none comes or goes any more.
-    now = client_records.of_server(reign, change.volume)
-    client_records.save(change.mountpoint, now)
-    return [f"nfsd rests; {_count(now)} may take their locks back elsewhere"]
+    words = ""
+    with _noting(failures):
+        # Now none comes or goes any more.
+        now = client_records.of_server(reign, change.volume)
+        client_records.save(change.mountpoint, now)
+        words = f"{_count(now)} may take their locks back elsewhere"
+    if not words:
+        # No reason to refuse the change, because users of the volume can bring it about; the new
+        # primary finds it, too, and tells of it.
+        words = f"clients may lose their locks: {'; '.join(dict.fromkeys(failures))}"
+    return [f"nfsd rests; {words}"]
 
 
 def _count(records: client_records.ClientRecords) -> str:
@@ -89,7 +99,7 @@ def _serve(change: RoleChange) -> list[str]:
 @contextmanager
 def _noting(failures: list[str]) -> Iterator[None]:
     """Has what fails noted in *failures*, because clients without locks are better off than those
-    without a server."""
+    without a server, or with one that cannot be changed for another."""
     try:
         yield
     except (ExportError, OSError) as error:

@@ -1,6 +1,8 @@
 """The steps in NFS around a change of the role. The NFS server's programs are scripts that do
 what those would to the files that tell of it; the real ones are in tests/nfs."""
 
+import os
+import re
 import socket
 import sys
 import time
@@ -228,3 +230,25 @@ def test_clients_have_a_server_where_their_names_are_spoilt(
     with pytest.raises(ExportError, match=r"clients may have lost their locks: .*(remove|nfsdcld)"):
         follow(change("after", "primary", mounted))
     assert nfsd.threads() == 8
+
+
+@pytest.mark.parametrize("spoilt", ["directory", "record", "database"])
+def test_no_user_keeps_the_service_where_it_is(server: Path, mounted: Path, spoilt: str) -> None:
+    """A volume's root may be theirs to make names in, and a hook that fails has a handoff and a
+    demotion refused."""
+    (server / "proc/fs/nfsd/threads").write_text("3\n")
+    client_records.save(mounted, ClientRecords("2/beef"))
+    insert(server, 1, ANNA)
+    words = r"clients may lose their locks: .*"
+    if spoilt == "directory":
+        os.chown(mounted / client_records.DIRECTORY, 1000, 1000)
+        words += "is not root's alone: remove it, so that it is made anew"
+    elif spoilt == "record":
+        (mounted / client_records.DIRECTORY / "clients").write_text("{")
+        words = "1 NFSv4 and 0 NFSv3 clients may take their locks back elsewhere"
+    else:
+        (server / "var/lib/nfs/nfsdcld/main.sqlite").write_bytes(b"no database" * 100)
+        words += r"nfsdcld's database\?"
+    (told,) = follow(change("before", "mirror", mounted))
+    assert re.fullmatch(f"nfsd rests; {words}", told)
+    assert nfsd.threads() == 0

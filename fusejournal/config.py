@@ -45,6 +45,8 @@ Sections and defaults::
                                         # too old to keep signatures all); or "any"; or "never"
     # overrule = "7/00c0ffee00c0ffee"   # a reign that is none, as 'status' of a fenced primary
                                         # has it
+    # begin_alone = "8/00c0ffee00c0ffee"  # a reign that this primary's start waits for words for,
+                                        # and may begin without: no other node was promoted
 
     [replication.peers]
     NAME = "ADDRESS:PORT"               # who the journal is shipped to; see 'peer' for more
@@ -200,6 +202,7 @@ class ReplicationConfig(_Section):
     without_peers: Literal["new-epoch", "wait"] = "new-epoch"
     take_back: Literal["signed", "any", "never"] = "signed"
     overrule: str | None = None
+    begin_alone: str | None = None
     peers: dict[str, str] = {}
 
 

@@ -1,18 +1,27 @@
 """The decision of a person, as the configuration has it: ``overrule`` names a reign that is none.
-It holds as long as it stands there."""
+It holds as long as it stands there. So does ``begin_alone``, which names the one reign that a
+primary may begin with fewer words than it needs (replication/canvass.py)."""
+
+from typing import Final
 
 from fusejournal.errors import ConfigError
 from fusejournal.types import Reign, reign_of_text
 
+_SAID_BY: Final = {
+    "overrule": "the status of the fenced node has it",
+    "begin_alone": "the start that waits has it",
+}
 
-def parse_reign(text: str) -> Reign:
-    """The reign that :class:`Reign` prints as *text*. Raises ConfigError."""
+
+def parse_reign(text: str, key: str = "overrule") -> Reign:
+    """The reign that :class:`Reign` prints as *text*, the configuration's *key*. Raises
+    ConfigError."""
     try:
         return reign_of_text(text)
     except ValueError:
         raise ConfigError(
-            f"overrule: {text!r} is no reign: an epoch and a node, as in 7/00c0ffee00c0ffee, as "
-            "the status of the fenced node has it"
+            f"{key}: {text!r} is no reign: an epoch and a node, as in 7/00c0ffee00c0ffee, as "
+            f"{_SAID_BY[key]}"
         ) from None
 
 

@@ -84,7 +84,8 @@ async def has_words(
 ) -> bool:
     """Ask for the words that the primary *local*, which greets as *me*, needs to begin *reign*.
     Returns True if mirrors enough have given theirs; also where it goes on without mirrors anyway,
-    because then none of them is promoted without a person's word that this node is off.
+    because then none of them is promoted without a person's word that this node is off; and where
+    the configuration has *reign* as ``begin_alone``, which is reported.
 
     Args:
         local, me, reign: this node, what it greets with, and the reign that it would begin.
@@ -119,6 +120,12 @@ async def has_words(
         words = 1 + sum(one.peer in voters for one in counted)
         tallies = [WordCount(words, needed, 1 + len(voters))]
     words, needed, _ = tally = max(tallies, key=lambda one: one.lacking)
+    if tally.lacking > 0 and local.may_begin == reign:
+        report(
+            f"reign {reign} begins with the word of {words} nodes, and not of the {needed} that it "
+            "needs: begin_alone says that no other was promoted"
+        )
+        return True
     if tally.lacking > 0:
         for one in answers:
             if reign.epoch <= one.given_epoch < reign.epoch + _AHEAD_MAX:
@@ -126,7 +133,9 @@ async def has_words(
         silent = "".join(f"; {one.peer}: {one.error}" for one in answers if one.error)
         report(
             f"reign {reign} begins with the word of {needed} nodes, and {words} have given it: "
-            f"waiting, because another may have been promoted meanwhile{silent}"
+            f"waiting, because another may have been promoted meanwhile{silent}; where those are "
+            "gone for good, and none was promoted, stop this start, and mount again with "
+            f'begin_alone = "{reign}" under [replication]'
         )
         return False
     return True

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from fusejournal.address import node_name, parse_address, parse_remote
 from fusejournal.config import ReplicationConfig
-from fusejournal.election.static import PersonsWord
+from fusejournal.election.static import PersonsWord, parse_reign
 from fusejournal.errors import UsageError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.watermarks import WatermarkPage
@@ -76,6 +76,9 @@ class LocalNode:
             PersonsWord(config.overrule),
             reign,
         )
+        alone = config.begin_alone
+        self.may_begin = parse_reign(alone, "begin_alone") if alone is not None else None
+        """The reign that it may begin without words enough, because a person says so."""
         self.members = MemberRecord(state_dir)
         self.book = PeerBook.load(state_dir)
         if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):

@@ -9,7 +9,7 @@ import pytest
 
 from fusejournal.address import parse_remote
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import HookFailedError, PromotionRefusedError
+from fusejournal.errors import ConfigError, HookFailedError, PromotionRefusedError
 from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.operations import Mkdir
 from fusejournal.replication import shipper as shipper_module
@@ -284,3 +284,32 @@ async def test_a_primary_asks_beyond_a_word_that_came_to_nothing(tmp_path: Path)
         assert not await may_begin(3)
         assert given == [3, 3]
         assert await may_begin(4)
+
+
+async def test_a_person_may_have_a_primary_begin_alone(tmp_path: Path) -> None:
+    """Its only mirror is gone for good. The word is for one reign, which the line names."""
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(1)
+        block = ReplicationConfig(mirrors=1, on_timeout="block", peers={"east": "127.0.0.1:1"})
+        primary.replicate(block)
+        reign, lines = Reign(Epoch(2), node_id(primary)), list[str]()
+
+        async def may_begin(reign: Reign) -> bool:
+            replication = primary.replication
+            return await has_words(
+                replication.local,
+                replication.me(),
+                reign,
+                heard=[],
+                has_lost=False,
+                report=lines.append,
+            )
+
+        assert not await may_begin(reign)
+        assert f'begin_alone = "{reign}" under [replication]' in lines[-1]
+        primary.replicate(block.model_copy(update={"begin_alone": str(reign)}))
+        assert await may_begin(reign)
+        assert "begin_alone says that no other was promoted" in lines[-1]
+        assert not await may_begin(Reign(Epoch(3), node_id(primary)))
+        with pytest.raises(ConfigError, match="begin_alone: 'alone' is no reign"):
+            primary.replicate(block.model_copy(update={"begin_alone": "alone"}))

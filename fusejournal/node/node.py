@@ -86,6 +86,8 @@ class Node:
         """True if the process is to begin again, with the mount left as it is."""
         self.next_role: tuple[Event, Reign] | None = None
         """The change of the role that is due once the volume is closed, if one is."""
+        self.forgets_members = False
+        """True if who counted before that change is not to count after it."""
         self.was_served = False
         """True if a mount was made or taken over, and has ended in order."""
         self._is_leaving = False
@@ -363,6 +365,7 @@ class Node:
             except HookFailedError as error:  # the service is down meanwhile: said, and gone on
                 log.error("%s", error)
             promotion.check_reign(reign)  # once more: what was awaited since took its time
+        self.forgets_members = not plan.is_covered
         self.end_in_role(Event.PROMOTED, reign)
         return replace(plan, left_to_apply=0).to_json()
 

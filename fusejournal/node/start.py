@@ -60,6 +60,7 @@ from fusejournal.node.takeover import VolumeMount, connection_record
 from fusejournal.replication.canvass import has_words
 from fusejournal.replication.fetch_lost import TakenBack
 from fusejournal.replication.inquiry import ask_peers
+from fusejournal.replication.member_record import MemberRecord
 from fusejournal.roles.role import Event
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.standing import UNOPPOSED, Standing
@@ -129,6 +130,8 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
             was_live = is_live()
             mount.give_up()
             state = _change_role(node.state, *node.next_role, reporter)
+            if node.forgets_members and state.role.takes_changes:
+                _forget_members(state, reporter)
             if not state.role.takes_changes:
                 # A mirror has all capabilities, which this process gave up.
                 node.is_restarting = True
@@ -222,6 +225,16 @@ def _change_role(state: VolumeState, event: Event, reign: Reign, reporter: Repor
             raise
         reporter.warning(f"the role stays as it was: {error}")
         return state
+
+
+def _forget_members(state: VolumeState, reporter: Reporter) -> None:
+    """Have the primary that *state* became by force begin by its own rule. (A process that is
+    killed before that, or a full disk, leaves the record of before: it then waits for mirrors by
+    that, too, and its status says how to begin without them.)"""
+    try:
+        MemberRecord(state.directory).write(None)
+    except FusejournalError as error:
+        reporter.warning(str(error))
 
 
 def _check_ways_around(spec: MountSpec, state: VolumeState) -> list[str]:

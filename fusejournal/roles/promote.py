@@ -73,21 +73,19 @@ class Promotion:
                 break
             # Fewer have given their word than had answered: then it is as if they had not.
         self._check(plan, force)
-        await self._keep_members(words, is_covered=plan.is_covered)
+        if plan.is_covered:
+            await self._keep_members(words)
         plan = replace(plan, reign=str(reign))
         log.warning("promoted to reign %s, with the word of %d nodes", reign, plan.words)
         return plan
 
-    async def _keep_members(self, words: Sequence[PeerAnswer], *, is_covered: bool) -> None:
-        """Have on the disk by which rule the reign before acknowledged; or, where nothing covers
-        the promotion, that there is none: this node then begins by its own. Raises
-        FusejournalError."""
+    async def _keep_members(self, words: Sequence[PeerAnswer]) -> None:
+        """Have on the disk by which rule the reign before acknowledged. (Where nothing covers the
+        promotion, this node begins by its own, and forgets that one once its role has changed.)
+        Raises FusejournalError."""
         record = self._replication.local.members
-        if is_covered:
-            record.note_newest([one.members for one in words])
-            await record.save()
-        elif record.current is not None:
-            await record.change(None)
+        record.note_newest([one.members for one in words])
+        await record.save()
 
     async def _have_words(
         self, answers: Sequence[PeerAnswer], *, is_covered: bool

@@ -180,6 +180,23 @@ def _all_have(cluster: Nodes, count: int) -> bool:
     return all(one is not None and len(one.rule.nodes) == count for one in records)
 
 
+async def test_a_promotion_by_force_that_comes_to_nothing_leaves_the_record(tmp_path: Path) -> None:
+    """It goes once the role has changed: a mirror without it would be promoted by its own rule."""
+    async with nodes(tmp_path) as cluster:
+        for name in ("east", "west"):
+            await cluster.start(name)
+        north = await cluster.start("north", "east", "west")
+        north.work(1)
+        await until("all know", lambda: _all_have(cluster, 3))
+        east = cluster.sides["east"]
+        await cluster.stop("north", orderly=False)
+        await cluster.stop("west")
+        plan = await promotion(east).prepare(force=True)
+        assert not plan.is_covered
+        assert cluster.record("east").rule.waits
+        assert MemberRecord(tmp_path / "east" / "state").current is not None
+
+
 async def test_nothing_is_acknowledged_while_the_members_change(tmp_path: Path) -> None:
     """Neither by a mirror that is new, nor without those that were waited for, before so many know
     of it that no promotion goes by the rule before."""

@@ -210,10 +210,6 @@ class BaseTree(Protocol):
         difference. Its blocks have to be in the same store."""
         ...
 
-    def read(self, fid: Fid, offset: int, length: int) -> bytes:
-        """Returns a part of the content of *fid*, which has one."""
-        ...
-
     def entries(self, fids: Collection[Fid], wanted: Callable[[Posting], bool]) -> Iterator[Entry]:
         """Yields those entries for *fids* for which *wanted* holds, a fid's together: of a
         directory, also one for each name in it."""

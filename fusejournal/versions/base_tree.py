@@ -31,7 +31,7 @@ from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunk_list import ChunkNodes
-from fusejournal.versions.content import items_of, read_content
+from fusejournal.versions.content import items_of
 from fusejournal.versions.difference import differing
 from fusejournal.versions.keys import read_key
 from fusejournal.versions.manifest import Version
@@ -142,13 +142,6 @@ class VersionBase:
         """Yields the names in a directory, and what they stood for."""
         for key, value in self._names.below(inode_key(directory)):
             yield name_of_key(key), decode_name(value).fid
-
-    def read(self, fid: Fid, offset: int, length: int) -> bytes:
-        """Returns a part of the content of *fid*, which has one."""
-        record = self._record(fid)
-        assert record is not None
-        assert record.content is not None
-        return read_content(self._chunk_nodes, record.content, offset, offset + length)
 
     def changes_from(self, inodes: str, names: str) -> Iterator[FileChange]:
         """Yields what the tree with these roots has otherwise, in time of the difference."""

@@ -12,19 +12,19 @@ reconciled with the journal (reconcile/), as one that a system crash left unknow
 
 Filling goes on where it was after a kill: a file whose content has yet to come has another mtime
 than it is to have. After a system crash, which may keep the one and lose the other, contents are
-written again. Memory is bounded by the depth of the tree; what differs is kept in memory.
+written again. Memory is bounded by the depth of the tree; what differs is kept in memory. What
+differs in a content is made what the base says with each attempt anew, until all is on the disk.
 
 Only for who holds the volume. Blocks."""
 
 import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from stat import S_IFDIR, S_IFMT, S_IFREG
+from stat import S_IFDIR, S_IFMT
 from typing import Any, Final
 
 from fusejournal.backing.apply_data import capability_kept
@@ -43,15 +43,12 @@ from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import Import, ImportData, ImportLink, Setattr
 from fusejournal.types import ROOT_FID, Fid, Position, Seq, StageProgress
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
-from fusejournal.volume.reconcile.losing import ByteRanges, LosingEntries
+from fusejournal.volume.reconcile.losing import FAR, ByteRanges, LosingEntries
 from fusejournal.volume.volume import Volume
 
 FILE: Final = "level.json"
 NEW_JOURNAL: Final = "journal.new"
 _FORMAT: Final = 1
-_PIECE_BYTES: Final = 4 << 20
-_FLAGS_PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_FLAGS_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ class WholeSet:
         if self.inodes is not None and self.names is not None:
             for number, change in enumerate(tree.changes_from(self.inodes, self.names)):
                 progress("comparing the trees", number, None, "files")
-                self._take_change(volume, tree, change, losing)
+                self._take_change(volume, change, losing)
         elif not self.is_filled:
             _Filling(volume, tree, progress, trusts_mtimes=self.boot == boot_id()).run()
             made_ns = time.time_ns()  # nothing is changed from here to the flush
@@ -158,9 +155,10 @@ class WholeSet:
         return losing
 
     @staticmethod
-    def _take_change(
-        volume: Volume, tree: BaseTree, change: FileChange, losing: LosingEntries
-    ) -> None:
+    def _take_change(volume: Volume, change: FileChange, losing: LosingEntries) -> None:
+        """Have the reconciliation bring a file to what the base says. Nothing is written before
+        that knows each file by its fid: by the path that the other tree has, an earlier attempt may
+        have left another, or nothing."""
         fid = change.fid
         losing.fids.add(fid)
         if volume.catalog.node(fid) is None:
@@ -168,8 +166,10 @@ class WholeSet:
         if change.has_flags:
             losing.flagged.add(fid)
         if change.size is not None and change.other_path is not None:
-            losing.contents[fid] = ByteRanges()
-            _rewrite(volume, tree, change)
+            ranges = losing.contents[fid] = ByteRanges()
+            for start, length in change.ranges:
+                ranges.add(start, start + length)
+            ranges.add(change.size, FAR)
 
     def end(self, state_dir: Path, page: WatermarkPage) -> None:
         """The backing is what it should be, and on the disk. Raises OSError."""
@@ -194,50 +194,6 @@ def load_whole_set(state_dir: Path) -> WholeSet | None:
         return None
     except UNREADABLE_JSON as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
-
-
-# -- a file that is there, and has another content -------------------------------------------------
-
-
-def _rewrite(volume: Volume, tree: BaseTree, change: FileChange) -> None:
-    """Write those parts of a content that the backing's file has otherwise. Its attributes, and
-    what later entries did to it, are the reconciliation's affair. Raises OSError."""
-    assert change.other_path is not None
-    assert change.size is not None
-    fd = _open_at(volume, change.other_path, change.fid)
-    if fd is None:
-        return  # an earlier attempt has moved it already, when its content was right
-    try:
-        with capability_kept(fd):
-            for start, length in change.ranges:
-                for offset in range(start, start + length, _PIECE_BYTES):
-                    piece = min(_PIECE_BYTES, start + length - offset)
-                    data = tree.read(change.fid, offset, piece)
-                    calls.write_all("level.rewrite", fd, data, offset)
-            if os.fstat(fd).st_size != change.size:
-                calls.ftruncate("level.truncate", fd, change.size)
-    finally:
-        os.close(fd)
-
-
-def _open_at(volume: Volume, path: bytes, fid: Fid) -> int | None:
-    """Opens the regular file *fid* of the backing at *path* for writing; None where it is not
-    there. Raises OSError."""
-    *above, name = path.split(b"/")
-    directory = os.open(".", _FLAGS_DIRECTORY, dir_fd=volume.tree.root_fd)
-    try:
-        for one in above:
-            below = os.open(one, _FLAGS_DIRECTORY, dir_fd=directory)
-            os.close(directory)
-            directory = below
-        found = volume.tree.probe_in(directory, name)
-        if found is None or found.fid != fid or S_IFMT(found.stat.st_mode) != S_IFREG:
-            return None
-        return os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    finally:
-        os.close(directory)
 
 
 # -- a backing that is empty -----------------------------------------------------------------------

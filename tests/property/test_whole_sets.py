@@ -21,6 +21,7 @@ from fusejournal.types import Seq
 from fusejournal.versions.base_tree import base_of
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import Version
+from fusejournal.volume.reconcile import contents
 from fusejournal.volume.whole_set import NEW_JOURNAL, WholeSet
 from tests.support.bases import STORES, possible_bases
 from tests.support.losses import Died, dying_at
@@ -100,11 +101,15 @@ class Mirror:
     other=_CHOICE,
     death=st.just(0) | st.integers(1, 200),
     later_death=st.just(0) | st.integers(1, 200),
+    whole_bytes_max=st.sampled_from((0, 16 << 20)),
 )
 def test_a_mirror_becomes_a_version(
-    workload: Workload, one: int, other: int, death: int, later_death: int
+    workload: Workload, one: int, other: int, death: int, later_death: int, whole_bytes_max: int
 ) -> None:
-    with workspace() as directory:
+    with (
+        workspace() as directory,
+        mock.patch.object(contents, "_WHOLE_BYTES_MAX", whole_bytes_max),
+    ):
         source = directory / "source"
         replace(workload, segment_entries=min(workload.segment_entries, 7)).write(source)
         seqs = [seq for seq in possible_bases(source) if seq > 1]

@@ -19,13 +19,14 @@ from fusejournal.errors import BackingError
 from fusejournal.journal.base import load_base
 from fusejournal.journal.branches import list_branches
 from fusejournal.node.state_dir import VolumeState, load_state
-from fusejournal.operations import Link, Rename, Rmdir, Setattr, Write
+from fusejournal.operations import Link, Rename, Rmdir, Setattr, Truncate, Write
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.place import read_place
+from fusejournal.volume.reconcile import contents
 from fusejournal.volume.whole_set import FILE
 from tests.support.bases import begin_with_base
 from tests.support.losses import Died, dying_at
@@ -138,7 +139,7 @@ def _die_and_go_on(places: Places, deaths: list[tuple[str, int]]) -> Rejoined:
 
 
 _NEW = [("rejoin.root.mark", 1), ("level.write", 9), ("reconcile", 1)]
-_BEHIND = [("branch.rename", 1), ("level.rewrite", 1), ("reconcile.place", 3)]
+_BEHIND = [("branch.rename", 1), ("reconcile.write", 1), ("reconcile.place", 3)]
 if os.environ.get("FUSEJOURNAL_TEST_COPIES"):
     _NEW = [("object.link", 3), ("level.intent", 1), ("level.journal", 1), *_NEW, ("level.done", 1)]
     _BEHIND = [("object.link", 2), ("level.root", 1), ("level.journal", 1), *_BEHIND]
@@ -209,6 +210,35 @@ def test_a_mirror_that_was_away_for_too_long(behind: Places) -> None:
     (kept,) = list_branches(behind.mirror / "state")
     assert kept.first_seq == before.seq + 1
     check_level(behind)
+
+
+def test_a_file_was_moved_before_its_content_was_on_the_disk(
+    pruned: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "_WHOLE_BYTES_MAX", 0)  # all count as large
+    begin_mirror(pruned)
+    run(pruned)
+    check_level(pruned)
+    with open_volume(pruned.primary) as volume:
+        large = volume.volume.catalog.lookup(ROOT_FID, b"large")
+        assert large is not None
+        commit = volume.volume.commit
+        commit(Write(large, 150_000, None), SOMEBODY, b"other")
+        commit(Truncate(large, 200_000, None), SOMEBODY)
+        commit(Truncate(large, 1 << 26, None), SOMEBODY)
+        commit(Rename(large, ROOT_FID, b"large", ROOT_FID, b"renamed", 0, Fid(0)), SOMEBODY)
+    begin_with_base(pruned.primary / "state", tmp_path / "store")
+    with open_volume(pruned.primary) as volume:
+        volume.work(2, start=300)
+        volume.volume.commit(Truncate(large, 250_000, None), SOMEBODY)
+    elsewhere = pruned.mirror / "backing" / "sub" / "link"
+    before = elsewhere.read_bytes()
+    _die(pruned, "reconcile.place", 1)
+    assert not (pruned.mirror / "backing" / "large").exists()
+    elsewhere.write_bytes(before)  # the disk had the names, and none of the content
+    _die_and_go_on(pruned, [])
+    check_level(pruned)
+    assert elsewhere.stat().st_blocks * 512 < 1 << 20
 
 
 # -- which way, and refusals -----------------------------------------------------------------------

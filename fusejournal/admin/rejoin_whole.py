@@ -49,6 +49,7 @@ from fusejournal.versions.bases import keys_pinned_by, pin, unpin
 from fusejournal.versions.block_source import OfferedTree
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import Version, list_versions
+from fusejournal.volume.recovery import decide_in_doubt
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.whole_set import NEW_JOURNAL, WholeSet
 from fusejournal.wire.identity import load_or_make
@@ -215,6 +216,8 @@ class WholeRejoin:
         if state.is_mirror:
             for _ in startup.start_epoch_and_import(read_only=False):
                 pass
+            # The tree is compared as of an entry: so none may be there of which that is not known.
+            decide_in_doubt(startup.volume, startup.page.committed_seq)
         applied_seq = startup.volume.catalog.applied_seq
         startup.close(becomes_mirror=not state.is_mirror)
         return applied_seq

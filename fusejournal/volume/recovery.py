@@ -346,3 +346,19 @@ def describe_missing(missing: list[bytes]) -> str:
         f"{len(missing)} files of the journal are missing in the backing, the first is {first!r}: "
         "something else has changed the backing directory"
     )
+
+
+def decide_in_doubt(volume: Volume, committed_seq: Seq) -> None:
+    """Have the entry of a mirror that may be applied, wholly or in part, be applied, and recorded:
+    for who lets no applier follow. *committed_seq*: no entry after this one was begun. Raises
+    JournalDamagedError, StoreError, OSError."""
+    seq, reader = Seq(volume.catalog.applied_seq + 1), volume.journal.reader
+    if seq > min(committed_seq, volume.journal.head_seq):
+        return
+    # (With the VOID, if one follows.)
+    for entry, outcome in with_outcomes(reader.read(seq, Seq(seq + 2))):
+        mtimes = kept_mtimes(Lookup(reader), entry)
+        volume.apply_received(entry, outcome, redo=True)
+        for fid, mtime_ns in mtimes.items():
+            volume.set_mtime(fid, mtime_ns)
+        return

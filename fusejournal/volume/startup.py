@@ -477,7 +477,8 @@ class VolumeStartup:
         if is_mirror:
             # On a full disk it is no orderly stop, which the next start can do without.
             with suppress_full():
-                page.applying_seq = catalog.applied_seq
+                if page.applying_seq != catalog.applied_seq + 1:  # (Else that one is in doubt yet.)
+                    page.applying_seq = catalog.applied_seq
                 if becomes_mirror:
                     page.committed_seq = catalog.applied_seq
                     if catalog.applied_seq < journal.head_seq:

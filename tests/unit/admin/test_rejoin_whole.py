@@ -24,12 +24,13 @@ from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
-from fusejournal.types import ROOT_FID, Fid
+from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions.place import read_place
+from fusejournal.volume import checkpoint
 from fusejournal.volume.reconcile import contents
 from fusejournal.volume.whole_set import FILE
 from tests.support.bases import begin_with_base
-from tests.support.losses import Died, dying_at
+from tests.support.losses import Died, crash_system, dying_at
 from tests.support.pairs import level, listens_at, running, until
 from tests.support.trees import difference, image
 from tests.support.volumes import SOMEBODY, open_volume
@@ -239,6 +240,45 @@ def test_a_file_was_moved_before_its_content_was_on_the_disk(
     _die_and_go_on(pruned, [])
     check_level(pruned)
     assert elsewhere.stat().st_blocks * 512 < 1 << 20
+
+
+async def _apply_one_more(places: Places) -> Seq:
+    """The mirror applies an entry, and is killed. Returns the one before that."""
+    with open_volume(places.mirror, mirror=True, uuid=places.state.uuid) as mirror:
+        mirror.orderly = False
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            with open_volume(places.primary) as primary:
+                config = ReplicationConfig(peers={"there": listens_at(mirror)})
+                primary.replicate(config, "127.0.0.1:0")
+                async with running(primary):
+                    await until("it is level", level(primary, mirror))
+                    primary.make_checkpoint()
+                    before_seq = primary.volume.journal.head_seq
+                    large = primary.volume.catalog.lookup(ROOT_FID, b"large")
+                    assert large is not None
+                    primary.volume.commit(Write(large, 0, None), SOMEBODY, b"lost")
+                    await until("it is level", level(primary, mirror))
+    return before_seq
+
+
+def test_an_entry_in_doubt_that_the_source_has_not(
+    pruned: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CLOCK_SLACK_NS", 0)
+    begin_mirror(pruned)
+    run(pruned)
+    check_level(pruned)
+    before_seq = trio.run(_apply_one_more, pruned)
+    assert (pruned.mirror / "backing" / "large").read_bytes().startswith(b"lost")
+    crash_system(pruned.primary / "state", before_seq)
+    with open_volume(pruned.primary) as volume:
+        volume.work(30, start=400)
+    begin_with_base(pruned.primary / "state", tmp_path / "store")
+    with open_volume(pruned.primary) as volume:
+        volume.work(2, start=500)
+    assert run(pruned).rung == 3
+    check_level(pruned)
 
 
 # -- which way, and refusals -----------------------------------------------------------------------

@@ -66,7 +66,10 @@ def journal_limits(
         limit = _limit_of(peer, acked(peer.name))
         if limit is not None and not (state.is_mirror and peer.address is None):
             yield limit
+    base = load_base(state.directory)
     for branch in list_branches(state.directory):
+        if base is not None and branch.parted.seq < base.seq:
+            continue  # it is of a journal before this one, and has all that there is of that
         seq = Seq(branch.parted.seq - 1)
         yield JournalLimit(seq, f"branch {branch.name} parts after entry {branch.parted.seq}")
 

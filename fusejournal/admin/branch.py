@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from fusejournal.admin.source import JournalSource, with_base
+from fusejournal.admin.source import JournalSource, on_base
 from fusejournal.control.reply import Reply
 from fusejournal.errors import FusejournalError
 from fusejournal.history.query import find_newest
@@ -137,7 +137,9 @@ class BranchSource(JournalSource):
     """The history that ends with *branch*. Paths are typed as those of the volume *state*."""
 
     def __init__(self, state: VolumeState, branch: Branch) -> None:
-        super().__init__(f"branch {branch.name}", with_base(branch.whole_reader(), state), state)
+        # (The journal of now may begin with another base, which comes after the branch.)
+        reader = on_base(branch.whole_reader(), branch.whole_base(), state)
+        super().__init__(f"branch {branch.name}", reader, state)
         self._head_seq = branch.head.seq
 
     def committed_head(self) -> Seq:

@@ -17,6 +17,7 @@ from fusejournal.config import JournalConfig
 from fusejournal.errors import NotRunningError
 from fusejournal.history.marks import all_marks
 from fusejournal.journal.base import JournalBase, load_base
+from fusejournal.journal.branches import versions_of_branches
 from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.journal.window import PrunableSegment, beyond_window, prunable_segments
@@ -34,6 +35,7 @@ from fusejournal.versions.base_tree import base_of, open_base_tree
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin
 from fusejournal.versions.create import create_version
 from fusejournal.versions.verify import verify_version
+from fusejournal.volume.rollback import load_intent
 
 _LOCK = "prune.lock"
 _DAY_NS = 86_400 * 10**9
@@ -135,7 +137,7 @@ class JournalPruning:
         *plan*. Raises what create_version and verify_version raise, with nothing gone;
         PruningRefusedError, also where another pruning is under way, BusyError, StoreError,
         FusejournalError, OSError."""
-        with _alone(self._state):
+        with pruning_alone(self._state):
             store = self._versions.store(writing=True)
             if plan.segments:
                 self._prune(store, plan, progress)
@@ -181,20 +183,23 @@ class JournalPruning:
 
     def _pin_base(self, store: ObjectStore) -> None:
         """Have the version that the journal's base names pinned, whatever was done to it, and no
-        other by this journal."""
+        other by this journal, but for those that its branches begin with. Nothing is done where a
+        rejoin has begun, which needs others yet."""
         base = load_base(self._state.directory)
+        if load_intent(self._state.directory) is not None:
+            return
         if base is None or base.store != self._versions.kept.place.id:
             return
         owner = self._state.created_ns
         pinned = keys_pinned_by(store, owner)
         if base.version not in pinned:
             pin(store, base.version, base.uuid, owner)
-        for key in pinned - {base.version}:
+        for key in pinned - {base.version} - versions_of_branches(self._state.directory):
             unpin(store, key, owner)
 
 
 @contextmanager
-def _alone(state: VolumeState) -> Iterator[None]:
+def pruning_alone(state: VolumeState) -> Iterator[None]:
     """Raises PruningRefusedError where the volume is being pruned by another process. Source:
     flock(2)."""
     fd = os.open(state.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

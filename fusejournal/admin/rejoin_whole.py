@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, TypeVar
 import trio
 
 from fusejournal.address import node_name
+from fusejournal.admin.prune_journal import pruning_alone
 from fusejournal.admin.version_store import VolumeStore
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config
@@ -29,7 +30,7 @@ from fusejournal.disk import calls
 from fusejournal.disk.syscalls import list_directory
 from fusejournal.errors import BackingError, JournalDamagedError, PeerLostError
 from fusejournal.journal.base import load_base
-from fusejournal.journal.branches import make_branch
+from fusejournal.journal.branches import make_branch, versions_of_branches
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError, SegmentReader, list_segments
 from fusejournal.journal.watermarks import WatermarkPage
@@ -151,6 +152,8 @@ class WholeRejoin:
             _check_empty(root_fd, self.state.backing)
         store = self._kept.open_or_begin()
         own = None if self._is_fresh else self._own_version(root_fd, store, reporter, progress)
+        if own is not None:
+            self._pin(store, own)  # its tree is what the backing is compared with, to the end
         copy = self._copy(progress)
         own_trees = own.trees if own is not None else None
         made_by = node_name(self.state.name)
@@ -159,7 +162,12 @@ class WholeRejoin:
         if (version := offered.version) is not None:
             self._fetch_journal(copy, store, version)
             branch = self._keep_branch(planned) if own is not None else None
-            self._commit(root_fd, copy, version, own)
+            with pruning_alone(self.state):
+                # (One that began before may have taken off what it took for left over.)
+                for one in (version, own):
+                    if one is not None:
+                        self._pin(store, one)
+                self._commit(root_fd, copy, version, own)
             return planned._replace(branch=branch)
         if not self._is_fresh:
             raise RejoinError(
@@ -224,9 +232,13 @@ class WholeRejoin:
 
     def _fetch_journal(self, copy: TreeCopy, store: ObjectStore, version: Version) -> None:
         """Have the first entries behind *version*, which no one may delete from now on."""
-        pin(store, version.key, version.uuid, self.state.created_ns)
+        self._pin(store, version)
         base = base_of(version, self._kept.place.id)
         _run(partial(copy.fetch_segment, self.state.directory / NEW_JOURNAL, base))
+
+    def _pin(self, store: ObjectStore, version: Version) -> None:
+        """Have no one delete *version* until the end (:func:`pin_base_alone`)."""
+        pin(store, version.key, version.uuid, self.state.created_ns)
 
     def _keep_branch(self, planned: CopiedTree) -> str:
         """Keep all of the journal that there was: which of it the source has, too, cannot be
@@ -266,12 +278,13 @@ class WholeRejoin:
 
 
 def pin_base_alone(state: VolumeState, config_file: Path | None) -> None:
-    """Have no version pinned by the journal of *state* any more but that of its base. Raises
-    StoreError, OSError."""
+    """Have no version pinned by the journal of *state* any more but that of its base, and those of
+    its branches'. Raises StoreError, FusejournalError, OSError."""
     base = load_base(state.directory)
     if base is not None:
         store = VolumeStore(state, do_not_wait, config_file).open(writing=True)
-        for key in keys_pinned_by(store, state.created_ns) - {base.version}:
+        kept = {base.version} | versions_of_branches(state.directory)
+        for key in keys_pinned_by(store, state.created_ns) - kept:
             unpin(store, key, state.created_ns)
 
 

@@ -32,7 +32,7 @@ from fusejournal.history.query import (
     parse_path,
     parse_ranges,
 )
-from fusejournal.journal.base import load_base
+from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import is_segment, list_segments
 from fusejournal.node.registry import find_volume
@@ -270,7 +270,18 @@ def with_base(
     """Returns *reader*, of the journal of *state*, which knows by now what that begins with.
     *config*: the configuration, where it is not the one that the volume has. Raises
     JournalError."""
-    if (base := load_base(state.directory)) is not None:
+    return on_base(reader, load_base(state.directory), state, config)
+
+
+def on_base(
+    reader: JournalReader,
+    base: JournalBase | None,
+    state: VolumeState,
+    config: Path | None = None,
+) -> JournalReader:
+    """Returns *reader*, which knows by now that it begins with *base*, if it does. *state*,
+    *config*: as for :func:`with_base`."""
+    if base is not None:
         # Only here: other volumes' commands need not load the libraries of versions.
         from fusejournal.admin.version_store import load_store_config
         from fusejournal.versions.base_tree import open_base_tree

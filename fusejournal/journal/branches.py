@@ -2,7 +2,8 @@
 
 ::
 
-    STATE/branches/FIRST-LAST/    segments, which can be read as a journal is, and branch.json
+    STATE/branches/FIRST-LAST/    segments, which can be read as a journal is, branch.json, and
+                                  base.json where the journal of then began with that base
 
 A branch has the segments of the journal from the one with the entry on which both histories agree
 (*parted*) to the end: links to the files that the journal had, so it is made in no time and takes
@@ -37,6 +38,7 @@ from fusejournal.disk.files import (
     write_atomically,
 )
 from fusejournal.errors import FusejournalError, JournalError, UnknownBranchError
+from fusejournal.journal.base import JournalBase, load_base, save_base
 from fusejournal.journal.cut_back import segments_from
 from fusejournal.journal.index import index_path
 from fusejournal.journal.reader import JournalReader
@@ -110,6 +112,25 @@ class Branch:
         before: in the journal, or in another branch. Raises JournalError, FusejournalError."""
         return JournalReader(_whole(self), self.uuid)
 
+    def whole_base(self) -> JournalBase | None:
+        """Returns the base of the journal that :meth:`whole_reader` reads; None where it begins
+        with entry 1, or nothing tells the tree before it. Raises JournalError,
+        FusejournalError."""
+        first = _whole(self)[0]
+        state_dir = self.directory.parent.parent
+        if first.parent == state_dir / "journal":
+            return load_base(state_dir)
+        with SegmentReader(first) as reader:
+            header = reader.header
+        for directory in (first.parent, state_dir):
+            base = load_base(directory)
+            if base is not None and (base.seq + 1, base.chain) == (
+                header.first_seq,
+                header.chain_before,
+            ):
+                return base
+        return None
+
 
 def _occupied(directory: Path) -> int:
     return sum(path.stat().st_blocks * _BLOCK_BYTES for path in directory.iterdir())
@@ -176,6 +197,9 @@ def make_branch(
         os.link(path, new / path.name)
         if (index := index_path(path)).exists():
             os.link(index, new / index.name)
+    base = load_base(state_dir)
+    if base is not None and first_seq_of(list_segments(new)[0]) == base.seq + 1:
+        save_base(new, base)  # the journal may get another one
     branch = Branch(new, uuid, parted, head, source, reign, time.time_ns())
     branch = _summed(branch)
     _save("branch.new", branch)
@@ -231,6 +255,13 @@ def list_branches(state_dir: Path, report: Callable[[str], None] = log.warning) 
         except FusejournalError as error:
             report(f"branch {name} is left out: {error}")
     return sorted(found, key=lambda branch: (branch.made_ns, branch.name))
+
+
+def versions_of_branches(state_dir: Path) -> set[str]:
+    """Returns the keys of the versions that branches begin with. Raises FusejournalError,
+    OSError."""
+    bases = [load_base(branch.directory) for branch in list_branches(state_dir)]
+    return {base.version for base in bases if base is not None}
 
 
 def occupied_by_branches(state_dir: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -11,24 +12,33 @@ import trio
 from click.testing import CliRunner
 
 from fusejournal.address import parse_address
+from fusejournal.admin.prune_journal import JournalPruning
 from fusejournal.admin.rejoin import Rejoined, RejoinRequest
 from fusejournal.admin.status import volume_status
+from fusejournal.admin.version_store import VolumeStore
+from fusejournal.admin.versions import VolumeVersions
+from fusejournal.cli.branch import branch
 from fusejournal.cli.rejoin import _show, rejoin
-from fusejournal.config import ReplicationConfig
+from fusejournal.config import JournalConfig, ReplicationConfig
 from fusejournal.errors import BackingError
 from fusejournal.journal.base import load_base
-from fusejournal.journal.branches import list_branches
+from fusejournal.journal.branches import Branch, list_branches
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node.journal_limits import journal_limits
 from fusejournal.node.state_dir import VolumeState, load_state
+from fusejournal.objects.service import do_not_wait
 from fusejournal.operations import Link, Rename, Rmdir, Setattr, Truncate, Write
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.versions.bases import keys_pinned_by
+from fusejournal.versions.manifest import list_versions
 from fusejournal.versions.place import read_place
 from fusejournal.volume import checkpoint
 from fusejournal.volume.reconcile import contents
-from fusejournal.volume.whole_set import FILE
+from fusejournal.volume.whole_set import FILE, load_whole_set
 from tests.support.bases import begin_with_base
 from tests.support.losses import Died, crash_system, dying_at
 from tests.support.pairs import level, listens_at, running, until
@@ -132,6 +142,7 @@ def _die_and_go_on(places: Places, deaths: list[tuple[str, int]]) -> Rejoined:
         if (places.mirror / "state" / FILE).exists():
             told = "\n".join(volume_status(places.state).degraded)
             assert "a rejoin has begun" in told
+            _check_pins(places.state)
     if not (places.mirror / "state" / FILE).exists():
         return run(places)
     done = _request(places).run(Silent(), lambda: None)  # without its primary
@@ -140,10 +151,11 @@ def _die_and_go_on(places: Places, deaths: list[tuple[str, int]]) -> Rejoined:
 
 
 _NEW = [("rejoin.root.mark", 1), ("level.write", 9), ("reconcile", 1)]
-_BEHIND = [("branch.rename", 1), ("reconcile.write", 1), ("reconcile.place", 3)]
+_KEPT = [("branch.rename", 1), ("level.root", 1)]
+_BEHIND = [("reconcile.write", 1), ("reconcile.place", 3)]
 if os.environ.get("FUSEJOURNAL_TEST_COPIES"):
     _NEW = [("object.link", 3), ("level.intent", 1), ("level.journal", 1), *_NEW, ("level.done", 1)]
-    _BEHIND = [("object.link", 2), ("level.root", 1), ("level.journal", 1), *_BEHIND]
+    _KEPT, _BEHIND = [("object.link", 2), *_KEPT], [("level.journal", 1), *_BEHIND]
 
 
 def test_a_new_mirror_of_a_pruned_primary_killed_again_and_again(pruned: Places) -> None:
@@ -198,11 +210,11 @@ def behind(pruned: Places, tmp_path: Path) -> Places:
     return pruned
 
 
-def test_a_mirror_that_was_away_for_too_long(behind: Places) -> None:
+def test_a_mirror_that_was_away_for_too_long(behind: Places, tmp_path: Path) -> None:
     before = load_base(behind.mirror / "state")
     planned = trio.run(_asking, behind, lambda: _request(behind).plan())
     assert (planned.rung, planned.done) == (3, False)
-    done = _die_and_go_on(behind, _BEHIND)
+    done = _die_and_go_on(behind, _KEPT + _BEHIND)
     after = load_base(behind.mirror / "state")
     assert before is not None
     assert after is not None
@@ -211,6 +223,38 @@ def test_a_mirror_that_was_away_for_too_long(behind: Places) -> None:
     (kept,) = list_branches(behind.mirror / "state")
     assert kept.first_seq == before.seq + 1
     check_level(behind)
+    _check_branch(behind.state, kept, before.version, tmp_path / "restored")
+
+
+def _check_pins(state: VolumeState) -> None:
+    """The version of the tree that the backing had stays, also where the journal is pruned."""
+    begun = load_whole_set(state.directory)
+    if begun is None or begun.inodes is None:
+        return
+    store = VolumeStore(state, do_not_wait, None).open(writing=True)
+    versions = VolumeVersions(str(state.directory))
+    JournalPruning(versions, JournalConfig())._pin_base(store)
+    pinned = keys_pinned_by(store, state.created_ns)
+    found = {one.inodes.hex() for one in list_versions(store, state.uuid) if one.key in pinned}
+    assert {begun.inodes, begun.base.inodes} <= found
+
+
+def _check_branch(state: VolumeState, kept: Branch, version: str, target: Path) -> None:
+    """The branch of a journal that began with *version* can be read, and holds nothing back."""
+    words = [str(state.directory), kept.name, "large"]
+    shown = CliRunner().invoke(branch, ["show", *words]).output
+    assert "write" in shown.lower()
+    listed = CliRunner().invoke(branch, ["list", words[0], "--path", "large"]).output
+    assert kept.name in listed
+    done = CliRunner().invoke(branch, ["restore", *words, "--target", str(target)])
+    assert done.exit_code == 0, done.output
+    assert (target / "large").read_bytes()[1000:].startswith(b"changed")
+    store = VolumeStore(state, do_not_wait, None).open()
+    base = load_base(state.directory)
+    assert base is not None
+    assert keys_pinned_by(store, state.created_ns) == {base.version, version}
+    with closing(WatermarkPage(state.watermarks, state.created_ns)) as page:
+        assert not [one for one in journal_limits(state, page) if "branch" in one.why]
 
 
 def test_a_file_was_moved_before_its_content_was_on_the_disk(

@@ -172,7 +172,7 @@ class TreeCopy:
     async def _fetch_blocks(
         self, connection: Connection, blocks: BlockWriter, version: Version, own: Trees | None
     ) -> Fetched:
-        walk = MissingBlocks(blocks, version, own)
+        walk = MissingBlocks(blocks, version, own, lambda: self._tell(walk, version))
         kept_at = time.monotonic()
         try:
             while True:

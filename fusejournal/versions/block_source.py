@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.objects.store import ObjectMissingError
 from fusejournal.types import Seq
 from fusejournal.versions.blocks import BlockReader
@@ -67,7 +68,7 @@ class OfferedTree:
                 Seq(int(raw["head_seq"])),
                 int(raw["journal_bytes"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE_JSON as error:
             raise WireError(f"{where}: a tree that cannot be: {error!r}") from None
 
 
@@ -80,7 +81,7 @@ def parse_told(where: str, told: TreeTold) -> dict[str, Any]:
     """Returns the JSON object in *told*, which came from *where*. Raises WireError."""
     try:
         raw = json.loads(told.fields)
-    except ValueError:
+    except UNREADABLE_JSON:
         raw = None
     if not isinstance(raw, dict):
         raise WireError(f"{where}: a tree that cannot be read")

@@ -33,7 +33,8 @@ class KeptNodes(ABC):
     def _decode(self, id_: bytes) -> tuple[int, list[Any]]:
         try:
             level, items = msgpack.unpackb(self.blocks.read(id_), use_list=False)
-            fits = 0 <= level < _LEVELS_MAX and self._can_be(level, items)
+            fits = isinstance(level, int) and 0 <= level < _LEVELS_MAX
+            fits = fits and self._can_be(level, items)
         except (ValueError, TypeError, IndexError):
             fits = False
         if not fits:

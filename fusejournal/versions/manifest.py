@@ -153,6 +153,10 @@ def decode_version(where: str, content: bytes) -> Version:
                 "names": bytes.fromhex(raw["names"]),
             }
         )
+        numbers = (version.epoch, version.seq, version.time_ns, version.made_ns, version.next_fid)
+        counts = (version.file_count, version.name_count, version.content_bytes)
+        if not all(isinstance(one, int) for one in (*numbers, *counts, version.added_bytes)):
+            raise ValueError("a number of it is none")
         if check != _check_of(version.to_json()) or root != version.root:
             raise ValueError("its check is another")
     except UNREADABLE_JSON as error:

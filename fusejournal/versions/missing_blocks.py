@@ -7,11 +7,12 @@ under another name, or in an earlier version, does not come again. Below a node 
 which is known to be whole, has at the same place, nothing is looked at: so the walk costs the
 difference.
 
-Memory: 48 bytes for each block in the store (blocks.py), and what is being walked: some thousand
-ids. Blocks are checked by their ids before they count; a source that makes names up which cannot be
-gets an error, and nothing is done with them."""
+Memory: 48 bytes for each block in the store (blocks.py); what is being walked, some thousand ids;
+and the ids of the nodes above the lowest, which are walked once. Blocks are checked by their ids
+before they count; a source that makes names up which cannot be gets an error, and nothing is done
+with them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from stat import S_IFMT, S_IFREG
 from typing import Any, NamedTuple
@@ -23,8 +24,14 @@ from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.manifest import Version
-from fusejournal.versions.packs import StoreDamagedError
-from fusejournal.versions.records import blocks_of_inode, fid_of_key, name_of_key
+from fusejournal.versions.packs import ID_BYTES, StoreDamagedError
+from fusejournal.versions.records import (
+    INODE_KEY_BYTES,
+    NAME_VALUE_BYTES,
+    blocks_of_inode,
+    fid_of_key,
+    name_of_key,
+)
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.wire.block_messages import AskBlocks, Blocks
 from fusejournal.wire.frames import WireError
@@ -52,9 +59,17 @@ class _Wanted(NamedTuple):
 
 class MissingBlocks:
     """The walk through *version*, whose blocks are to be in the store of *blocks*; *whole*: the
-    trees of a version there that is known to be whole."""
+    trees of a version there that is known to be whole; *check* is called often, and may stop it by
+    an exception."""
 
-    def __init__(self, blocks: BlockWriter, version: Version, whole: Trees | None) -> None:
+    def __init__(
+        self,
+        blocks: BlockWriter,
+        version: Version,
+        whole: Trees | None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._check = check
         self._blocks = blocks
         self._nodes = Nodes(blocks)
         self._lists = ChunkNodes(blocks)
@@ -68,6 +83,9 @@ class MissingBlocks:
         self._answered = 0
         """The number of blocks of the oldest that came."""
         self._on_the_way: set[_Wanted] = set()
+        self._walked: set[_Wanted] = set()
+        """The nodes above the lowest whose items were seen: a source may name one again and
+        again."""
         self.files = 0
         """The files and directories that were walked;"""
         self.fetched_blocks = 0
@@ -139,15 +157,25 @@ class MissingBlocks:
     # -- what is in a block that is there ----------------------------------------------------------
 
     def _walk(self, one: _Wanted) -> None:
+        self._check()
+        if one in self._walked:
+            return
         if one.kind in (_Kind.INODES, _Kind.NAMES):
             self._walk_map(one)
         elif one.kind is _Kind.LIST:
             level, items = self._lists.read(one.id)
+            if level:
+                self._walked.add(one)
             below = _Kind.LIST if level else _Kind.CHUNK
-            self._todo += [_Wanted(below, item[0]) for item in items if item[0] is not None]
+            ids = dict.fromkeys(item[0] for item in items if item[0] is not None)
+            self._todo += [_Wanted(below, id_) for id_ in ids]
 
     def _walk_map(self, one: _Wanted) -> None:
         level, items = self._nodes.read(one.id)
+        if level:
+            self._walked.add(one)
+            if len({item[1] for item in items}) < len(items):
+                raise WireError(f"a node that cannot be: {one.id.hex()} has one below it twice")
         known = self._known(one.kind, level, items)
         if level:
             for item in items:
@@ -161,6 +189,10 @@ class MissingBlocks:
                 self.files += one.kind is _Kind.INODES
             elif one.kind is _Kind.NAMES:
                 self._check_name(name_of_key(key))
+                if len(value) != NAME_VALUE_BYTES:
+                    raise WireError(f"a name of nothing: {value!r:.80}")
+            elif len(key) != INODE_KEY_BYTES:
+                raise WireError(f"a key that cannot be: {key!r:.80}")
             else:
                 self._walk_inode(key, value)
 
@@ -189,7 +221,10 @@ class MissingBlocks:
             xattrs = {fields[8]} if isinstance(fields[8], bytes) else set()
             for _, name in fields[6]:
                 self._check_name(name)
-        except (ValueError, TypeError, IndexError) as error:
+            for id_ in (*found, *(() if root is None else (root,))):
+                if not isinstance(id_, bytes) or len(id_) != ID_BYTES:
+                    raise ValueError("it names what is no block")
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise StoreDamagedError(where, f"the record of fid {fid} is spoilt: {error}") from None
         if root is not None:
             self._todo.append(_Wanted(_Kind.LIST, root))

@@ -37,6 +37,8 @@ from fusejournal.versions.packs import ID_BYTES, StoreDamagedError
 
 _FID = struct.Struct(">Q")
 _NAME = struct.Struct(">QQ")
+INODE_KEY_BYTES = _FID.size
+NAME_VALUE_BYTES = _NAME.size
 _INLINE_XATTR_BYTES_MAX = 64
 _INCOMPLETE = 1
 _FILE_FLAGS_AT = 1

@@ -1,11 +1,14 @@
 """A mirror asks for the blocks that it lacks of a version, and for no others; what is not what it
 asked for is refused."""
 
+import itertools
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from stat import S_IFDIR, S_IFREG
 from uuid import UUID
 
+import msgpack
 import pytest
 
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq
@@ -181,6 +184,56 @@ def test_a_name_that_cannot_be_is_refused(name: bytes) -> None:
         copy(source, BlockWriter(MemoryStore()), version)
 
 
+def _map_version(store: MemoryStore, make: Callable[[BlockWriter], bytes]) -> Version:
+    """A version whose tree of files has the root that *make* makes."""
+    version = make_version(store)
+    blocks = BlockWriter(store)
+    root = make(blocks)
+    blocks.finish()
+    return replace(version, inodes=root)
+
+
+def _levels_of_the_same(blocks: BlockWriter) -> bytes:
+    """Many levels of nodes, each with two that have the same two below them."""
+    keys = [number.to_bytes(8, "big") for number in range(4)]
+    below = [blocks.add_node(msgpack.packb((0, [(inode_key(Fid(99 + n)), b"")]))) for n in range(2)]
+    for level in range(1, 40):
+        items = [(key, id_, 1) for key, id_ in zip(keys, below, strict=False)]
+        other = [(key, id_, 1) for key, id_ in zip(keys[2:], below, strict=False)]
+        below = [blocks.add_node(msgpack.packb((level, one))) for one in (items, other)]
+    return below[0]
+
+
+def test_a_tree_that_names_the_same_again_and_again_ends() -> None:
+    source = MemoryStore()
+    version = _map_version(source, _levels_of_the_same)
+    checks = itertools.count()
+
+    def check() -> None:
+        assert next(checks) < 10_000
+
+    walk = MissingBlocks(BlockWriter(source), version, None, check)
+    with pytest.raises(StoreDamagedError, match="is spoilt"):
+        list(iter(walk.next_question, None))
+
+
+@pytest.mark.parametrize(
+    ("level", "items", "error"),
+    [
+        (0, [(b"short", b"")], "a key that cannot be"),
+        (0, [(inode_key(Fid(9)), msgpack.packb([1 << 63, *[0] * 8]))], "is spoilt"),
+        (0, [(inode_key(Fid(9)), msgpack.packb([0, *[0] * 5, [], [1, 5], []]))], "is spoilt"),
+        (1, [(b"a", bytes(32), 1), (b"b", bytes(32), 1)], "below it twice"),
+        (0.5, [(b"a", bytes(32), 1)], "is no node"),
+    ],
+)
+def test_a_node_that_cannot_be_is_refused(level: int, items: list[object], error: str) -> None:
+    source = MemoryStore()
+    version = _map_version(source, lambda blocks: blocks.add_node(msgpack.packb((level, items))))
+    with pytest.raises((WireError, StoreDamagedError), match=error):
+        copy(source, BlockWriter(MemoryStore()), version)
+
+
 def test_a_block_that_is_gone_is_told() -> None:
     source = MemoryStore()
     version = make_version(source)
@@ -197,10 +250,13 @@ def test_the_tree_that_is_told() -> None:
         raw = parse_told("there", offered.told())
         assert OfferedTree.from_fields("there", raw) == offered
     assert parse_told("there", progress_told(3, None)) == {"done": 3, "total": None}
-    for fields in (b"", b"[]", b"\xff"):
+    for fields in (b"", b"[]", b"\xff", b"[" * 100_000):
         with pytest.raises(WireError, match="cannot be read"):
             parse_told("there", TreeTold(fields))
     with pytest.raises(WireError, match="cannot be"):
         OfferedTree.from_fields("there", {"version": None, "store": "x"})
+    for name in ("first_seq", "head_seq", "journal_bytes"):
+        with pytest.raises(WireError, match="cannot be"):
+            OfferedTree.from_fields("there", {**raw, name: float("inf")})
     with pytest.raises(StoreDamagedError):
         OfferedTree.from_fields("there", {**raw, "version": "{}"})

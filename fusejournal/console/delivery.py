@@ -5,14 +5,17 @@ What is due follows from the alerts that there are and from what was told, so th
 be lost or to fill up. What was told is on the disk after each success: a console that is killed
 between the two tells that once more.
 
-A cause that comes and goes is told again once it was gone for a while, and not each time."""
+A cause that comes and goes is told again once it was gone for a while, and not each time.
+
+Each channel has a task of its own while it sends, and a limit for the whole of it, so that a peer
+that hangs, drips or answers nonsense holds up no other channel, and never ends the console."""
 
 import json
 import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +34,11 @@ _BACK_NS: Final = 600 * _SECOND_NS
 """The time after which a cause that was gone and came back is told again."""
 _RETRY_SECONDS: Final = 5.0
 _RETRY_SECONDS_MAX: Final = 600.0
+_SEND_SECONDS: Final = 60.0
+"""The time that one message may take as a whole. Its thread is left to itself then: what it waits
+for may still come, and the message twice."""
+_THREADS_MAX: Final = 4
+"""Threads of one channel, those left to themselves counted."""
 
 
 @dataclass
@@ -41,11 +49,16 @@ class _ChannelState:
     failures: int = 0
     error: str | None = None
     delivered_ns: int | None = None
+    is_busy: bool = False
+    threads: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(_THREADS_MAX)
+    )
+    """Its own ones: those left to themselves use up none that others need."""
 
 
 class AlertDelivery:
-    """Delivers by all channels. One task calls :meth:`deliver`; cancelling it may have a message
-    come twice."""
+    """Delivers by all channels. One task calls :meth:`begin` or :meth:`deliver`; cancelling what
+    they do may have a message come twice."""
 
     def __init__(self, channels: Sequence[AlertChannel], path: Path) -> None:
         """*path*: where it is kept what was told."""
@@ -58,6 +71,7 @@ class AlertDelivery:
         self._told: dict[str, dict[str, dict[str, Any]]] = {}
         """Those sent, by channel and key: ``told_ns``, the ``alert``, and ``gone_ns`` where it is
         gone."""
+        self._saving = trio.Lock()
         with suppress(OSError, *UNREADABLE_JSON):
             raw = json.loads(path.read_bytes())["told"]
             self._told = {name: dict(raw[name]) for name in self._states if name in raw}
@@ -75,14 +89,32 @@ class AlertDelivery:
         ]
 
     async def deliver(self, alerts: list[dict[str, Any]]) -> None:
-        """Tells what is due of *alerts*, which are all that there are now. Failures are logged, and
-        tried again later. Cancelled, what is being sent is sent, and after a new start once
-        more."""
+        """Tells what is due of *alerts* as :meth:`begin` does, and waits for it. Cancelled, what is
+        being sent may be sent, and after a new start once more."""
         async with trio.open_nursery() as nursery:
-            for channel in self._channels:
+            self.begin(nursery, alerts)
+
+    def begin(self, nursery: trio.Nursery, alerts: list[dict[str, Any]]) -> None:
+        """Begins to tell what is due of *alerts*, which are all that there are now, in tasks of
+        *nursery*, one a channel; a channel that is still sending is left out. Failures are logged,
+        and tried again later; none ends the nursery. Cancelled, what is being sent may be sent, and
+        after a new start once more."""
+        for channel in self._channels:
+            state = self._states[channel.name]
+            if not state.is_busy:
+                state.is_busy = True
                 nursery.start_soon(self._deliver_by, channel, alerts)
 
     async def _deliver_by(self, channel: AlertChannel, alerts: list[dict[str, Any]]) -> None:
+        try:
+            await self._tell(channel, alerts)
+        except Exception as error:
+            # One channel's, whatever it is: it must end neither the others nor the console.
+            self._note_failure(channel, _delivery_error(channel, error))
+        finally:
+            self._states[channel.name].is_busy = False
+
+    async def _tell(self, channel: AlertChannel, alerts: list[dict[str, Any]]) -> None:
         now_ns = time.time_ns()
         told = self._told.setdefault(channel.name, {})
         by_key = {one["key"]: one for one in alerts}
@@ -96,46 +128,65 @@ class AlertDelivery:
             for key in gone:
                 told[key]["gone_ns"] = now_ns
             return
-        if not await self._send(channel, message_of(raised, resolved)):
+        state, now = self._states[channel.name], trio.current_time()
+        if now < state.retry_at or not self._limits[channel.name].take("", now):
             return
+        await self._send(channel, message_of(raised, resolved))
         for one in raised:
             told[one["key"]] = {"told_ns": now_ns, "alert": _kept(one)}
         for key in gone:
             told[key]["gone_ns"] = now_ns
         with suppress(OSError):  # then a console that starts anew tells them once more
-            await trio.to_thread.run_sync(self._save)
+            await self._save()
 
-    async def _send(self, channel: AlertChannel, message: dict[str, Any]) -> bool:
-        state, now = self._states[channel.name], trio.current_time()
-        if now < state.retry_at or not self._limits[channel.name].take("", now):
-            return False
+    def _note_failure(self, channel: AlertChannel, error: DeliveryError) -> None:
+        state = self._states[channel.name]
+        seconds = min(_RETRY_SECONDS * 2**state.failures, _RETRY_SECONDS_MAX)
+        state.failures = min(state.failures + 1, 16)
+        state.retry_at, state.error = trio.current_time() + seconds, str(error)
+        log.warning("an alert was not delivered: %s; tried again in %g s", error, seconds)
+
+    async def _send(self, channel: AlertChannel, message: dict[str, Any]) -> None:
+        state, name = self._states[channel.name], channel.name
+        if state.threads.available_tokens < 1:
+            raise DeliveryError(f"{name}: {_THREADS_MAX} messages to it still hang")
         try:
-            await trio.to_thread.run_sync(partial(channel.send, message))
-        except DeliveryError as error:
-            seconds = min(_RETRY_SECONDS * 2**state.failures, _RETRY_SECONDS_MAX)
-            state.failures = min(state.failures + 1, 16)
-            state.retry_at, state.error = trio.current_time() + seconds, str(error)
-            log.warning("an alert was not delivered: %s; tried again in %g s", error, seconds)
-            return False
+            with trio.fail_after(_SEND_SECONDS):
+                await trio.to_thread.run_sync(
+                    partial(channel.send, message), abandon_on_cancel=True, limiter=state.threads
+                )
+        except trio.TooSlowError:
+            raise DeliveryError(f"{name}: not done within {_SEND_SECONDS:g} s") from None
+        except Exception as error:
+            raise _delivery_error(channel, error) from None
         state.failures, state.error, state.delivered_ns = 0, None, time.time_ns()
-        return True
 
     async def send_test(self, name: str) -> None:
         """Sends a message by the channel *name* to see whether it works. Cancelled, one that
-        is being sent is sent. Raises UsageError, DeliveryError."""
+        is being sent may be sent. Raises UsageError, DeliveryError."""
         channel = next((one for one in self._channels if one.name == name), None)
         if channel is None:
             raise UsageError(f"there is no channel {name!r:.80}")
         if not self._limits[name].take("", trio.current_time()):
             raise UsageError(f"{name} is used as often as it may already: wait a while")
-        await trio.to_thread.run_sync(partial(channel.send, message_of([], [])))
-        state = self._states[name]
-        state.failures, state.error, state.delivered_ns = 0, None, time.time_ns()
-        state.retry_at = float("-inf")
+        await self._send(channel, message_of([], []))
+        self._states[name].retry_at = float("-inf")
 
-    def _save(self) -> None:
-        content = json.dumps({"told": self._told}).encode()
-        write_atomically("console.told", self._path, content, Outlives.MACHINE)
+    async def _save(self) -> None:
+        # Also where it is cancelled: what was sent is not to be sent again.
+        with trio.CancelScope(shield=True):
+            async with self._saving:  # an older content must not be written after a newer one
+                content = json.dumps({"told": self._told}).encode()
+                await trio.to_thread.run_sync(
+                    write_atomically, "console.told", self._path, content, Outlives.MACHINE
+                )
+
+
+def _delivery_error(channel: AlertChannel, error: Exception) -> DeliveryError:
+    if isinstance(error, DeliveryError):
+        return error
+    # Not its words: there may be a secret in them.
+    return DeliveryError(f"{channel.name}: failed with {type(error).__name__}")
 
 
 def _is_due(

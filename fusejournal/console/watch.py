@@ -67,12 +67,16 @@ class Watch:
 
     async def run(self) -> None:
         """Delivers alerts until it is cancelled; returns at once where there is no channel."""
-        while self.delivery.has_channels:
-            try:
-                await self.delivery.deliver((await self.overview())["alerts"])
-            except FusejournalError as error:
-                log.warning("alerts are not looked for: %s", error)
-            await trio.sleep(_DELIVERY_SECONDS)
+        async with trio.open_nursery() as nursery:
+            while self.delivery.has_channels:
+                try:
+                    self.delivery.begin(nursery, (await self.overview())["alerts"])
+                except FusejournalError as error:
+                    log.warning("alerts are not looked for: %s", error)
+                except Exception as error:
+                    # Of an agent of another version, or of a file of ours: the page stays there.
+                    log.warning("alerts are not looked for: failed with %r", error)
+                await trio.sleep(_DELIVERY_SECONDS)
 
     async def act(self, key: str, action: str, user: str, hours: int) -> None:
         """Has an alert acknowledged or silenced: see Alerts.act. Cancelled, it is done or not

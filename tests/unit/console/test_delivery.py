@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import pytest
 import trio
 import trio.testing
 
-from fusejournal.console import delivery
+from fusejournal.console import delivery, watch
+from fusejournal.console.agents import AgentBook, Agents, KnownAgent
 from fusejournal.console.alerts import Alerts
 from fusejournal.console.channels import (
     AlertCommand,
@@ -31,7 +32,10 @@ from fusejournal.console.channels import (
     message_of,
 )
 from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.watch import Watch
 from fusejournal.errors import ConfigError, UsageError
+from fusejournal.wire.identity import load_or_make
+from tests.support.pairs import until
 
 _PROBLEM = {
     "key": "hall/data/failed", "words": "read-only: <b>\x1b[31m\udcff", "severity": "bad",
@@ -180,6 +184,107 @@ async def test_what_does_not_last_is_not_told(tmp_path: Path) -> None:
         await told.deliver(alerts.update([_PROBLEM]))
         await told.deliver(alerts.update([]))
         assert got == []
+
+
+async def test_one_channel_that_fails_oddly_ends_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alerts = Alerts(tmp_path / "alerts.json")
+    odd = AlertCommand("page", CommandConfig(argv=["/bin/tr\0ue"], after_seconds=0.0))
+    with _hook([200]) as (url, got):
+        told = AlertDelivery([odd, _webhook(url)], tmp_path / "told.json")
+        await told.deliver(alerts.update([_PROBLEM]))
+        errors = [one["error"] for one in told.to_json()]
+        assert errors == ["command page: failed with ValueError", None]
+        with pytest.raises(DeliveryError, match="failed with ValueError"):
+            await told.send_test("command page")
+        # What was told is on the disk.
+        told = AlertDelivery([_webhook(url)], tmp_path / "told.json")
+        await told.deliver(alerts.update([_PROBLEM]))
+        assert len(got) == 1
+        # A problem without what a message needs, as an agent of another version may name one.
+        bare = {"key": "hall/data/new", "severity": "bad"}
+        await told.deliver(alerts.update([bare]))
+        assert told.to_json()[0]["error"] == "webhook ops: failed with KeyError"
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    caplog.clear()
+
+
+@contextmanager
+def _dripping() -> Iterator[str]:
+    """A receiver of webhooks that answers a byte now and then, without end; its address."""
+    over = threading.Event()
+
+    class Dripper(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+            with suppress(OSError):
+                while not over.wait(0.02):
+                    self.request.sendall(b"x")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripper) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+async def test_a_channel_that_drips_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "_SEND_SECONDS", 0.3)
+    monkeypatch.setattr(delivery, "_RETRY_SECONDS", 0.0)
+    alerts = Alerts(tmp_path / "alerts.json")
+    other = {**_PROBLEM, "key": "hall/data/lag"}
+    with _hook([200]) as (url, got), _dripping() as slow_url:
+        slow = Webhook("slow", WebhookConfig.model_validate({"url": slow_url, "after_seconds": 0}))
+        told = AlertDelivery([slow, _webhook(url)], tmp_path / "told.json")
+        with trio.fail_after(2):
+            await told.deliver(alerts.update([_PROBLEM]))
+        assert told.to_json()[0]["error"] == "webhook slow: not done within 0.3 s"
+        assert len(got) == 1
+        monkeypatch.setattr(delivery, "_SEND_SECONDS", 60.0)
+        async with trio.open_nursery() as nursery:
+            told.begin(nursery, alerts.update([_PROBLEM, other]))
+            with trio.fail_after(5):
+                await until("it is told", lambda: not told._states["webhook ops"].is_busy)
+                told.begin(nursery, alerts.update([_PROBLEM]))  # while the slow one still sends
+                await until("it is told", lambda: not told._states["webhook ops"].is_busy)
+            assert told._states["webhook slow"].is_busy
+            nursery.cancel_scope.cancel()
+        assert [(len(one["alerts"]), len(one["resolved"])) for one in got[1:]] == [(1, 0), (0, 1)]
+        # The threads that are left to themselves are bounded, too.
+        monkeypatch.setattr(delivery, "_SEND_SECONDS", 0.1)
+        for _ in range(3):
+            await told.deliver(alerts.update([_PROBLEM]))
+        assert told.to_json()[0]["error"] == "webhook slow: 4 messages to it still hang"
+    assert all("webhook slow" in record.getMessage() for record in caplog.records)
+    caplog.clear()
+
+
+async def test_the_watch_goes_on_where_it_cannot_look(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_DELIVERY_SECONDS", 0.01)
+    book = AgentBook(tmp_path / "agents.json")
+    book.put(KnownAgent("hall", "127.0.0.1:1", "none"))
+    # Whatever the error: here, of a file that is not as it was written.
+    path = tmp_path / "alerts.json"
+    path.write_text(json.dumps({"alerts": {"hall//unreachable": {"since_ns": "x"}}}))
+    command = AlertCommand("page", CommandConfig(argv=["/bin/true"]))
+    agents = Agents(book, load_or_make(tmp_path / "identity", "console"))
+    looking = Watch(agents, Alerts(path), AlertDelivery([command], tmp_path / "told.json"))
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(looking.run)
+            await until("it looks again", lambda: len(caplog.records) >= 2)
+            nursery.cancel_scope.cancel()
+    assert "alerts are not looked for: failed with TypeError" in caplog.records[0].getMessage()
+    caplog.clear()
 
 
 class _MailServer(socketserver.StreamRequestHandler):

@@ -27,16 +27,21 @@ and in each of them, with their defaults::
     resolved = true                       # tell also that a cause is gone
     per_hour = 20                         # messages; what there is more waits, and comes in one
 
-Where it has secrets, no other user may be able to read it."""
+Where it has secrets, no other user may be able to read it; a webhook's URL is one, for who has it
+can post. So no error of a channel has a URL, a header or a password in its words: they are shown on
+the page and logged."""
 
+import http.client
 import json
 import smtplib
+import ssl
 import subprocess
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.message import EmailMessage
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol
 
@@ -47,7 +52,7 @@ from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import ConfigError, FusejournalError
 
 _SECONDS: Final = 20.0
-"""The time that one try may take."""
+"""The time that a command, or one step of a webhook or a mail, may take."""
 _LINES_MAX: Final = 50
 
 
@@ -112,7 +117,8 @@ class AlertChannel(Protocol):
         """Its settings."""
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Delivers *message*. Blocks, for a bounded time. Raises DeliveryError."""
+        """Delivers *message*. Blocks, as long as the peer sends a byte now and then: the caller
+        bounds the whole. Raises DeliveryError; the caller must take any other exception for one."""
 
 
 class Webhook:
@@ -125,21 +131,27 @@ class Webhook:
     def send(self, message: Mapping[str, Any]) -> None:
         """Posts *message*. Raises DeliveryError, also where the answer is no success."""
         headers = {"content-type": "application/json", "user-agent": "fusejournal"}
-        request = urllib.request.Request(
-            self.config.url,
-            data=json.dumps(message).encode(),
-            headers={**headers, **self.config.headers},
-            method="POST",
-        )
         try:
+            request = urllib.request.Request(
+                self.config.url,
+                data=json.dumps(message).encode(),
+                headers={**headers, **self.config.headers},
+                method="POST",
+            )
             opener = urllib.request.build_opener(_NoRedirects)
             with opener.open(request, timeout=_SECONDS) as answer:
                 answer.read(1 << 10)
         except urllib.error.HTTPError as error:
             raise DeliveryError(f"{self.name}: answered {error.code}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             reason = getattr(error, "reason", error)
             raise DeliveryError(f"{self.name}: {reason}") from None
+        except (http.client.InvalidURL, ValueError):
+            # Its words may have the URL or a header in them.
+            raise DeliveryError(f"{self.name}: its url or a header cannot be sent") from None
+        except http.client.HTTPException as error:
+            kind = type(error).__name__
+            raise DeliveryError(f"{self.name}: the answer is no HTTP ({kind})") from None
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -158,22 +170,33 @@ class Mail:
         self.config = config
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Mails *message*, as text. Raises DeliveryError."""
+        """Mails *message*, as text; by TLS only to a server whose certificate is good for its name.
+        Raises DeliveryError."""
         config = self.config
-        mail = EmailMessage()
-        mail["From"], mail["To"] = config.sender, ", ".join(config.to)
-        mail["Subject"] = str(message["subject"])
-        mail.set_content(str(message["text"]))
-        kind = smtplib.SMTP_SSL if config.security == "tls" else smtplib.SMTP
         try:
+            mail = EmailMessage()
+            mail["From"], mail["To"] = config.sender, ", ".join(config.to)
+            mail["Subject"] = str(message["subject"])
+            mail.set_content(str(message["text"]))
+            # smtplib's own default of a context checks no certificate.
+            checked = ssl.create_default_context
+            kind: Callable[..., smtplib.SMTP] = smtplib.SMTP
+            if config.security == "tls":
+                kind = partial(smtplib.SMTP_SSL, context=checked())
             with kind(config.host, config.port, timeout=_SECONDS) as server:
                 if config.security == "starttls":
-                    server.starttls()
+                    server.starttls(context=checked())
                 if config.user:
                     server.login(config.user, config.password)
                 server.send_message(mail)
         except (OSError, smtplib.SMTPException) as error:
             raise DeliveryError(f"{self.name}: {error}") from None
+        except ValueError:
+            # smtplib sends user and password as ASCII alone.
+            raise DeliveryError(
+                f"{self.name}: its host, user, password or an address cannot be sent: "
+                "is there one that is not ASCII?"
+            ) from None
 
 
 class AlertCommand:
@@ -228,6 +251,7 @@ def load_channels(path: Path) -> list[AlertChannel]:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     secrets = [one.password for one in file.mail.values()]
     secrets += [value for one in file.webhook.values() for value in one.headers.values()]
+    secrets += [one.url for one in file.webhook.values()]
     if any(secrets) and mode & 0o077:
         raise ConfigError(f"{path}: others can read secrets in it: chmod 600")
     channels: list[AlertChannel] = []

@@ -2,7 +2,8 @@
 read. Each takes the next unit that is not taken.
 
 Where a process fails or is killed, this one does itself what is left: so an error is raised here,
-as it is, and a kernel that was short of memory gets it back."""
+as it is, and a kernel that was short of memory gets it back.
+Where this one is killed, they end after the unit that they are at."""
 
 import multiprocessing
 import os
@@ -59,12 +60,13 @@ class _Pool(Generic[_Result]):
         self._next = context.Value("q", 0)
         self._pipes: list[Connection] = []
         self._processes: list[ForkProcess] = []
+        self._parent = os.getpid()
         for _ in range(processes):
             reader, writer = context.Pipe(duplex=False)
+            self._pipes.append(reader)
             process = context.Process(target=self._run, args=(writer,), daemon=True)
             process.start()
             writer.close()
-            self._pipes.append(reader)
             self._processes.append(process)
 
     def _run(self, results: Connection) -> None:
@@ -72,7 +74,10 @@ class _Pool(Generic[_Result]):
         # Ctrl-C reaches every process of the terminal; the one that was asked says so and ends us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        while True:
+        # With a read end here, a send to a parent that was killed would block, and not get EPIPE.
+        for pipe in self._pipes:
+            pipe.close()
+        while os.getppid() == self._parent:
             with self._next.get_lock():
                 unit = self._next.value
                 self._next.value += 1
@@ -82,7 +87,10 @@ class _Pool(Generic[_Result]):
                 found = self._work(unit, False)
             except Exception:  # raised again by the process that asked, which does the unit anew
                 return
-            results.send((unit, found))
+            try:
+                results.send((unit, found))
+            except BrokenPipeError:  # the parent was killed
+                return
 
     def results(self, waiting: Callable[[], None]) -> Iterator[tuple[int, _Result]]:
         """Yields results until no process sends any more, or one has ended without a word."""

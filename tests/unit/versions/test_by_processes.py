@@ -5,7 +5,8 @@ import os
 import signal
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +90,44 @@ def test_an_interrupt_ends_the_processes() -> None:
     assert {child.pid for child in multiprocessing.active_children()} == before
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_they_end_where_the_one_that_asked_is_killed(tmp_path: Path, size: int) -> None:
+    """Also those that are sending what does not fit into the pipe."""
+
+    def slow(unit: int, _: bool) -> bytes:
+        (tmp_path / f"{os.getpid()}").touch()
+        time.sleep(0.05)
+        return bytes(size)
+
+    def ask() -> None:
+        for _ in by_processes(10_000, slow, _nothing):
+            time.sleep(60)
+
+    asking = multiprocessing.get_context("fork").Process(target=ask)
+    asking.start()
+    children: list[int] = []
+    while len(children) < 3:
+        time.sleep(0.01)
+        children = [int(path.name) for path in tmp_path.iterdir()]
+    time.sleep(0.5)
+    asking.kill()
+    asking.join()
+    try:
+        deadline = time.monotonic() + 10
+        while any(_is_running(child) for child in children) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(_is_running(child) for child in children)
+    finally:
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def _is_running(pid: int) -> bool:
+    """Returns True if the process is there, and not only left for its parent to be waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -147,6 +147,7 @@ class VersionKeeping:
             error=known.error,
             failures=known.failures,
             made=known.made,
+            judged_key=known.judged_key,
             pruned=known.pruned,
             freed_bytes=known.freed_bytes,
             held_by=known.held_by,
@@ -157,28 +158,26 @@ class VersionKeeping:
     def _make(self) -> None:
         versions = self._versions()
         config = load_config(self._config_file).versions
-        known_key = self._known.last_key
         self._list(versions)
-        if self._is_another_s(config, versions, known_key):
+        if self._is_another_s(config, versions):
             return
         versions.create("", _no_progress)
         self._list(self._versions())
-        self._known = replace(self._known, made=self._clock())
+        known = self._known
+        self._known = replace(known, made=self._clock(), judged_key=known.last_key)
 
-    def _is_another_s(
-        self, config: VersionsConfig, versions: VolumeVersions, known_key: str
-    ) -> bool:
-        """Returns True if another node has made this period's version: one that was not there at
-        the last work, and is not older than the period. (No more than that is made of its clock.)
-        Then this node's is due a quarter of a period after the other's next."""
+    def _is_another_s(self, config: VersionsConfig, versions: VolumeVersions) -> bool:
+        """Returns True if another node has made this period's version: one that was not there when
+        this node's was due last, and is not older than the period. (No more than that is made of
+        its clock.) Then this node's is due a quarter of a period after the other's next."""
         known = self._known
         made, every_seconds = known.last_made, config.every
-        if every_seconds is None or made is None or known.last_key == known_key:
+        if every_seconds is None or made is None or known.last_key == known.judged_key:
             return False
         age_seconds = max(0.0, self._clock() - made)
         if known.last_made_by == node_name(versions.name) or age_seconds >= every_seconds:
             return False
-        self._known = replace(known, made=made)
+        self._known = replace(known, made=made, judged_key=known.last_key)
         self._again_in_seconds = (1 + _DEFERENCE) * every_seconds - age_seconds
         return True
 

@@ -98,6 +98,8 @@ class VersionStatus(Reply):
     """and the node that made it."""
     made: float | None = None
     """The last time that a version was made as [versions] says, or found to be there."""
+    judged_key: str = ""
+    """The newest version at the last such time."""
     pruned: float | None = None
     """The last time that the layer had things pruned."""
     freed_bytes: int = 0

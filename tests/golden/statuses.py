@@ -85,6 +85,7 @@ VERSIONS = VersionStatus(
     last_made=1_699_999_100.5,
     last_made_by="cellar-data",
     made=1_699_999_101.5,
+    judged_key="0123-31000-00ff",
     pruned=1_699_990_000.5,
     freed_bytes=1 << 30,
     held_by=("peer far has entries up to 0",),

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from fusejournal.admin import keep_versions
 from fusejournal.admin.keep_versions import VersionKeeping
 from fusejournal.admin.mark import list_marks
+from fusejournal.admin.versions import VolumeVersions
 from fusejournal.config import load_config
 from fusejournal.disk.process import python_module
 from fusejournal.errors import FusejournalError
@@ -75,6 +77,32 @@ def test_looks_makes_and_prunes(state: Path) -> None:
     # A collection of another node since then is not done once more.
     collected = replace(pruned, plan=1)
     assert _keeping(state).do("prune").status.plan >= collected.plan
+
+
+@pytest.mark.parametrize("between", ["", "look", "prune"])
+def test_another_node_s_version_is_left_at_that_once(
+    state: Path, monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    """A look or a pruning in between changes nothing; if no other comes, this node makes one."""
+    policy = '[versions]\nevery = "1h"\nprune_every = "1h"\n'
+    (state.parent / "policy.toml").write_text(policy)
+    VolumeVersions(f"{state}/").create("", lambda _, __: None)  # this node's
+    with monkeypatch.context() as patched:
+        patched.setattr(keep_versions, "node_name", lambda _: "another")
+        assert _keeping(state).do("look").done
+        if between:
+            assert _keeping(state).do(between).done
+        other = _keeping(state).do("make")
+    assert other.again_in_seconds is not None
+    assert other.again_in_seconds > 3600
+    last_key = other.status.last_key
+    assert last_key
+    with monkeypatch.context() as patched:
+        patched.setattr(keep_versions, "node_name", lambda _: "another")
+        assert _keeping(state).do("look").done
+        due = _keeping(state).do("make")
+    assert due.again_in_seconds is None
+    assert due.status.last_key == last_key  # nothing has changed
 
 
 def test_a_store_that_is_away_is_told_with_the_moment(state: Path) -> None:

@@ -166,11 +166,11 @@ def planned_in_place(
         source = versions.source
     assert source.state is not None
     raw = source.path(path) if path else b""
-    with TemporaryDirectory(prefix="fusejournal.") as directory:
+    with TemporaryDirectory(prefix="fusejournal.") as directory, ExitStack() as stack:
         store: ObjectStore = LocalStore(Path(directory))
         kept: list[Version] = []
         if versions is not None:
-            lower = versions.store()
+            lower = stack.enter_context(versions.reading())
             kept = list_versions(lower, source.state.uuid)
             store = OverlayStore(lower, store)
         blocks = BlockWriter(store)

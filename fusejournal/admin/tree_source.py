@@ -7,7 +7,8 @@ It makes a version of the tree as it was when the journal's newest segment began
 begin there, and what comes after is shipped as to any mirror. A volume that has no store of
 versions gets one in its state directory (STATE/versions).
 
-It ends when its input does. Killed, it leaves nothing that matters: see versions/create.py."""
+While it runs, nothing is collected that the version needs (versions/creators.py). It ends when its
+input does. Killed, it leaves nothing that matters: see versions/create.py."""
 
 import os
 import shutil
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +27,12 @@ from fusejournal.disk import calls
 from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import first_seq_of
+from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Seq
 from fusejournal.versions.block_source import OfferedTree, answer_blocks, progress_told
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.create import create_version, newest_usable
+from fusejournal.versions.creators import reading
 from fusejournal.versions.manifest import Version, list_versions
 from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeTold
 from fusejournal.wire.frames import Decoder, Message, Refusal, WireError, encode_parts
@@ -51,6 +54,12 @@ class TreeSource:
         self._versions = VolumeVersions(name, config=config)
         self._send = send
         self._blocks: BlockReader | None = None
+        self._reading = ExitStack()
+        self._is_reading = False
+
+    def close(self) -> None:
+        """Lets the store be collected again."""
+        self._reading.close()
 
     def answer(self, message: Message) -> None:
         """Answers one message. Raises FusejournalError, OSError."""
@@ -72,7 +81,9 @@ class TreeSource:
             version = self._make()
             self._blocks = None  # it was of before
         elif versions.state.has_versions:
-            found = list_versions(versions.store(), versions.state.uuid)
+            store = versions.store()
+            self._read(store)
+            found = list_versions(store, versions.state.uuid)
             try:
                 version = newest_usable(found, source.reader, source.head_seq)
             except FusejournalError:
@@ -86,6 +97,12 @@ class TreeSource:
             sum(path.stat().st_size for path in paths),
         ).told()
 
+    def _read(self, store: ObjectStore) -> None:
+        """Has nothing collected that a version needs which is found from here on."""
+        if not self._is_reading:
+            self._reading.enter_context(reading(store, node_name(self._versions.name)))
+            self._is_reading = True
+
     def _make(self) -> Version | None:
         """Returns the version of the tree before the newest segment; None where that is the first
         there is, and begins with entry 1."""
@@ -94,6 +111,7 @@ class TreeSource:
         if not seq:
             return None
         store = self._versions.kept.open_or_begin()
+        self._read(store)
         if source.reader.base is not None and source.reader.base.base.seq == seq:
             return newest_usable(
                 list_versions(store, self._versions.state.uuid), source.reader, seq
@@ -144,10 +162,10 @@ def serve(name: str, config: Path | None, from_fd: int, to_fd: int) -> None:
     """Answers what comes on *from_fd* until that ends; an error is told as a refusal."""
     send, decoder = _send_to(to_fd), Decoder()
     try:
-        source = TreeSource(name, config, send)
-        while data := os.read(from_fd, _READ_BYTES):
-            for message in decoder.feed(data):
-                source.answer(message)
+        with closing(TreeSource(name, config, send)) as source:
+            while data := os.read(from_fd, _READ_BYTES):
+                for message in decoder.feed(data):
+                    source.answer(message)
     except BrokenPipeError:
         pass  # the layer has ended, or the mirror
     except (FusejournalError, OSError) as error:

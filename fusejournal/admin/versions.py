@@ -1,7 +1,8 @@
 """Versions of a volume: what the commands of ``version`` do, as data. No layer need be running."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +34,7 @@ from fusejournal.versions.create import (
     newest_usable,
     trees_at,
 )
-from fusejournal.versions.creators import unregister, workers
+from fusejournal.versions.creators import reading, unregister, workers
 from fusejournal.versions.difference import find_version_changes
 from fusejournal.versions.manifest import (
     NoSuchVersionError,
@@ -136,6 +137,15 @@ class VolumeVersions:
         """Opens the store. Raises ConfigError, StoreKeyError, StoreError."""
         return self.kept.open(writing=writing)
 
+    @contextmanager
+    def reading(self) -> Iterator[ObjectStore]:
+        """Yields the store, of which nothing is collected for the length of the block that a
+        version needs which is found in it: see creators.reading. Raises what :meth:`store`
+        raises."""
+        store = self.store()
+        with reading(store, node_name(self.name)):
+            yield store
+
     def traffic(self) -> ObjectTraffic | None:
         """Returns what went to and came from the store, if it is a far one that was opened."""
         return self.kept.traffic
@@ -212,8 +222,9 @@ class VolumeVersions:
 
     def verify(self, wanted: str, progress: Progress, *, with_data: bool) -> Verified:
         """Verifies a version: see verify_version."""
-        version = self.find(wanted).version
-        return verify_version(BlockReader(self.store()), version, progress, with_data=with_data)
+        with self.reading() as store:
+            version = self.find(wanted).version
+            return verify_version(BlockReader(store), version, progress, with_data=with_data)
 
     def protect(self, wanted: str, *, on: bool) -> str:
         """Protects a version from being deleted, or no longer. Returns a name for it. Raises
@@ -277,8 +288,21 @@ class VolumeVersions:
     ) -> Restored:
         """Restores *path* as it was after entry *seq*, from *version* and the entries between;
         what they come to is put together in a temporary directory. Raises what restore_trees and
-        create_version raise."""
-        store = self.store()
+        create_version raise; NoSuchVersionError where *version* is deleted by now."""
+        with self.reading() as store:
+            if version.key not in {one.key for one in list_versions(store, version.uuid)}:
+                raise NoSuchVersionError(self.name, version.key, "was deleted meanwhile: try again")
+            return self._restore_after(store, version, seq, path, target, progress)
+
+    def _restore_after(
+        self,
+        store: ObjectStore,
+        version: Version,
+        seq: Seq,
+        path: bytes,
+        target: Path,
+        progress: Progress,
+    ) -> Restored:
         if version.seq == seq:
             return restore_version(BlockReader(store), version, path, target, progress)
         with TemporaryDirectory(prefix="fusejournal.") as directory:
@@ -294,6 +318,6 @@ class VolumeVersions:
         self, wanted: str, path: bytes, target: Path, progress: Progress
     ) -> tuple[Restored, Version]:
         """Restores *path* as it is in a version: see restore_version."""
-        version = self.find(wanted).version
-        blocks = BlockReader(self.store())
-        return restore_version(blocks, version, path, target, progress), version
+        with self.reading() as store:
+            version = self.find(wanted).version
+            return restore_version(BlockReader(store), version, path, target, progress), version

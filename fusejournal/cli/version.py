@@ -348,7 +348,9 @@ def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> No
     elif found.waiting_for:
         names = ", ".join(f"{one.node} (pid {one.pid})" for one in found.waiting_for)
         text.echo(
-            f"{text.count(found.planned_packs, 'pack')} to go, which wait for {names}: say it "
+            f"nothing is removed while versions are read, by {names}: say it again after that"
+            if not found.planned_packs
+            else f"{text.count(found.planned_packs, 'pack')} to go, which wait for {names}: say it "
             "again when those are done"
         )
     else:

@@ -4,7 +4,7 @@
    rewritten: what is used of them goes into new packs, with an index.
 2. *Plan*: the packs that are to go are listed in a numbered object (creators.py). Nothing is
    removed yet.
-3. *Wait*: for all who began to create a version before they could see the plan. One who
+3. *Wait*: for all who began to create or read a version before they could see the plan. One who
    creates later takes what is in planned packs as absent, and stores it again. No version is
    deleted while a plan is open, so that all that a creator builds on is seen in the next step. One
    who was taken for dead meanwhile publishes nothing. So no version comes to rely on a planned
@@ -22,7 +22,7 @@ on all along; who reads a block that was put elsewhere looks again. If others ar
 the collection ends there and says so. Memory: 49 bytes a block in the store."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from typing import Final, NamedTuple
 
 from fusejournal.objects.store import ObjectStore, put_same
@@ -31,6 +31,7 @@ from fusejournal.versions.bases import pinned_keys
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.creators import (
+    Work,
     Worker,
     alone,
     check_registered,
@@ -56,6 +57,7 @@ from fusejournal.versions.sorted_tree import Nodes
 
 _UNUSED_MAX = 0.2
 """The part of a pack's bytes from which on it is rewritten."""
+_HELD_UP_BY: Final[Set[Work]] = frozenset({"creator", "reader"})
 
 
 class Collected(NamedTuple):
@@ -94,8 +96,7 @@ def collect(
         usage = _Usage(store, progress, without)
         packs = usage.going()
         sizes = sum(usage.unused_bytes(pack) for pack in packs)
-        at_work = [one for one in workers(store, forgetting=False) if one.work == "creator"]
-        waiting_for = tuple(at_work) if packs else ()
+        waiting_for = _at_work(store, _HELD_UP_BY, forgetting=False) if packs else ()
         return Collected(0, sizes, 0, len(packs), waiting_for, usage.unreadable)
     me = register(store, "collector", node)
     try:
@@ -103,6 +104,8 @@ def collect(
         rewritten = 0
         plan = open_plan(store)
         if plan is None:
+            if readers := _at_work(store, {"reader"}):
+                return NOTHING_COLLECTED._replace(waiting_for=readers)
             packs, rewritten, unreadable = _prepare(store, progress)
             if not packs:
                 return Collected(0, 0, rewritten, 0, (), unreadable)
@@ -111,6 +114,12 @@ def collect(
         return _carry_out(store, me, *plan, progress)._replace(rewritten_bytes=rewritten)
     finally:
         unregister(store, me)
+
+
+def _at_work(
+    store: ObjectStore, works: Set[Work], *, forgetting: bool = True
+) -> tuple[Worker, ...]:
+    return tuple(one for one in workers(store, forgetting=forgetting) if one.work in works)
 
 
 def _prepare(
@@ -136,7 +145,7 @@ def _prepare(
 def _carry_out(
     store: ObjectStore, me: Worker, number: int, packs: frozenset[bytes], progress: Progress
 ) -> Collected:
-    before = tuple(one for one in workers(store) if one.work == "creator" and one.plan < number)
+    before = tuple(one for one in _at_work(store, _HELD_UP_BY) if one.plan < number)
     if before:
         return Collected(0, 0, 0, len(packs), before)
     usage = _Usage(store, progress)

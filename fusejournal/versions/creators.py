@@ -1,5 +1,5 @@
-"""Those who are at work on a store: an object for each who creates a version, deletes one, or
-collects; and the numbered plans of collections.
+"""Those who are at work on a store: an object for each who creates a version, deletes one, reads
+one for long, or collects; and the numbered plans of collections.
 
 The object "active/NONCE" (JSON) is put before anything is read, and removed at the end. It tells
 the newest plan that its maker had seen by then. The object "plans/N" (ten digits, JSON) lists packs
@@ -12,8 +12,10 @@ person has to say so. No clock is trusted for it.
 How these keep a collection from taking what a creator relies on: see collect.py."""
 
 import json
+import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +33,8 @@ from fusejournal.objects.store import (
 )
 from fusejournal.versions.packs import ID_BYTES, StoreDamagedError, block_id
 
+log = logging.getLogger(__name__)
+
 _FORMAT = 1
 _DONE = "-done"
 _MACHINE_ID = Path("/etc/machine-id")
@@ -38,7 +42,7 @@ _STARTED_FIELD = 19
 """The field of /proc/PID/stat, behind the command's name, that tells when the process began (the
 22nd of proc(5))."""
 
-Work = Literal["creator", "deleter", "collector"]
+Work = Literal["creator", "deleter", "reader", "collector"]
 
 
 class BusyError(StoreError):
@@ -97,25 +101,44 @@ def _began(pid: int) -> str:
 def register(store: ObjectStore, work: Work, node: str) -> Worker:
     """Puts the object of a worker that is this process. :func:`unregister` it at the end. Raises
     StoreFullError, StoreError."""
-    pid = os.getpid()
-    worker = Worker(
-        work,
-        node,
-        _machine(),
-        boot_id(),
-        _pid_namespace(),
-        pid,
-        _began(pid),
-        newest_plan(store),
-        uuid4().hex,
-    )
-    put_same(store, worker.name, json.dumps({"format": _FORMAT, **asdict(worker)}).encode())
+    worker = _this_process(work, node, newest_plan(store))
+    _put(store, worker)
     return worker
+
+
+def _this_process(work: Work, node: str, plan: int) -> Worker:
+    pid = os.getpid()
+    nonce = uuid4().hex
+    return Worker(
+        work, node, _machine(), boot_id(), _pid_namespace(), pid, _began(pid), plan, nonce
+    )
+
+
+def _put(store: ObjectStore, worker: Worker) -> None:
+    put_same(store, worker.name, json.dumps({"format": _FORMAT, **asdict(worker)}).encode())
 
 
 def unregister(store: ObjectStore, worker: Worker) -> None:
     """Removes the object of *worker*. Raises StoreError."""
     store.remove(worker.name)
+
+
+@contextmanager
+def reading(store: ObjectStore, node: str) -> Iterator[None]:
+    """Has collections take no block that a version has which is found within the block of this,
+    even if the version is deleted meanwhile. A store that takes no object, because its disk is full
+    or for reading alone, is read all the same, without that."""
+    me: Worker | None = None
+    try:
+        me = register(store, "reader", node)
+    except StoreError as error:
+        log.info("read without word of it: %s", error)
+    try:
+        yield
+    finally:
+        if me is not None:
+            with suppress(StoreError):
+                unregister(store, me)
 
 
 def check_registered(store: ObjectStore, worker: Worker) -> None:

@@ -3,8 +3,9 @@
 import errno
 import fcntl
 import json
+import os
 import struct
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fusejournal.admin.prune import Pruning
+from fusejournal.admin.restore_in_place import Moment, planned_in_place
 from fusejournal.admin.source import open_source
+from fusejournal.admin.tree_source import TreeSource
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.cli.prune import prune
 from fusejournal.cli.version import version
@@ -34,11 +37,13 @@ from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions import base_tree
 from fusejournal.versions.base_tree import base_of
-from fusejournal.versions.creators import register, unregister
+from fusejournal.versions.creators import register, unregister, workers
 from fusejournal.versions.manifest import list_versions
 from fusejournal.versions.place import StorePlace, open_place, read_place
 from fusejournal.volume.base import prepare_base
 from fusejournal.volume.checkpoint import CheckpointFile
+from fusejournal.wire.block_messages import AskTree
+from fusejournal.wire.frames import Message
 from tests.support.losses import Died, failing_at
 from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 
@@ -149,6 +154,38 @@ def test_it_goes(state: Path) -> None:
     for seq in ("20", "40"):
         assert not _version("verify", str(state), seq, "--data").exit_code
     assert "deleted 0 versions" in _prune(state)
+
+
+def test_nothing_is_collected_of_what_is_read(state: Path, tmp_path: Path) -> None:
+    """By each who reads a version at length, for as long as it does."""
+    place = read_place(state)
+    assert place is not None
+    store = open_place(place, writing=True)
+    seen: list[list[str]] = []
+
+    def look(*_: object) -> None:
+        seen.append([one.work for one in workers(store)])
+
+    versions = VolumeVersions(str(state))
+    versions.verify("10", look, with_data=True)
+    assert seen.pop() == ["reader"]
+    if os.geteuid() == 0:
+        versions.restore("10", b"", tmp_path / "target", look)
+        assert seen.pop() == ["reader"]
+    with planned_in_place(str(state), None, Moment(to_version="20"), look):
+        look()
+        assert seen.pop() == ["reader"]
+        waiting = json.loads(_prune(state, "--json"))["waiting_for"]
+        assert len(waiting) == 1
+    told: list[Message] = []
+    with closing(TreeSource(str(state), None, told.append)) as source:
+        source.answer(AskTree(0))
+        source.answer(AskTree(0))
+        look()
+        assert seen.pop() == ["reader"]
+    assert len(told) == 2
+    assert workers(store) == []
+    assert json.loads(_prune(state, "--json"))["freed_bytes"] > 0
 
 
 def test_its_base_is_read_as_the_configuration_says(

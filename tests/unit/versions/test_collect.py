@@ -3,7 +3,7 @@ and wherever one is killed."""
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,14 @@ from fusejournal.versions.bases import pin
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.collect import Collected, collect
 from fusejournal.versions.create import create_version, delete_version
-from fusejournal.versions.creators import BusyError, open_plan, put_plan, register, workers
+from fusejournal.versions.creators import (
+    BusyError,
+    open_plan,
+    put_plan,
+    reading,
+    register,
+    workers,
+)
 from fusejournal.versions.manifest import Version, make_store, read_versions
 from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.verify import verify_version
@@ -183,6 +190,70 @@ def test_who_is_dead_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(creators, "boot_id", lambda: "another boot")
     monkeypatch.setattr(creators, "_machine", lambda: "another machine")
     assert len(workers(store)) == 1
+
+
+def test_what_is_read_stays_until_that_is_over(reader: JournalReader) -> None:
+    """Though the version is deleted meanwhile; others can be deleted, too."""
+    store = MemoryStore()
+    for seq in (20, 40, 60):
+        _create(store, reader, seq)
+    with reading(store, "east"):
+        first, *_ = all_versions(store)
+        blocks = BlockReader(store)
+        _delete(store, 0)
+        held = _collect(store)
+        assert [one.node for one in held.waiting_for] == ["east"]
+        assert open_plan(store) is None
+        _delete(store, 0)
+        verify_version(blocks, first, show_nothing, with_data=True)
+    assert workers(store) == []
+    assert _collect(store).removed_packs
+    with pytest.raises(StoreDamagedError):
+        verify_version(BlockReader(store), first, show_nothing, with_data=True)
+    _check(store)
+
+
+def test_who_reads_at_every_call_of_a_collection(reader: JournalReader) -> None:
+    """A version that it has found then is there to the end, deleted and collected or not."""
+    number = 0
+    while True:
+        number += 1
+        store = _Interrupted(_before(reader))
+        store.number = number
+        with ExitStack() as stack:
+            found: list[Version] = []
+
+            def read(
+                store: _Interrupted = store, stack: ExitStack = stack, found: list[Version] = found
+            ) -> None:
+                stack.enter_context(reading(store, "east"))
+                found += all_versions(store)
+
+            store.deed = read
+            _collect(store)
+            if store.calls < number:
+                break
+            store.number = -1
+            while all_versions(store):
+                try:
+                    _delete(store, 0)
+                except BusyError:
+                    break
+            _collect(store)
+            for version in found:
+                verify_version(BlockReader(store), version, show_nothing, with_data=True)
+    assert number > 20
+
+
+def test_a_store_that_takes_no_object_is_read(tmp_path: Path) -> None:
+    LocalStore.make(tmp_path / "store")
+    store = LocalStore(tmp_path / "store")
+    failpoints.listen(failpoints.PlannedFault("object.*", 1, "EROFS+"))
+    try:
+        with reading(store, "east"):
+            assert workers(store) == []
+    finally:
+        failpoints.listen(None)
 
 
 def test_one_collection_at_a_time(reader: JournalReader) -> None:

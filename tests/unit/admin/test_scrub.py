@@ -12,6 +12,7 @@ from fusejournal.admin import scrub as module
 from fusejournal.admin.scrub import Pace, Scrub
 from fusejournal.admin.scrub_record import load_scrub, save_scrub
 from fusejournal.admin.status import volume_status
+from fusejournal.admin.versions import VolumeVersions
 from fusejournal.cli import status as status_module
 from fusejournal.cli.version import version
 from fusejournal.config import parse_size
@@ -71,6 +72,22 @@ def test_spoilt_segments_and_packs_are_named(state: Path, tmp_path: Path) -> Non
     assert len(found) == 3
     for line, wanted in zip(found, (segment.name, "stray", "packs/"), strict=True):
         assert wanted in line
+
+
+def test_a_version_that_is_deleted_meanwhile_is_no_damage(state: Path) -> None:
+    versions = VolumeVersions(str(state))
+    gone: list[int] = []
+
+    def delete(done: int, total: int | None) -> None:
+        if not gone:
+            gone.append(done)
+            versions.delete("one")
+            assert versions.collect(show_nothing).removed_packs
+
+    work = Scrub(str(state), delete, anew=True)
+    work._read_versions()
+    assert gone
+    assert work.status.faults == ()
 
 
 def test_a_scrub_goes_on_unless_it_is_done(state: Path) -> None:

@@ -20,7 +20,13 @@ from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.branches import versions_of_branches
 from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.journal.window import PrunableSegment, beyond_window, prunable_segments
+from fusejournal.journal.window import (
+    PrunableSegment,
+    UncountedSpan,
+    aged_by_entries,
+    beyond_window,
+    prunable_segments,
+)
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.journal_limits import (
     JournalLimit,
@@ -76,12 +82,11 @@ class JournalPruning:
     def plan(self) -> JournalPlan:
         """Returns what would go. Raises JournalDamagedError, FusejournalError, OSError."""
         segments = prunable_segments(self._versions.source.reader)
-        policy = self._policy
-        keep_ns = None if policy.keep_days is None else int(policy.keep_days * _DAY_NS)
-        # A clock that is ahead makes nothing old.
-        now_ns = min(time.time_ns(), self._versions.source.moments.last_time_ns)
-        wanted_seq = beyond_window(segments, now_ns, policy.keep_bytes, keep_ns)
-        limits = self._limits() if wanted_seq else []
+        by_bytes_seq = beyond_window(segments, 0, self._policy.keep_bytes, None)
+        by_days_seq, doubts = self._beyond_days(segments)
+        wanted_seq = max(by_bytes_seq, by_days_seq)
+        limits = [JournalLimit(max(by_bytes_seq, one.seq), one.why) for one in doubts]
+        limits += self._limits() if wanted_seq else []
         limit_seq = min([wanted_seq, *(one.seq for one in limits)])
         going = [one for one in segments if one.last_seq <= limit_seq]
         base_seq = going[-1].last_seq if going else self._known_base_seq
@@ -95,6 +100,22 @@ class JournalPruning:
             sum(one.size for one in going),
             tuple(one.why for one in limits if one.seq < wanted_seq),
         )
+
+    def _beyond_days(self, segments: list[PrunableSegment]) -> tuple[Seq, list[JournalLimit]]:
+        """Returns the last entry that is older than ``keep_days`` by the clock, and what keeps
+        entries up to there because the clock may be ahead."""
+        if self._policy.keep_days is None:
+            return Seq(0), []
+        keep_ns = int(self._policy.keep_days * _DAY_NS)
+        reader, moments = self._versions.source.reader, self._versions.source.moments
+        now_ns = min(time.time_ns(), moments.last_time_ns)
+        seq = beyond_window(segments, now_ns, None, keep_ns)
+        if not seq:
+            return seq, []
+        aged_seq, span = aged_by_entries(reader, keep_ns)
+        if aged_seq >= seq:
+            return seq, []
+        return seq, [JournalLimit(aged_seq, _doubt(span))]
 
     def _below(
         self, segments: list[PrunableSegment], seq: Seq
@@ -213,6 +234,18 @@ def pruning_alone(state: VolumeState) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _doubt(span: UncountedSpan | None) -> str:
+    where = "before its last entries"
+    if span is not None:
+        days = span.span_ns / _DAY_NS
+        where = f"by {days:,.1f} days after entry {span.after_seq}"
+    return (
+        f"the clock may have leapt ahead, {where}: so long a time without an entry counts for "
+        "nothing; put the clock right if it is wrong; if not, these go once keep_days have passed "
+        "beside it, or by keep_bytes"
+    )
 
 
 def _seqs(limits: list[JournalLimit]) -> list[Seq]:

@@ -23,6 +23,7 @@ from fusejournal.cli.version import version
 from fusejournal.config import StoreConfig
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError
+from fusejournal.journal import clock
 from fusejournal.journal.base import load_base, save_base
 from fusejournal.journal.drop import drop_segments
 from fusejournal.journal.reader import JournalReader
@@ -186,6 +187,37 @@ def test_nothing_is_collected_of_what_is_read(state: Path, tmp_path: Path) -> No
     assert len(told) == 2
     assert workers(store) == []
     assert json.loads(_prune(state, "--json"))["freed_bytes"] > 0
+
+
+def test_a_clock_that_leapt_ahead_has_nothing_go(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last entry was made while it was a year ahead, so that its time tells no better."""
+    day_ns = 86_400 * 10**9
+    begun_ns = 10_000 * day_ns
+    files = [make_file(Fid(3 + number), Fid(2), b"file%d" % number) for number in range(60)]
+    workload = workload_of(make_directory(Fid(2), ROOT_FID, b"d"), *files)
+    last = len(workload.steps) - 1
+    steps = [
+        step._replace(
+            time_ns=begun_ns + number * day_ns // 24 + 365 * day_ns * (number >= last - 1)
+        )
+        for number, step in enumerate(workload.steps)
+    ]
+    for path in list_segments(state / "journal"):
+        path.unlink()
+    monkeypatch.setattr(clock, "now_ns", lambda: begun_ns)
+    replace(workload, steps=steps, segment_entries=15).write(state / "journal")
+    file = state.parent / "policy.toml"
+    file.write_text("[journal]\nkeep_days = 30\n")
+    plan = Pruning(str(state), file).plan().journal
+    assert plan.wanted_seq > 40
+    assert not plan.segments
+    assert f"leapt ahead, by 365.0 days after entry {last - 1}" in plan.held_by[0]
+    assert "of the journal nothing goes" not in _prune(state, "--dry-run")
+    # What is beyond keep_bytes does not stay for that.
+    file.write_text("[journal]\nkeep_days = 30\nkeep_bytes = 0\n")
+    assert "leapt" not in " ".join(Pruning(str(state), file).plan().journal.held_by)
 
 
 def test_its_base_is_read_as_the_configuration_says(

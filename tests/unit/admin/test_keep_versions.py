@@ -176,8 +176,8 @@ async def test_a_schedule_has_it_done_and_tries_again(state: Path) -> None:
     schedule = VersionSchedule(spec, is_mirror=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(schedule.run)
+        await _until(schedule, "made")  # either can be first: each is put off by chance
         status = await _until(schedule, "pruned")
-        assert status.made is not None
         assert status.next_prune is not None
         assert abs(status.next_prune - time.time()) < 60
         assert list(schedule.degraded(status)) == []

@@ -4,6 +4,7 @@ each way, and the new one killed at each step."""
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from fusejournal.node.state_dir import load_state
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.role import Role
+from tests.support.losses import begin_another_boot
 from tests.support.mirrors import (
     CONFIG,
     PORT,
@@ -193,6 +195,30 @@ def test_a_primary_that_is_cut_off_acknowledges_nothing_more(tmp_path: Path) -> 
         assert takes_nothing(primary)
         work(one, "after")
         check_equal(one, other)
+
+
+def test_a_primary_whose_mirrors_are_gone_for_good_begins_when_a_person_says_so(
+    tmp_path: Path,
+) -> None:
+    """After a reboot its start waits for their words, and names the way out."""
+    with started(tmp_path, None, config=BLOCKING) as (primary, mirror):
+        primary.await_peer(mirror, "streaming")
+        work(primary, "before")
+        primary.kill()
+        mirror.kill()
+        primary.detach()
+        begin_another_boot(primary.state)
+        primary.start(wait=False)
+        line = re.compile(r'mount again with (begin_alone = "2/\w+") under \[replication\]')
+        wait_for(lambda: line.search(primary.words()), primary.words)
+        found = line.search(primary.words())
+        assert found is not None
+        primary.kill()
+        primary.reconfigure(CONFIG + found[1] + "\n")  # and from now on nothing waits for a mirror
+        primary.start()
+        assert serves(primary)
+        assert primary.ask()["epoch"] == 2
+        work(primary, "alone")
 
 
 def fsync_directory(path: Path) -> None:

@@ -141,7 +141,8 @@ def measure_behind(nodes: Couple, options: argparse.Namespace) -> None:
         path = primary.mountpoint / f"d{number // _DIRECTORY_FILES}" / f"f{number}"
         with open(path, "r+b") as file:
             file.write(b"changed")
-    (primary.mountpoint / "grown").write_bytes(os.urandom(3 << 20))
+    # (More than a segment, so that one closes behind the mirror's end and can go.)
+    (primary.mountpoint / "grown").write_bytes(os.urandom(12 << 20))
     wait_for(lambda: _is_needing(nodes), primary.words, 600)
 
     def has_gone() -> bool:

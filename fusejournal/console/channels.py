@@ -142,6 +142,7 @@ class Webhook:
             with opener.open(request, timeout=_SECONDS) as answer:
                 answer.read(1 << 10)
         except urllib.error.HTTPError as error:
+            error.close()  # the connection, too
             raise DeliveryError(f"{self.name}: answered {error.code}") from None
         except OSError as error:
             reason = getattr(error, "reason", error)

@@ -3,6 +3,7 @@ write, there and back, and with either side killed at each step."""
 
 import ctypes
 import errno
+import itertools
 import json
 import os
 import signal
@@ -29,6 +30,9 @@ _WRITER = 1000
 """The user who writes, who may not write to the places that mounts cover."""
 
 
+_WRITERS = itertools.count()
+
+
 REFUSALS = {errno.EROFS, errno.ENOTCONN, errno.ECONNABORTED}
 """The errors of a mirror's mount, and of one whose role changes."""
 
@@ -42,10 +46,15 @@ def hand_over(node: Node, other: Node, *options: str) -> dict[str, Any]:
 
 class Writer:
     """Writes file after file below the mounts of *nodes*, at the first of them that takes it, until
-    the block ends; keeps what was acknowledged, and each error."""
+    the block ends; keeps what was acknowledged, and each error.
+
+    Each writer has names of its own: a file whose creation went well and whose write was refused
+    is there, though not acknowledged, when the next writer comes.
+    """
 
     def __init__(self, *nodes: Node) -> None:
         self._nodes = nodes
+        self._prefix = f"w{next(_WRITERS)}-"
         self._places = {node.name: os.open(node.base, os.O_PATH) for node in nodes}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -71,7 +80,7 @@ class Writer:
         # Nothing that is written is to get past a mount that is gone for a moment.
         ctypes.CDLL(None).setfsuid(_WRITER)
         while not self._is_over.is_set():
-            name = f"w{number}"
+            name = f"{self._prefix}{number}"
             try:
                 self._write(self._nodes[at], name)
             except OSError as error:
@@ -154,7 +163,7 @@ def test_the_service_moves_under_a_writer(tmp_path: Path) -> None:
                 wait_for(lambda: 1 in writer.done.values(), lambda: writer.errors)
             assert told["reign"].startswith(reign)
             assert told["reign"] == new.ask()["replication"]["reign"]
-            assert {number for _, number in writer.errors} <= REFUSALS, "no mount was gone"
+            assert {number for _, number in writer.errors} <= REFUSALS, writer.errors
             new.await_peer(old, "streaming")
             writer.check(new)
             check_equal(new, old)

@@ -25,9 +25,13 @@ class Audit:
             "time_ns": time.time_ns(), "user": user[:_TEXT_MAX], "host": host, "what": what,
             **details,
         }  # fmt: skip
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            calls.write_all("console.audit.write", fd, json.dumps(line).encode() + b"\n")
+            size = os.fstat(fd).st_size
+            # What a crash or a full disk has left of a line ends here.
+            begin = b"" if not size or os.pread(fd, 1, size - 1) == b"\n" else b"\n"
+            text = begin + json.dumps(line).encode() + b"\n"
+            calls.write_all("console.audit.write", fd, text)
             calls.fdatasync("console.audit.sync", fd)
         finally:
             os.close(fd)

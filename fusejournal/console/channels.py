@@ -27,19 +27,22 @@ and in each of them, with their defaults::
     resolved = true                       # tell also that a cause is gone
     per_hour = 20                         # messages; what there is more waits, and comes in one
 
-Where it has secrets, no other user may be able to read it; a webhook's URL is one, for who has it
+Where it has commands, other users may neither change it nor the programs, nor the directories above
+them. Where it has secrets, no other user may be able to read it; a webhook's URL is one, for who has it
 can post. So no error of a channel has a URL, a header or a password in its words: they are shown on
 the page and logged."""
 
 import http.client
 import json
+import os
+import shutil
 import smtplib
 import ssl
 import subprocess
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from email.message import EmailMessage
 from functools import partial
 from pathlib import Path
@@ -48,6 +51,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fusejournal.config import config_root
+from fusejournal.disk.ownership import weak_place
 from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import ConfigError, FusejournalError
 
@@ -255,11 +259,30 @@ def load_channels(path: Path) -> list[AlertChannel]:
     secrets += [one.url for one in file.webhook.values()]
     if any(secrets) and mode & 0o077:
         raise ConfigError(f"{path}: others can read secrets in it: chmod 600")
+    if file.command:
+        _check_unchanged_by_others(path, file.command.values())
     channels: list[AlertChannel] = []
     channels += [Webhook(name, one) for name, one in file.webhook.items()]
     channels += [Mail(name, one) for name, one in file.mail.items()]
     channels += [AlertCommand(name, one) for name, one in file.command.items()]
     return channels
+
+
+def _check_unchanged_by_others(path: Path, commands: Iterable[CommandConfig]) -> None:
+    """Raises ConfigError if other users than root and the console's own can change *path*, which
+    says what is run, or a program of *commands*. (One that is not there is told when it is
+    needed.)"""
+    programs = [shutil.which(one.argv[0]) for one in commands]
+    owners = {0, os.geteuid()}
+    for used in (path, *(Path(one) for one in programs if one is not None)):
+        try:
+            weak = weak_place(used, owners=owners)
+        except OSError as error:
+            raise ConfigError(f"{used}: {error.strerror}") from None
+        if weak is not None:
+            raise ConfigError(
+                f"{path}: {weak}: others can change it, and so what is run: chmod go-w"
+            )
 
 
 def message_of(raised: list[dict[str, Any]], resolved: list[dict[str, Any]]) -> dict[str, Any]:

@@ -219,3 +219,20 @@ def test_the_url_of_a_webhook_is_a_secret(tmp_path: Path) -> None:
     path.write_text('[command.page]\nargv = ["/bin/true"]\n')
     os.chmod(path, 0o644)
     assert [one.name for one in load_channels(path)] == ["command page"]
+
+
+def test_a_command_that_others_could_choose(tmp_path: Path) -> None:
+    """It runs as the console's user: neither the file nor the program is to be another's."""
+    program = tmp_path / "page-me"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o777)
+    path = tmp_path / "alerts.toml"
+    path.write_text(f'[command.page]\nargv = ["{program}"]\n')
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match=r"page-me: others can change it"):
+        load_channels(path)
+    program.chmod(0o755)
+    assert [one.name for one in load_channels(path)] == ["command page"]
+    path.chmod(0o666)
+    with pytest.raises(ConfigError, match=r"alerts.toml: others can change it"):
+        load_channels(path)

@@ -28,9 +28,9 @@ and in each of them, with their defaults::
     per_hour = 20                         # messages; what there is more waits, and comes in one
 
 Where it has commands, other users may neither change it nor the programs, nor the directories above
-them. Where it has secrets, no other user may be able to read it; a webhook's URL is one, for who has it
-can post. So no error of a channel has a URL, a header or a password in its words: they are shown on
-the page and logged."""
+them. Where it has secrets, no other user may be able to read it; a webhook's URL is one, for who
+has it can post. So no error of a channel has a URL, a header or a password in its words: they are
+shown on the page and logged."""
 
 import http.client
 import json

@@ -35,14 +35,20 @@ class MemberRecord:
         self.path = directory / MEMBERS_FILE
         self.current: Members | None = _load(self.path)
         self._on_disk = self.current
+        self._told: tuple[Members | None, tuple[int, ...]] = None, ()
+        """The record that was made numbers of last, and these."""
         self._changed = trio.Event()
         self._writing = threading.Lock()
         self._changing = trio.Lock()
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """The record as messages have it; empty where there is none."""
-        return self.current.to_wire() if self.current is not None else ()
+        """The record as messages have it; empty where there is none. (Each batch asks who this node
+        is, and a record of 65 nodes takes longer to write out than a small batch to send.)"""
+        current = self.current
+        if current is not self._told[0]:
+            self._told = current, current.to_wire() if current is not None else ()
+        return self._told[1]
 
     @property
     def is_unsaved(self) -> bool:

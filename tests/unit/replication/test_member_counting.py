@@ -117,6 +117,23 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     assert MemberRecord(tmp_path).current == good
 
 
+async def test_a_record_is_written_out_once(tmp_path: Path) -> None:
+    """Each batch that is sent asks for it."""
+    record = MemberRecord(tmp_path)
+    assert record.numbers == ()
+    told = Members(Reign(Epoch(1), 7), 1, Rule(1, True, (5, 7)))
+    record.note(told)
+    numbers = record.numbers
+    assert numbers == told.to_wire()
+    assert record.numbers is numbers
+    record.note_held({5: Seq(3)})
+    assert record.numbers == told.holding({5: Seq(3)}).to_wire()
+    record.note(told._replace(version=2))
+    assert record.numbers == told._replace(version=2).to_wire()
+    await record.change(None)
+    assert record.numbers == ()
+
+
 async def test_a_peer_that_is_too_old_does_not_have_the_record(tmp_path: Path) -> None:
     """It could be promoted by the rule before."""
     with primary_of(tmp_path, "east", "west", "south") as north:

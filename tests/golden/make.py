@@ -7,7 +7,8 @@ what the program writes today."""
 import json
 import sys
 
-from tests.golden.samples import GOLDENS, HERE, make
+from tests.golden.files import HERE
+from tests.golden.samples import GOLDENS, make
 
 
 def main() -> None:

@@ -10,15 +10,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
-from uuid import UUID
 
 from fusejournal.address import Address
 from fusejournal.backing.fid_tag import pack_tag
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import syscalls
-from fusejournal.journal.base import JournalBase, base_path, save_base
+from fusejournal.journal.base import base_path, save_base
 from fusejournal.journal.format import FORMAT_VERSION
 from fusejournal.journal.handle_key import HANDLE_KEY_BYTES, NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import index_path
@@ -26,15 +25,12 @@ from fusejournal.journal.index_making import write_index
 from fusejournal.journal.seekable import compress_file
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import Following, WatermarkPage
-from fusejournal.node.state_dir import VolumeState, save_state
+from fusejournal.node.state_dir import Offered, VolumeState, save_state
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.roles.role import Role
 from fusejournal.types import Epoch, Fid, Position, Reign, Seq
-from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.keys import StoreKey
-from fusejournal.versions.sealed_store import SealedStore
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
 from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeTold
 from fusejournal.wire.frames import (
@@ -59,34 +55,14 @@ from fusejournal.wire.frames import (
 )
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.members import Members, Rule
+from tests.golden import page_files, state_files, store_objects
+from tests.golden.files import NOW_NS, UUID_OF_GOLDENS, golden, to_rows
+from tests.golden.state_files import BASE
 from tests.golden.statuses import STATUSES
 from tests.support.entries import ALLOCATIONS, FLAGS, SAMPLES, WHITEOUTS, Sample, write_samples
-from tests.support.objects import MemoryStore
 
-HERE = Path(__file__).parent
-UUID_OF_GOLDENS = UUID("01234567-89ab-cdef-0123-456789abcdef")
 HANDLE_KEY = HandleKey(range(HANDLE_KEY_BYTES))
 """The handle key of the golden journal that has one."""
-NOW_NS = 1_700_000_000_000_000_000
-_ROW_BYTES = 32
-BLOCKS = (b"a chunk of a file", b"again " * 20)
-"""The blocks of the golden store: one that is stored plain, one that is compressed."""
-
-
-def to_rows(content: bytes) -> list[str]:
-    """*content* in hexadecimal, a line for 32 bytes; zeros at its end are left out."""
-    content = content.rstrip(b"\0")
-    return [content[at : at + _ROW_BYTES].hex() for at in range(0, len(content), _ROW_BYTES)]
-
-
-def from_rows(rows: list[str], length: int = 0) -> bytes:
-    """The content that :func:`to_rows` was given; *length* says how long it was."""
-    return bytes.fromhex("".join(rows)).ljust(length, b"\0")
-
-
-def golden(name: str) -> Any:
-    """The content of the golden file *name*."""
-    return json.loads((HERE / f"{name}.json").read_text())
 
 
 # -- the journal -----------------------------------------------------------------------------------
@@ -230,10 +206,16 @@ def make_promoted(directory: Path) -> object:
     return json.loads((directory / "volume.json").read_text())
 
 
-BASE = JournalBase(
-    *(UUID_OF_GOLDENS, Epoch(2), Seq(4711), 0xCCCC, NOW_NS, "0-1-2", "store"),
-    *("aa" * 32, "bb" * 32, Fid(1 << 40), 123_456),
-)
+def make_with_base(directory: Path) -> object:
+    """The same of one whose journal has a base, and which offered its reign to another node."""
+    save_base(directory, BASE)
+    save_state(offering(directory))
+    return json.loads((directory / "volume.json").read_text())
+
+
+def offering(directory: Path) -> VolumeState:
+    """The state of a primary in *directory* of whose handoff it is not known what came of it."""
+    return replace(promoted(directory), offered=Offered(Reign(Epoch(4), 0xBEEF), "east"))
 
 
 def make_base(directory: Path) -> object:
@@ -258,29 +240,6 @@ def make_identity(directory: Path) -> object:
         "fingerprint": identity.fingerprint,
         "key.pem": identity.key_path.read_text().splitlines(keepends=True),
         "cert.pem": identity.certificate_path.read_text().splitlines(keepends=True),
-    }
-
-
-def make_store_of_blocks(_: Path) -> object:
-    """A store with two blocks: a pack and an index."""
-    store = MemoryStore()
-    blocks = BlockWriter(store)
-    for content in BLOCKS:
-        blocks.add_chunk(content)
-    blocks.finish()
-    return {name: content.hex() for name, content in store.objects.items()}
-
-
-def make_sealed(_: Path) -> object:
-    """An encrypted store with an object of two segments, and the text of its key."""
-    beneath = MemoryStore()
-    key = StoreKey(bytes(range(32)))
-    store = SealedStore(beneath, key, "id-of-goldens")
-    store.put_new("packs/object", BLOCKS[0] * 1000)
-    return {
-        "key": key.text,
-        "key_id": key.id,
-        "objects": {name: content.hex() for name, content in beneath.objects.items()},
     }
 
 
@@ -383,8 +342,39 @@ GOLDENS = {
     "members-v1": Golden(make_members),
     "volume-v2": Golden(make_volume),
     "volume-v3": Golden(make_promoted),
-    "store-v1": Golden(make_store_of_blocks, is_compared=False),  # as above
-    "sealed-v1": Golden(make_sealed, is_compared=False),  # with a salt of its own
+    "volume-v4": Golden(make_with_base),
+    "boot-v1": Golden(state_files.make_boot),
+    "lock-v1": Golden(state_files.make_lock),
+    "connection-v1": Golden(state_files.make_connection),
+    "open-files-v1": Golden(state_files.make_open_files),
+    "parted-v1": Golden(state_files.make_parted),
+    "rejoin-v1": Golden(state_files.make_rejoin),
+    "level-v1": Golden(state_files.make_level),
+    "branch-v1": Golden(state_files.make_branch_record),
+    "scrub-v1": Golden(state_files.make_scrub),
+    "versions-v1": Golden(state_files.make_versions),
+    "place-v1": Golden(state_files.make_place),
+    "key-v1": Golden(state_files.make_key),
+    "witness-v1": Golden(state_files.make_witness),
+    "catalog-v1": Golden(state_files.make_catalog),
+    "clients-v1": Golden(state_files.make_clients),
+    "progress-v1": Golden(state_files.make_progress),
+    "store-v1": Golden(store_objects.make_store_of_blocks, is_compared=False),  # as seekable-v1
+    "sealed-v1": Golden(store_objects.make_sealed, is_compared=False),  # with a salt of its own
+    "store-heads-v1": Golden(store_objects.make_store_heads),
+    "store-objects-v1": Golden(store_objects.make_store_objects),
+    "tree-nodes-v1": Golden(store_objects.make_tree_nodes),
+    "records-v1": Golden(store_objects.make_records),
+    "agent-consoles-v1": Golden(page_files.make_consoles),
+    "agent-jobs-v1": Golden(page_files.make_jobs),
+    "console-agents-v1": Golden(page_files.make_agents),
+    "console-users-v1": Golden(page_files.make_users),
+    "console-tokens-v1": Golden(page_files.make_tokens),
+    "console-audit-v1": Golden(page_files.make_audit),
+    "console-alerts-v1": Golden(page_files.make_alerts),
+    "console-told-v1": Golden(page_files.make_told),
+    "alert-message-v1": Golden(page_files.make_alert_message),
+    "calls-v1": Golden(page_files.make_calls),
     "wire-v1": Golden(make_wire),
 }
 

@@ -27,22 +27,19 @@ from fusejournal.wire import frames
 from fusejournal.wire.frames import Decoder, Hello, Message, Welcome, encode
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.versions import Versions, versions_of
+from tests.golden.files import HERE, UUID_OF_GOLDENS, from_rows, golden
 from tests.golden.samples import (
-    BASE,
     CHECKPOINT,
     GOLDENS,
-    HERE,
     MEMBERS,
     MESSAGES,
     SIGNATURES,
-    UUID_OF_GOLDENS,
-    from_rows,
-    golden,
     make,
     peers,
     promoted,
     volume,
 )
+from tests.golden.state_files import BASE
 
 _SEGMENT = "00000000000000000001.fj"
 

@@ -6,7 +6,7 @@ import pytest
 
 from fusejournal.errors import FusejournalError
 from fusejournal.node.volume_status import VolumeStatus
-from tests.golden.samples import golden
+from tests.golden.files import golden
 from tests.golden.statuses import PRIMARY, STATUSES, STOPPED
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import msgpack
 
 from fusejournal.wire.frames import HEADER_BYTES
-from tests.golden.samples import from_rows, golden
+from tests.golden.files import from_rows, golden
 from tests.property.corpus import Input, inputs, keep
 from tests.support.decoders import outcome_of
 

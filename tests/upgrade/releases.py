@@ -12,7 +12,7 @@ from typing import Any
 
 from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.disk import syscalls
-from tests.golden.samples import from_rows, to_rows
+from tests.golden.files import from_rows, to_rows
 from tests.support.mirrors import Node
 
 HERE = Path(__file__).parent

@@ -23,7 +23,7 @@ from fusejournal.wire.versions import (
     unreadable_entries,
     versions_of,
 )
-from tests.golden.samples import UUID_OF_GOLDENS
+from tests.golden.files import UUID_OF_GOLDENS
 
 _RELEASE_0_1_0 = Versions(1, 1, 1, Kind.CLEAN)
 

@@ -26,7 +26,9 @@ from fusejournal.wire.transport import connect, connect_for_pairing
 
 _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 60.0
-_ANSWER_BYTES_MAX: Final = 64 << 20
+_CALL_SECONDS: Final = 300.0
+"""The time that an answer may take as a whole, however often a part of it comes."""
+_ANSWER_BYTES_MAX: Final = 16 << 20
 _KEPT_MAX: Final = 4
 _CALLS_MAX: Final = 12
 """Calls to one agent at a time: it takes no more connections of one console."""
@@ -116,18 +118,25 @@ class AgentLink:
         # A stream's parts may be taken by several tasks in turn, which a limiter would not allow.
         self._places = trio.Semaphore(_CALLS_MAX)
 
-    async def call(self, what: str, **fields: Any) -> dict[str, Any]:
-        """Returns the answer to a call. Cancelling ends the connection; the agent may do what it
-        was asked. Raises CallFailedError, WireError where it cannot be reached or does not
-        answer."""
+    async def call(
+        self, what: str, *, bytes_max: int = _ANSWER_BYTES_MAX, **fields: Any
+    ) -> dict[str, Any]:
+        """Returns the answer to a call, of no more than *bytes_max*. Cancelling ends the
+        connection; the agent may do what it was asked. Raises CallFailedError, WireError where it
+        cannot be reached or does not answer."""
         content = bytearray()
-        async with aclosing(self.parts(what, **fields)) as parts:
-            async for part in parts:
-                content += part
-                if len(content) > _ANSWER_BYTES_MAX:
-                    raise WireError(f"{self.agent.name}: an answer that is too long")
         try:
-            value = json.loads(content)
+            with trio.fail_after(_CALL_SECONDS):
+                async with aclosing(self.parts(what, **fields)) as parts:
+                    async for part in parts:
+                        content += part
+                        if len(content) > bytes_max:
+                            raise WireError(f"{self.agent.name}: an answer that is too long")
+        except trio.TooSlowError:
+            words = f"its answer is not whole after {_CALL_SECONDS:g} s"
+            raise WireError(f"{self.agent.name}: {words}") from None
+        try:
+            value = json.loads(content, parse_constant=_refuse)
         except UNREADABLE_JSON:
             raise WireError(f"{self.agent.name}: an answer that is no JSON") from None
         if not isinstance(value, dict):
@@ -204,6 +213,10 @@ class AgentLink:
         rest."""
         while self._kept:
             await self._kept.pop().aclose()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")  # a browser would not read it
 
 
 def _failed(content: bytes) -> CallFailedError:

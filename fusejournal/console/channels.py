@@ -33,6 +33,7 @@ has it can post. So no error of a channel has a URL, a header or a password in i
 shown on the page and logged."""
 
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ import subprocess
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from email.message import EmailMessage
 from functools import partial
 from pathlib import Path
@@ -289,7 +290,7 @@ def message_of(raised: list[dict[str, Any]], resolved: list[dict[str, Any]]) -> 
     """Returns the message about alerts that came and that are gone: values, and the same in words,
     as ``subject`` and ``text``."""
     worst = "bad" if any(one["severity"] == "bad" for one in raised) else "warning"
-    lines = [_line(one) for one in raised] + [f"gone: {_line(one)}" for one in resolved]
+    lines = [_line(one) for one in _in_turns(raised)] + [f"gone: {_line(one)}" for one in resolved]
     subject = lines[0].partition("\n")[0] if lines else "a try"
     if len(lines) > 1:
         subject += f" (and {len(lines) - 1} more)"
@@ -301,6 +302,15 @@ def message_of(raised: list[dict[str, Any]], resolved: list[dict[str, Any]]) -> 
         "alerts": raised,
         "resolved": resolved,
     }
+
+
+def _in_turns(alerts: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields alerts of all agents in turns, so that one with very many hides no other's."""
+    of_agents: dict[object, list[dict[str, Any]]] = {}
+    for one in alerts:
+        of_agents.setdefault(one.get("agent"), []).append(one)
+    for turn in itertools.zip_longest(*of_agents.values()):
+        yield from (one for one in turn if one is not None)
 
 
 def _line(one: Mapping[str, Any]) -> str:

@@ -110,6 +110,7 @@ async def _serve(
 ) -> None:
     scheme = "https" if parts.is_tls else "http"
     async with trio.open_nursery() as nursery:
+        watching = await nursery.start(parts.watch.run)
         names: set[str] = set()
         app = make_app(parts, names)
         bound = await nursery.start(
@@ -121,18 +122,11 @@ async def _serve(
             names.add(str(Address(address.host, port)))
         host = address.host or "localhost"
         ready(f"{scheme}://{Address(host, port)}/", fingerprint)
-        watching = await nursery.start(_watch, parts.watch)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 parts.stopping.set()
                 watching.cancel()
                 return
-
-
-async def _watch(watch: Watch, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-    with trio.CancelScope() as scope:
-        task_status.started(scope)
-        await watch.run()
 
 
 def _configuration(address: Address, certificate: Path | None, key: Path | None) -> HypercornConfig:

@@ -2,7 +2,11 @@
 
 Agents are asked at most every two seconds while a user looks, and a few times a minute where alerts
 are to be delivered. One that cannot be reached is shown as it was last seen, with since when; so
-are its alerts, which nothing says are gone."""
+are its alerts, which nothing says are gone.
+
+Each agent is asked by a task of its own, one at a time, in the nursery of :meth:`Watch.run`. The
+overview waits a moment for all, and is made without those that take longer: one that hangs, or
+answers nonsense, holds up and spoils nothing of the others."""
 
 import logging
 import time
@@ -14,26 +18,43 @@ import trio
 from fusejournal.console.agents import Agents
 from fusejournal.console.alerts import Alerts
 from fusejournal.console.delivery import AlertDelivery
-from fusejournal.errors import FusejournalError
+from fusejournal.console.told_overview import OVERVIEW_BYTES_MAX, told_overview
+from fusejournal.errors import FusejournalError, PeerLostError, UsageError
 
 log = logging.getLogger(__name__)
 
 PERIOD_SECONDS: Final = 2.0
 _DELIVERY_SECONDS: Final = 10.0
 _ASK_SECONDS: Final = 6.0
+_WAIT_SECONDS: Final = 1.5
+"""The time that an overview waits for agents that answered the last time,"""
+_WAIT_LONGER_SECONDS: Final = 0.5
+"""and then for those that did not."""
 
 
 @dataclass
 class _SeenAgent:
-    """The last answer of an agent."""
+    """The last answer of an agent, and what is wrong with it since then."""
 
     node: str = ""
     volumes: list[dict[str, Any]] = field(default_factory=list)
     seen_ns: int = 0
     error: str | None = None
+    is_reached: bool = False
+    """True where the error is in what it answers."""
+    looked: trio.Event | None = None
+    """Set at the end of the look that is under way."""
 
-    def problem(self, name: str) -> dict[str, Any]:
-        """Returns the problem of one that cannot be reached."""
+    def problem(self, name: str) -> dict[str, Any] | None:
+        """Returns the problem of one that cannot be reached or understood; None without any."""
+        if self.error is None:
+            return None
+        if self.is_reached:
+            return {
+                "key": "answer", "severity": "bad",
+                "words": f"its answer is of no use: {self.error}",
+                "advice": f"bring the console and the agent on {name} to one release",
+            }  # fmt: skip
         return {
             "key": "unreachable", "severity": "bad", "words": f"cannot be reached: {self.error}",
             "advice": f"see 'systemctl status fusejournal-agent' on {name}",
@@ -41,13 +62,14 @@ class _SeenAgent:
 
 
 class Watch:
-    """The overview, made when it is asked for."""
+    """The overview, made when it is asked for, while :meth:`run` runs."""
 
     def __init__(self, agents: Agents, alerts: Alerts, delivery: AlertDelivery) -> None:
         self.alerts = alerts
         self.delivery = delivery
         self._agents = agents
         self._seen: dict[str, _SeenAgent] = {}
+        self._nursery: trio.Nursery | None = None
         self._turn = trio.Lock()
         self._made = float("-inf")
         self._overview: dict[str, Any] = {}
@@ -58,25 +80,34 @@ class Watch:
         async with self._turn:
             if trio.current_time() >= self._made + PERIOD_SECONDS * 0.75:
                 names = await trio.to_thread.run_sync(self._agents.names)
-                async with trio.open_nursery() as nursery:
-                    for name in names:
-                        nursery.start_soon(self._look, name)
+                await self._look_at(names)
                 self._overview = await trio.to_thread.run_sync(self._describe, names)
                 self._made = trio.current_time()
             return self._overview
 
-    async def run(self) -> None:
-        """Delivers alerts until it is cancelled; returns at once where there is no channel."""
+    async def run(
+        self, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Asks agents, and delivers alerts, until cancelled. *task_status* gets what cancels it."""
         async with trio.open_nursery() as nursery:
-            while self.delivery.has_channels:
-                try:
+            self._nursery = nursery
+            task_status.started(nursery.cancel_scope)
+            try:
+                await self._deliver(nursery)
+            finally:
+                self._nursery = None
+
+    async def _deliver(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                if self.delivery.has_channels:
                     self.delivery.begin(nursery, (await self.overview())["alerts"])
-                except FusejournalError as error:
-                    log.warning("alerts are not looked for: %s", error)
-                except Exception as error:
-                    # Of an agent of another version, or of a file of ours: the page stays there.
-                    log.warning("alerts are not looked for: failed with %r", error)
-                await trio.sleep(_DELIVERY_SECONDS)
+            except FusejournalError as error:
+                log.warning("alerts are not looked for: %s", error)
+            except Exception as error:
+                # Of a file of ours: the page stays there.
+                log.warning("alerts are not looked for: failed with %r", error)
+            await trio.sleep(_DELIVERY_SECONDS)
 
     async def act(self, key: str, action: str, user: str, hours: int) -> None:
         """Has an alert acknowledged or silenced: see Alerts.act. Cancelled, it is done or not
@@ -85,34 +116,60 @@ class Watch:
             await trio.to_thread.run_sync(self.alerts.act, key, action, user, hours)
             self._made = float("-inf")
 
-    async def _look(self, name: str) -> None:
-        seen = self._seen.setdefault(name, _SeenAgent())
+    async def _look_at(self, names: list[str]) -> None:
+        """Begins to ask all agents that are not being asked, and waits for a moment."""
+        if self._nursery is None:
+            raise FusejournalError("the console is stopping")
+        self._seen = {name: self._seen.get(name) or _SeenAgent() for name in names}
+        idle = [(name, seen) for name, seen in self._seen.items() if seen.looked is None]
+        begun: dict[bool, list[trio.Event]] = {False: [], True: []}
+        for name, seen in idle:
+            seen.looked = looked = trio.Event()
+            begun[seen.error is not None].append(looked)
+            self._nursery.start_soon(self._look, name, seen, looked)
+        for has_failed, seconds in ((False, _WAIT_SECONDS), (True, _WAIT_LONGER_SECONDS)):
+            with trio.move_on_after(seconds):
+                for looked in begun[has_failed]:
+                    await looked.wait()
+
+    async def _look(self, name: str, seen: _SeenAgent, looked: trio.Event) -> None:
+        """Asks one agent. Whatever comes of it is this agent's alone."""
+        before = seen.error
         try:
             with trio.fail_after(_ASK_SECONDS):
-                answer = await (await self._agents.link(name)).call("overview")
-        except trio.TooSlowError:
-            seen.error = f"no answer within {_ASK_SECONDS:g} s"
-        except FusejournalError as error:
-            seen.error = str(error)
-        else:
-            seen.node, seen.volumes = str(answer.get("node")), list(answer.get("volumes", []))
+                link = await self._agents.link(name)
+                answer = await link.call("overview", bytes_max=OVERVIEW_BYTES_MAX)
+            seen.node, seen.volumes = told_overview(answer)
             seen.seen_ns, seen.error = time.time_ns(), None
+        except trio.TooSlowError:
+            seen.error, seen.is_reached = f"no answer within {_ASK_SECONDS:g} s", False
+        except (PeerLostError, UsageError) as error:
+            seen.error, seen.is_reached = str(error), False
+        except FusejournalError as error:
+            seen.error, seen.is_reached = str(error), True
+        except Exception as error:
+            seen.error, seen.is_reached = f"failed with {error!r:.200}", False
+            if before is None:
+                log.exception("%s: asking it failed", name)
+        finally:
+            seen.looked = None
+            looked.set()
 
     def _describe(self, names: list[str]) -> dict[str, Any]:
         agents, problems = [], []
         for name in names:
             seen = self._seen[name]
+            error = seen.error or (None if seen.seen_ns else "has not answered yet")
             agents.append(
                 {
-                    "name": name, "node": seen.node, "error": seen.error,
+                    "name": name, "node": seen.node, "error": error,
                     "seen_ns": seen.seen_ns, "volumes": seen.volumes,
                 }
             )  # fmt: skip
-            found = [] if seen.error is None else [("", seen.problem(name))]
+            own = seen.problem(name)
+            found = [] if own is None else [("", own)]
             found += [
-                (str(volume["name"]), one)
-                for volume in seen.volumes
-                for one in volume.get("problems", [])
+                (str(volume["name"]), one) for volume in seen.volumes for one in volume["problems"]
             ]
             problems += [
                 {**one, "agent": name, "volume": volume, "key": f"{name}/{volume}/{one['key']}"}

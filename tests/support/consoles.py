@@ -122,6 +122,7 @@ async def running_console(
         users, audit = UserBook(directory / "users.json"), Audit(directory / "audit.jsonl")
         delivery = AlertDelivery(channels, directory / "told.json")
         watch = Watch(agents, Alerts(directory / "alerts.json"), delivery)
+        await nursery.start(watch.run)
         tokens = TokenBook(directory / "tokens.json")
         stopping = trio.Event()
         parts = ConsoleParts(agents, users, tokens, audit, watch, is_tls=False, stopping=stopping)

@@ -23,7 +23,7 @@ function describe(overview) {
     return parts;
   }
   parts.push(...alertsOf(alerts, agents));
-  for (const agent of agents) parts.push(agentOf(agent));
+  for (const agent of agents) parts.push(apart(agent));
   parts.push(channelsOf(overview.channels), command("fusejournal status"));
   return parts;
 }
@@ -72,6 +72,15 @@ function channelsOf(channels) {
   return h("section", { class: "card", "aria-label": "Alerts are told by" }, h("h2", {}, "Alerts are told by"), h("ul", { class: "plain" }, channels.map((one) => h("li", { class: "row" },
     h("span", { class: "grow" }, one.name, " ", one.error ? h("span", { class: "refused" }, one.error) : h("span", { class: "soft" }, one.delivered_ns ? `delivered ${ago(one.delivered_ns)}` : "nothing delivered yet")),
     may("admin") ? h("button", { type: "button", "aria-label": `Try ${one.name}`, onclick: () => attempt(one.name) }, "Try it") : null))));
+}
+
+// An agent of another version may tell what this page does not know how to show: the others are shown.
+function apart(agent) {
+  try {
+    return agentOf(agent);
+  } catch (error) {
+    return h("section", { "aria-label": agent.name }, h("h2", {}, agent.name), h("p", { class: "note bad" }, `What it tells cannot be shown: ${error.message}`));
+  }
 }
 
 function agentOf(agent) {

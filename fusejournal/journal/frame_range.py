@@ -42,7 +42,7 @@ from fusejournal.journal.segment import (
 )
 from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHeader
 from fusejournal.operations import Kind
-from fusejournal.types import Position, Seq
+from fusejournal.types import Epoch, Position, Seq
 
 _VOID_BYTES_MAX = 512
 
@@ -65,7 +65,8 @@ class JournalEnd(NamedTuple):
 
 class FrameRange(NamedTuple):
     """Frames ``first_seq`` to ``last_seq``, both included, from ``offset`` of the segment that
-    begins with ``segment_seq`` on; offset 0 means that its header comes first."""
+    begins with ``segment_seq`` on; offset 0 means that its header comes first. ``epoch`` is the
+    highest that begins in them, as far as they were decoded; 0 where none is known to."""
 
     segment_seq: Seq
     offset: int
@@ -74,6 +75,7 @@ class FrameRange(NamedTuple):
     chain_before: int
     chain: int
     content: bytes
+    epoch: Epoch = Epoch(0)
 
 
 def check_frame_range(frame_range: FrameRange) -> None:

@@ -293,7 +293,7 @@ class Journal:
     def receive(self, frame_range: FrameRange) -> None:
         """Append *frame_range*, frames of another node's journal of the same volume that were
         checked, byte for byte, and begin a segment where it does. When this returns it is in the
-        kernel's hands. (``epoch`` and ``last_time_ns`` follow when its entries are applied.)
+        kernel's hands. (``last_time_ns`` follows when its entries are applied.)
 
         Raises JournalForeignError (it does not follow what is here; nothing was written),
         JournalFullError (the same), JournalFailedError (the journal is dead)."""
@@ -312,6 +312,7 @@ class Journal:
         self.appended_bytes += len(frames)
         self.head_seq = frame_range.last_seq
         self.chain = frame_range.chain
+        self.epoch = max(self.epoch, frame_range.epoch)
 
     def _receive_header(self, content: bytes) -> SegmentWriter:
         """Begin the segment whose header is *content*."""

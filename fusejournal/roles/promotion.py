@@ -219,7 +219,13 @@ def _objections(me: HandshakeState, peer: str, theirs: Welcome) -> list[str]:
         ]
     if theirs.role == WITNESS:
         return []
-    if theirs.seq > mine.seq or theirs.held_epoch > mine.epoch:
+    if theirs.held_epoch > mine.epoch:
+        return [
+            f"peer {peer} holds entries of epoch {theirs.held_epoch}, and this node of "
+            f"{mine.epoch} at most: promote {peer}"
+        ]
+    # (What has more of a lower epoch is a history that lost.)
+    if theirs.seq > mine.seq and theirs.held_epoch in (0, mine.epoch):
         return [
             f"peer {peer} holds entries up to {theirs.seq}, and this node up to {mine.seq}: "
             f"promote {peer}"

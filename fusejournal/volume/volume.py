@@ -228,7 +228,7 @@ class Volume:
         operation, seq, void = entry.operation, entry.seq, outcome.void
         self.journal.last_time_ns = entry.time_ns
         if isinstance(operation, NewEpoch):
-            self.journal.epoch = operation.epoch
+            self.journal.epoch = max(self.journal.epoch, operation.epoch)
         if isinstance(operation, ControlOperation):
             self.catalog.record_control(operation, seq)
         elif outcome.held:

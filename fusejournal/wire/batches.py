@@ -15,6 +15,7 @@ from fusejournal.journal.frame_range import (
     entries_in,
 )
 from fusejournal.journal.segment import BadFrameError
+from fusejournal.operations import NewEpoch
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.frames import BATCH_CONTENT_BYTES_MAX, Batch, WireError
 from fusejournal.wire.session import VERSION, RefusedError
@@ -85,13 +86,16 @@ def frame_range_of(batch: Batch) -> FrameRange:
     )
     try:
         check_frame_range(frame_range)
-        for _ in entries_in(frame_range):
-            pass
+        epochs = (
+            entry.operation.epoch
+            for entry in entries_in(frame_range)
+            if isinstance(entry.operation, NewEpoch)
+        )
+        return frame_range._replace(epoch=max(epochs, default=Epoch(0)))
     except FormatError as error:
         raise _unreadable(error, f"entries {batch.first_seq} to {batch.last_seq}") from None
     except BadFrameError as bad:
         raise _unreadable(bad, f"entry {bad.seq}") from None
-    return frame_range
 
 
 def _unreadable(error: FormatError | BadFrameError, what: str) -> WireError:

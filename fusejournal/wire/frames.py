@@ -65,7 +65,7 @@ class Hello(NamedTuple):
     will come), ``fetch`` (batches are wanted), from version 2 on ``word`` (the listener's word
     for a reign is wanted) or, from version 3 on, ``handoff`` (the listener is to begin a reign).
     ``epoch``, ``seq`` and ``chain`` are its position; ``epoch`` and ``reign_node`` the highest
-    reign that it knows of, ``held_epoch`` is that of the entries that it has applied.
+    reign that it knows of, ``held_epoch`` is that of the entries that it holds.
 
     ``node_id`` is what its key makes it, ``instance`` a number that it made at this start, and
     ``before`` the one of the start before: two nodes with one key are two instances.
@@ -125,7 +125,7 @@ class Welcome(NamedTuple):
 class Refusal(NamedTuple):
     """The reason why a session goes no further: ``code`` for programs, ``reason`` for people. Where
     that is a higher reign, the rest says which, and what of it is held: the journal that ends with
-    ``seq`` has applied ``held_epoch``'s beginning."""
+    ``seq`` has ``held_epoch``'s beginning."""
 
     code: str
     reason: str

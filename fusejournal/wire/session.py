@@ -91,7 +91,7 @@ PRIMARY, MIRROR, WITNESS = "primary", "mirror", "witness"
 
 class Claim(NamedTuple):
     """A peer's word about a reign: which it is, and the end of the peer's journal, which has
-    applied the beginning of ``held_epoch``."""
+    the beginning of ``held_epoch``."""
 
     reign: Reign
     held_epoch: Epoch
@@ -120,11 +120,11 @@ class RefusedError(WireError):
 
 
 class HandshakeState(NamedTuple):
-    """One side as it greets: its name, its volume (None: any), where its journal stands (by what it
-    has applied, as far as it is the epoch), the highest epoch that it goes by and who began that;
-    what its key makes it, and which instance of that it is; the limits of its backing, as WELCOME
-    gives them, and the versions that it speaks and reads; the port where it listens (0: none), its
-    role in a word, and its record of members (members.py)."""
+    """One side as it greets: its name, its volume (None: any), where its journal ends,
+    applied or not, the highest epoch that it goes by and who began that; what its key makes it, and
+    which instance of that it is; the limits of its backing, as WELCOME gives them, and the versions
+    that it speaks and reads; the port where it listens (0: none), its role in a word, and its
+    record of members (members.py)."""
 
     node: str
     uuid: UUID | None
@@ -143,9 +143,7 @@ class HandshakeState(NamedTuple):
 
     @property
     def reign(self) -> Reign:
-        """The reign that goes into each message, and that each message is held against. (Entries
-        that are held and not applied yet are of no higher epoch than their sender's, which is the
-        fence.)"""
+        """The reign that goes into each message, and that each message is held against."""
         return Reign(max(self.fence, self.position.epoch), self.reign_node)
 
     @property

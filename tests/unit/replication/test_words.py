@@ -18,6 +18,7 @@ from fusejournal.replication.fence import node_id_of
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.types import EPOCH_MAX, ROOT_FID, Epoch, Reign, Seq, reign_of_text
+from fusejournal.wire.batches import RAW, batch_of, frame_range_of
 from fusejournal.wire.session import RefusedError
 from tests.support.losses import begin_another_boot
 from tests.support.pairs import (
@@ -210,6 +211,28 @@ def receive(mirror: OpenVolume, source: OpenVolume, last_seq: Seq) -> None:
     mirror.volume.journal.sync()
     assert mirror.watermarks is not None
     mirror.watermarks.committed_seq = mirror.watermarks.durable_seq = last_seq
+
+
+async def test_a_mirror_tells_of_the_epoch_that_it_holds(tmp_path: Path) -> None:
+    """Applying may be behind: a node with more entries of a lower epoch would be promoted by its
+    word, and what it has acknowledged in the higher be lost."""
+    with open_volume(tmp_path / "primary") as primary:
+        primary.work(1)
+    begin_another_boot(tmp_path / "primary" / "state")
+    with open_volume(tmp_path / "primary") as primary:
+        journal = primary.volume.journal
+        assert journal.epoch == 2
+        journal.sync()
+        reader = FrameRangeReader(journal.directory, journal.uuid)
+        with open_volume(tmp_path / "mirror", mirror=True, uuid=journal.uuid) as mirror:
+            mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+            reader.seek(Seq(0))
+            while (frames := reader.next(journal.end, journal.head_seq, 1 << 20)) is not None:
+                batch = batch_of(frames, RAW, frames.content, Epoch(2), Seq(0), Seq(0))
+                mirror.volume.journal.receive(frame_range_of(batch))
+            assert applied(mirror) == 0
+            assert mirror.replication.me().position == journal.head
+        reader.close()
 
 
 async def test_a_mirror_that_is_behind_has_no_other_part_from_it(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_plan_tells_what_may_be_lost() -> None:
     ("theirs", "held", "words"),
     [
         (node("east", EAST, 101), None, "peer east holds entries up to 101"),
-        (node("east", EAST, 50), 3, "peer east holds entries"),
+        (node("east", EAST, 50), 3, "peer east holds entries of epoch 3, and this node of 2 at"),
         (node("east", EAST, role="primary"), None, "peer east is a primary, and answers"),
         (node("east", EAST, 90, fence=Reign(Epoch(4), EAST)), 4, "follows reign 4/"),
     ],
@@ -97,6 +97,14 @@ def test_a_plan_tells_what_may_be_lost() -> None:
 def test_what_speaks_against_it(theirs: HandshakeState, held: int | None, words: str) -> None:
     plan = plan_promotion(candidate(), [answer("east", theirs, held=held), SILENT], "vol")
     assert words in "; ".join(plan.objections)
+
+
+def test_a_longer_journal_of_a_lower_epoch_stands_against_none() -> None:
+    """A former primary has it, whose history parts from this one's and lost: each of the two would
+    say that the other is to be promoted."""
+    longer = answer("east", node("east", EAST, 200), held=1)
+    plan = plan_promotion(candidate(), [longer, SILENT], "vol")
+    assert (plan.objections, plan.refusal) == ((), "")
 
 
 @pytest.mark.parametrize(("mirrors", "blocks"), [(0, True), (1, False)])

@@ -366,3 +366,12 @@ class ScrubFoundError(FusejournalError):
     """A scrub found what is not as it should be, and did not put it right."""
 
     exit_code = 49
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Returns the error that ended the process, out of the groups that nurseries wrap it in: one of
+    ours before any other."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [cause_of(one) for one in error.exceptions]
+    return next((cause for cause in causes if isinstance(cause, FusejournalError)), causes[0])

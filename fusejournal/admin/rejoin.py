@@ -196,10 +196,10 @@ class RejoinRequest:
 
     def _plan(self, page: WatermarkPage, head: Position) -> RejoinPlan:
         state = self._state
-        reader = JournalReader(state.journal_dir, state.uuid)
-        reader.must_reach = head.seq
-        if (base := load_base(state.directory)) is not None:
-            reader.base = open_base(state.directory, base, self._config.store)
+        tree, base = None, load_base(state.directory)
+        if base is not None:
+            tree = open_base(state.directory, base, self._config.store)
+        reader = JournalReader(state.journal_dir, state.uuid, base=tree, must_reach=head.seq)
         parting = self._find_parting(page, head)
         if not state.is_mirror and parting.reign.epoch <= head.epoch:
             raise RejoinError(
@@ -368,7 +368,7 @@ class RejoinRequest:
                 state.directory, state.uuid, plan.position, head, parting.peer, reign
             ).name
         # Nothing of a lower reign comes in again.
-        page.fence = page.fence.after(parting.reign)
+        page.raise_fence(parting.reign)
         page.sync()
         # A primary applies before it flushes: after a crash its backing may have more.
         # (A CLEAN that was the last entry when it was opened again says nothing of what came then.)

@@ -190,13 +190,14 @@ class WholeRejoin:
         returns."""
         state = self.state
         applied_seq = self._recover(root_fd, reporter)
-        reader = JournalReader(state.journal_dir, state.uuid)
-        base = load_base(state.directory)
+        tree, base = None, load_base(state.directory)
         if base is not None:
-            reader.base = open_base(state.directory, base, self._config.store)
+            tree = open_base(state.directory, base, self._config.store)
             if base.seq == applied_seq:
                 found = list_versions(store, state.uuid)
                 return next(one for one in found if one.key == base.version)
+
+        reader = JournalReader(state.journal_dir, state.uuid, base=tree)
 
         def tell(done: int, total: int | None) -> None:
             progress("making a version of what is here", done, total, "entries")
@@ -264,7 +265,7 @@ class WholeRejoin:
         """Write down that this node becomes what was fetched."""
         state = self.state
         with closing(WatermarkPage(state.watermarks, state.created_ns)) as page:
-            page.fence = page.fence.after(copy.reign)  # nothing of a lower one comes in again
+            page.raise_fence(copy.reign)  # nothing of a lower one comes in again
             page.sync()
         if own is None:
             _check_empty(root_fd, state.backing)

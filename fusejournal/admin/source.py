@@ -70,10 +70,12 @@ class JournalSource:
         layer where one is running. Raises JournalDamagedError."""
         if self.state is not None:
             try:
-                self.reader.must_reach = Seq(live_status(self.state).head_seq or 0)
-                return self.reader.must_reach
+                head_seq = Seq(live_status(self.state).head_seq or 0)
             except NotRunningError:
                 pass
+            else:
+                self.reader.note_reach(head_seq)
+                return head_seq
         seq, has_outcome = self.reader.head()
         return seq if has_outcome else Seq(seq - 1)
 
@@ -289,7 +291,7 @@ def on_base(
         def store_config() -> StoreConfig:
             return load_store_config(config or find_config(state.name))
 
-        reader.base = open_base_tree(state.directory, base, store_config)
+        reader.begin_behind(open_base_tree(state.directory, base, store_config))
     return reader
 
 

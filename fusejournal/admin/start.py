@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fusejournal.admin.mount_options import MountOptions
+from fusejournal.control.client import RemoteError
 from fusejournal.disk import calls, mounts
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, MountError, VolumeNotFoundError
@@ -82,9 +83,7 @@ def start_volume(
                 elif "error" in report:
                     child.wait()
                     _take_back(spec.state_dir, is_made, is_log_made)
-                    failure = FusejournalError(report["error"])
-                    failure.exit_code = report["exit_code"]
-                    raise failure
+                    raise RemoteError(report["error"], report["exit_code"])
                 elif "ready" in report:
                     return int(report["imported"])
     except KeyboardInterrupt:

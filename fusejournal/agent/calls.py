@@ -215,7 +215,7 @@ def _ask(what: OfVolume, reader: JournalReader, fields: Fields) -> dict[str, Any
     source = open_source(fields.text("volume"))
     now, known = source.reader.base, reader.base
     if now is not None and (known is None or known.base != now.base):
-        reader.base = now  # it was pruned since the reader was made
+        reader.begin_behind(now)  # it was pruned since the reader was made
     return what(JournalSource(source.name, reader, source.state), fields)
 
 

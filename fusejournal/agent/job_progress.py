@@ -36,6 +36,10 @@ class JobProgress:
         path = self._directory / "progress.json"
         write_atomically("agent.progress", path, content, Outlives.PROCESS)
 
+    def keep(self, **values: Any) -> None:
+        """Keeps *values* among the others, to be on the disk with the next :meth:`save`."""
+        self.values |= values
+
     def order(self) -> str:
         """Returns what it is to do now."""
         return str(read_json(self._directory / "order.json").get("order", "do"))

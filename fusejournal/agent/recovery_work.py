@@ -50,11 +50,11 @@ class UndoWork:
         self._job.save(state="planning", words="", done=0, total=None)
         planned = self._plan(do_apply=do_it)
         actions, conflicts = _actions(planned), [one.to_json() for one in planned.plan.conflicts]
-        self._job.values |= {
-            "actions": actions[:_ACTIONS_MAX], "action_count": len(actions),
-            "conflicts": conflicts[:_ACTIONS_MAX], "conflict_count": len(conflicts),
-            "chosen": len(planned.plan.chosen), "kept": planned.plan.kept,
-        }  # fmt: skip
+        self._job.keep(
+            actions=actions[:_ACTIONS_MAX], action_count=len(actions),
+            conflicts=conflicts[:_ACTIONS_MAX], conflict_count=len(conflicts),
+            chosen=len(planned.plan.chosen), kept=planned.plan.kept,
+        )  # fmt: skip
         # One that was begun has less to do.
         is_begun = bool(self._job.values.get("pids"))
         if not do_it or not (is_begun or approved is None or _is_same(approved, actions)):
@@ -148,10 +148,10 @@ def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
     with planned_in_place(request["volume"], path, moment, job.step, job.check) as planned:
         plan = planned.to_json(None)
         changes = plan["changes"]
-        job.values |= {
-            "changes": changes[:_ACTIONS_MAX], "change_count": len(changes),
-            "bytes": plan["bytes"], "is_empty": planned.plan.is_empty,
-        }  # fmt: skip
+        job.keep(
+            changes=changes[:_ACTIONS_MAX], change_count=len(changes),
+            bytes=plan["bytes"], is_empty=planned.plan.is_empty,
+        )  # fmt: skip
         is_other = job.plan_again([[one["action"], one["path"]] for one in changes])
         if not do_it or (is_other and not is_begun) or planned.plan.is_empty:
             words = _CHANGED_WORDS if do_it and is_other else ""

@@ -64,8 +64,9 @@ class ObjectMaker:
         fd = os.open(".", _FLAGS_UNNAMED, S_IMODE(operation.mode), dir_fd=directory)
         try:
             made = self._finish_object(operation, fd, fd, time_ns, inherits=True)
-            node = CatalogNode(operation.fid, S_IFREG, time_ns, Seq(0), Fid(0), 0)
-            node.handle, node.ino = made.handle, made.ino
+            node = CatalogNode(
+                operation.fid, S_IFREG, time_ns, Seq(0), Fid(0), 0, made.handle, made.ino
+            )
             self._tree.adopt_unnamed(node, fd)
         except BaseException:
             os.close(fd)

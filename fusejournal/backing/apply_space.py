@@ -15,7 +15,8 @@ Source: fallocate(2); the kernel's fs/ext4/extents.c (ext4_fallocate, ext4_alloc
 
 import errno
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 from fusejournal.backing.apply_data import DataApplier
@@ -44,8 +45,17 @@ class SpaceApplier:
     def __init__(self, tree: Tree, data: DataApplier) -> None:
         self._tree = tree
         self._data = data
-        self.taken: Fallocate | None = None
-        """An operation for all of which space was taken ahead (space_ways.py)."""
+        self._taken: Fallocate | None = None
+        """An operation for all of which space was taken ahead."""
+
+    @contextmanager
+    def taken_ahead(self, operation: Fallocate) -> Iterator[None]:
+        """The block applies *operation*, all of whose space is taken already (space_ways.py)."""
+        self._taken = operation
+        try:
+            yield
+        finally:
+            self._taken = None
 
     def fallocate(
         self, operation: Fallocate, time_ns: int, _: bytes | memoryview, __: bool
@@ -57,7 +67,7 @@ class SpaceApplier:
         capability = self._tree.capability(node, fd)
         try:
             failpoints.reached("apply.fallocate")
-            change_space(fd, operation, is_taken=operation is self.taken)
+            change_space(fd, operation, is_taken=operation is self._taken)
         except OSError:
             with _REFUSED:
                 if os.fstat(fd).st_size != before.st_size:

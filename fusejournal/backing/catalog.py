@@ -17,6 +17,7 @@ from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import Any
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode, CatalogStore
+from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.file_operations import SetFlags
 from fusejournal.journal.base import BaseNode, JournalBase
 from fusejournal.operations import (
@@ -49,12 +50,13 @@ _COOKIE_BASE = 4
 class Catalog(CatalogStore):
     """A catalog in *directory*. See the module."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises CatalogSpoiltError when what is there is no catalog."""
-        super().__init__(directory)
+    def __init__(self, directory: Path, on_commit_due: Callable[[], None] = lambda: None) -> None:
+        """*on_commit_due* is called when much was recorded since the last commit. Raises
+        CatalogSpoiltError when what is there is no catalog."""
+        super().__init__(directory, on_commit_due)
         self.is_full = False
-        """True while the catalog's disk has no space for what has to be committed. Set by who
-        commits; while it holds, changes that are no removals are refused."""
+        """True while the catalog's disk has no space for what has to be committed, as
+        :meth:`try_commit` has found. While it holds, changes that are no removals are refused."""
         self._recorders: dict[Kind, Callable[[Any, Seq, int, bytes, int], None]] = {
             **dict.fromkeys(DATA_KINDS, self._record_data),
             **dict.fromkeys(MAKERS, self._record_made),
@@ -77,6 +79,18 @@ class Catalog(CatalogStore):
         self.applied_seq = seq
         self._note_change()
 
+    def try_commit(self) -> None:
+        """Commit, unless the disk is full: ``is_full`` tells that. Raises OSError as
+        :meth:`commit`, of any other failure."""
+        try:
+            self.commit()
+        except OSError as error:
+            self.is_full = True
+            if error.errno not in NO_SPACE:
+                raise
+        else:
+            self.is_full = False
+
     def record_base(self, node: BaseNode, base: JournalBase) -> None:
         """Enter a file as it was at the journal's *base*; the root is there already. Who has
         entered all says so by :meth:`end_base`."""
@@ -85,10 +99,9 @@ class Catalog(CatalogStore):
             found = self.node(ROOT_FID)
         if found is None:
             found = CatalogNode(node.fid, node.type, 0, base.seq, Fid(0), 0)
-        found.ctime_ns, found.last_seq, found.complete = base.time_ns, base.seq, node.complete
         for parent, name, cookie in node.places:
             self._add_name(found, parent, name, cookie)
-        self._add(found)
+        self._add_at(found, base.seq, base.time_ns, complete=node.complete)
         if node.flags:
             self.note_flags(found, node.flags)
         self._note_change()
@@ -111,16 +124,7 @@ class Catalog(CatalogStore):
     def _note_change(self) -> None:
         self.changes += 1
         if self.changes == COMMIT_CHANGES:
-            self.on_commit_due()
-
-    def _touched(self, fid: Fid, seq: Seq, time_ns: int) -> CatalogNode:
-        node = self._nodes.get(fid) or self.node(fid)
-        if node is None:
-            raise KeyError(fid)
-        node.ctime_ns = time_ns
-        node.last_seq = seq
-        self._dirty[fid] = node
-        return node
+            self._on_commit_due()
 
     def _record_data(
         self, operation: DataOperation, seq: Seq, time_ns: int, _: bytes, __: int
@@ -149,7 +153,8 @@ class Catalog(CatalogStore):
     def _record_imported_data(
         self, operation: ImportData, seq: Seq, time_ns: int, _: bytes, __: int
     ) -> None:
-        self._touched(operation.fid, seq, time_ns).complete = operation.complete
+        node = self._touched(operation.fid, seq, time_ns)
+        self._note_content(node, complete=operation.complete)
 
     def _record_made(
         self,
@@ -165,11 +170,9 @@ class Catalog(CatalogStore):
             type_ = S_IFLNK
         else:
             type_ = S_IFMT(operation.mode)
-        node = CatalogNode(operation.fid, type_, time_ns, seq, Fid(0), 0)
-        node.handle = handle
-        node.ino = ino
-        node.complete = not isinstance(operation, Import) or operation.complete
-        if not node.complete:
+        complete = not isinstance(operation, Import) or operation.complete
+        node = CatalogNode(operation.fid, type_, time_ns, seq, Fid(0), 0, handle, ino, complete)
+        if not complete:
             self.imported = False  # until the importer says that it has all
         self._add_name(node, operation.parent, operation.name, cookie_of(seq))
         self._add(node)

@@ -113,14 +113,25 @@ class CatalogNode:
     )
 
     def __init__(
-        self, fid: Fid, type_: int, ctime_ns: int, last_seq: Seq, parent: Fid, cookie: int
+        self,
+        fid: Fid,
+        type_: int,
+        ctime_ns: int,
+        last_seq: Seq,
+        parent: Fid,
+        cookie: int,
+        handle: bytes = b"",
+        ino: int = 0,
+        complete: bool = True,
     ) -> None:
-        """A node whose handle is not known yet.
+        """A node of which no file flags are known.
 
         Args:
             fid, type_: its id, and its type as bits of a mode.
             ctime_ns, last_seq: the time of the last entry about it, since 1970, and that entry.
             parent, cookie: the directory of its own place, 0 for none; and where it stands there.
+            handle, ino: of its object in the backing; not known yet.
+            complete: all of its content is in the journal.
         """
         self.fid = fid
         self.type = type_
@@ -129,10 +140,10 @@ class CatalogNode:
         self.parent = parent
         """Directory of the node's own place; 0 when it has no name left."""
         self.cookie = cookie
-        self.handle = b""
+        self.handle = handle
         """Backing handle; empty until the backing has been looked at."""
-        self.ino = 0
-        self.complete = True
+        self.ino = ino
+        self.complete = complete
         """False while an imported file's content is not wholly in the journal."""
         self.file_flags = 0
         """Those that entries tell (file_operations.py)."""
@@ -140,6 +151,10 @@ class CatalogNode:
         """A directory's default ACL: empty for none, None when not yet read. Not stored."""
         self.capability: bytes | None = None
         """A regular file's security.capability, in the same way."""
+
+    def note_change(self, time_ns: int) -> None:
+        """Note that the file changed at *time_ns*, by no entry: it has no name."""
+        self.ctime_ns = time_ns
 
 
 class DirectoryEntry(NamedTuple):
@@ -154,8 +169,9 @@ class CatalogStore:
     """A store in a directory of its own. ``applied_seq`` is the last entry recorded;
     ``checkpoint_seq`` the last one known on disk."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises CatalogSpoiltError when what is there is no catalog."""
+    def __init__(self, directory: Path, on_commit_due: Callable[[], None] = lambda: None) -> None:
+        """*on_commit_due* is called when COMMIT_CHANGES entries were recorded since a commit.
+        Raises CatalogSpoiltError when what is there is no catalog."""
         directory.mkdir(mode=0o700, exist_ok=True)
         self._data_path = directory / "data.mdb"
         try:
@@ -177,8 +193,7 @@ class CatalogStore:
         self._dirty: dict[Fid, CatalogNode] = {}
         self.changes = 0
         """Entries recorded since the last commit."""
-        self.on_commit_due: Callable[[], None] = lambda: None
-        """Called when these have become COMMIT_CHANGES."""
+        self._on_commit_due = on_commit_due
         self.applied_seq = Seq(self._meta("applied"))
         self.checkpoint_seq = Seq(self._meta("checkpoint"))
         self.imported = bool(self._meta("imported"))
@@ -247,11 +262,9 @@ class CatalogStore:
         if value is None:
             return None
         type_, flags, ctime_ns, last_seq, parent, cookie, ino = _NODE.unpack_from(value)
-        node = CatalogNode(fid, type_, ctime_ns, last_seq, parent, cookie)
-        node.ino = ino
-        node.complete = bool(flags & _FLAG_COMPLETE)
+        handle, complete = value[_NODE.size :], bool(flags & _FLAG_COMPLETE)
+        node = CatalogNode(fid, type_, ctime_ns, last_seq, parent, cookie, handle, ino, complete)
         node.file_flags = flags >> _FILE_FLAGS_AT
-        node.handle = value[_NODE.size :]
         self._remember(node)
         return node
 
@@ -268,12 +281,43 @@ class CatalogStore:
         """Say that *node* was changed and must reach the next commit."""
         self._dirty[node.fid] = node
 
+    def note_object(self, node: CatalogNode, handle: bytes, ino: int) -> None:
+        """*node*'s object in the backing has this *handle* and inode number."""
+        node.handle, node.ino = handle, ino
+        self._dirty[node.fid] = node
+
+    def note_checkpoint(self, seq: Seq) -> None:
+        """Everything up to *seq*, which is recorded, is on the disk."""
+        assert seq <= self.applied_seq, "what is not applied is not on the disk"
+        self.checkpoint_seq = seq
+
+    def end_import(self) -> None:
+        """Everything that was in the backing first is in the journal."""
+        self.imported = True
+
+    def note_handles(self, *, have_all: bool) -> None:
+        """All handles were looked for, or nodes are about to be committed that lack theirs yet."""
+        self.lacks_handles = not have_all
+
     def add_root(self, handle: bytes, ino: int) -> None:
         """Enter the root directory of a new volume."""
-        root = CatalogNode(ROOT_FID, S_IFDIR, 0, Seq(0), ROOT_FID, 0)
-        root.handle = handle
-        root.ino = ino
-        self._add(root)
+        self._add(CatalogNode(ROOT_FID, S_IFDIR, 0, Seq(0), ROOT_FID, 0, handle, ino))
+
+    def _touched(self, fid: Fid, seq: Seq, time_ns: int) -> CatalogNode:
+        node = self._nodes.get(fid) or self.node(fid)
+        if node is None:
+            raise KeyError(fid)
+        node.ctime_ns = time_ns
+        node.last_seq = seq
+        self._dirty[fid] = node
+        return node
+
+    def _add_at(self, node: CatalogNode, seq: Seq, time_ns: int, *, complete: bool) -> None:
+        node.ctime_ns, node.last_seq, node.complete = time_ns, seq, complete
+        self._add(node)
+
+    def _note_content(self, node: CatalogNode, *, complete: bool) -> None:
+        node.complete = complete
 
     def _add(self, node: CatalogNode) -> None:
         self._remember(node)

@@ -107,6 +107,10 @@ class HiddenFiles:
         self._has_searched = False
         """True once what the process before this one left is known."""
 
+    def join_volume(self, uuid: UUID) -> None:
+        """Be the tree of volume *uuid* from now on, while nothing is in it."""
+        self.uuid = uuid
+
     def is_hidden(self, parent: Fid, name: bytes) -> bool:
         """Returns whether *name* in *parent* is the hidden directory, which is no part of the
         tree."""

@@ -122,6 +122,12 @@ class BackingRoot:
         self.was_marked = False
         """True once :meth:`mark` was here: the state must stay with the backing."""
 
+    def mark_as(self, uuid: UUID) -> None:
+        """Make the backing that of volume *uuid*, of whose journal it has nothing yet. On disk with
+        the next syncfs(2). Raises OSError."""
+        self.uuid = uuid
+        self.mark()
+
     def mark(self, position: Position | None = None) -> None:
         """Say that the backing is this volume's, whose journal is durable up to *position*. On disk
         with the next syncfs(2). Raises OSError."""

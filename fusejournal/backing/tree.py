@@ -401,6 +401,5 @@ class Tree(HiddenFiles):
 
 
 def _orphan(fid: Fid, found: FoundEntry) -> CatalogNode:
-    node = CatalogNode(fid, S_IFMT(found.stat.st_mode), found.stat.st_ctime_ns, Seq(0), Fid(0), 0)
-    node.handle, node.ino = found.handle, found.stat.st_ino
-    return node
+    type_, ctime_ns = S_IFMT(found.stat.st_mode), found.stat.st_ctime_ns
+    return CatalogNode(fid, type_, ctime_ns, Seq(0), Fid(0), 0, found.handle, found.stat.st_ino)

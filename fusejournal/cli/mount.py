@@ -262,12 +262,11 @@ def _find_known(volume: str) -> VolumeState:
         return find_volume(volume)
     except UntrustedStateError:
         raise
-    except VolumeNotFoundError as error:
-        error.args = (
+    except VolumeNotFoundError:
+        raise VolumeNotFoundError(
             f"no volume {volume!r} was mounted before (see 'status'): "
-            "a new one needs BACKING and MOUNTPOINT, which may be the same directory",
-        )
-        raise
+            "a new one needs BACKING and MOUNTPOINT, which may be the same directory"
+        ) from None
 
 
 def _set_up_log(spec: MountSpec) -> None:

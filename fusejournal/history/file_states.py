@@ -94,7 +94,7 @@ class State:
         "xattrs",
     )
 
-    def __init__(self, fid: Fid) -> None:
+    def __init__(self, fid: Fid, flags: int | None = None) -> None:
         self.fid = fid
         self.maker: Making | None = None
         """The operation that made it; None for the root, and where the journal here begins
@@ -117,18 +117,22 @@ class State:
         """The steps to its mode and ACLs, which change each other, in order."""
         self.xattrs: dict[bytes, bytes] = {}
         """All others."""
-        self.flags: int | None = None
+        self.flags = flags
         """The journaled file flags; None where no entry tells any."""
 
     @classmethod
-    def of_import(cls, operation: Import) -> "State":
-        """The state of a file that *operation*, made of what is known of it, tells wholly; its
-        floor is its size."""
-        state = cls(operation.fid)
+    def of_import(cls, operation: Import, flags: int | None = None) -> "State":
+        """The state of a file that *operation*, made of what is known of it, tells wholly, but for
+        its file flags; its floor is its size."""
+        state = cls(operation.fid, flags)
         state.mtime_ns = operation.mtime_ns
         state._take_maker(operation, Seq(0))
         state.floor = state.size
         return state
+
+    def take_mtime(self, mtime_ns: int | None) -> None:
+        """Have another mtime than entries about itself tell: of a directory, by a name in it."""
+        self.mtime_ns = mtime_ns
 
     def take(self, entry: Entry, outcome: Outcome) -> None:
         """Be what it is after *entry*, which held at least in part."""

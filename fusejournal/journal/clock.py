@@ -85,6 +85,10 @@ class EntryClock:
             return self.begins_ns
         return last_ns + 1 - self.lead_ns if self.lead_ns else now_ns()
 
+    def go_on(self, lead: int) -> None:
+        """Go on with a segment whose entries are *lead* nanoseconds ahead of the clock."""
+        self.lead_ns = lead
+
     def begun(self, header_time_ns: int, last_ns: int) -> None:
         """A segment was begun, with a header that says *header_time_ns*."""
         self.begins_ns = None

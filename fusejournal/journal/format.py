@@ -29,6 +29,8 @@ The checksums form a chain: two journals with one checksum at one seq are the sa
 
 Source: the xxHash and msgpack specifications."""
 
+import errno
+import os
 import struct
 from typing import Any, Final, NamedTuple
 
@@ -127,6 +129,17 @@ def encode_payload(
         return _pack(fields)  # type: ignore[no-any-return]
     except ValueError as error:
         raise FormatError(f"an entry that cannot be packed: {error}") from None
+
+
+def encode_new(
+    operation: Operation, who: Caller, time_ns: int, paths: dict[Fid, bytes] | None
+) -> bytes:
+    """The payload of an entry that is to be appended. Raises OSError EINVAL where no reader would
+    take it."""
+    try:
+        return encode_payload(operation, who, time_ns, paths)
+    except FormatError as error:
+        raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {error}") from None
 
 
 def encode_frame(

@@ -29,13 +29,13 @@ from fusejournal.errors import (
     JournalFullError,
 )
 from fusejournal.journal import tail
+from fusejournal.journal.base import BaseTree
 from fusejournal.journal.clock import EntryClock
 from fusejournal.journal.format import (
     DATA_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
-    FormatError,
     encode_frame,
-    encode_payload,
+    encode_new,
 )
 from fusejournal.journal.frame_range import FrameRange, JournalEnd
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
@@ -49,6 +49,7 @@ from fusejournal.operations import Kind, NewEpoch, Operation
 from fusejournal.types import Caller, Epoch, Fid, Position, Seq
 
 _VOID_ROOM_BYTES = 256
+_NOTHING = Position(Epoch(0), Seq(0), 0)
 _SMALL_FLUSH_BYTES = 64 << 10
 
 
@@ -62,8 +63,10 @@ class Journal:
         uuid: UUID,
         options: JournalOptions,
         on_flush_failed: Callable[[], None] = lambda: None,
+        after: Position = _NOTHING,
     ) -> None:
-        """*on_flush_failed* is called, in the thread that flushes, when the disk fails at it."""
+        """*on_flush_failed* is called, in the thread that flushes, when the disk fails at it. The
+        first entry will be the one after *after*."""
         self.directory = directory
         self.uuid = uuid
         self.options = options
@@ -73,9 +76,7 @@ class Journal:
         """Reads what was appended, up to the head."""
         self.handle_key = NO_HANDLE_KEY
         """Makes the generations of fids; one that is received has it from its first segment on."""
-        self.epoch = Epoch(0)
-        self.head_seq = Seq(0)
-        self.chain = 0
+        self.epoch, self.head_seq, self.chain = after
         self.last_time_ns = 0
         self.clock = EntryClock()
         self.durable_seq = Seq(0)
@@ -120,10 +121,18 @@ class Journal:
         journal._current = journal._begin_segment(journal._next_header())
         return journal
 
-    def adopt(self, uuid: UUID) -> None:
+    def join_volume(self, uuid: UUID) -> None:
         """Become the journal of volume *uuid*, while there is nothing in it."""
         assert self.head_seq == 0, "only an empty journal can become another volume's"
-        self.uuid = self.reader.uuid = uuid
+        self.uuid = uuid
+        self.reader.join_volume(uuid)
+
+    def begin_behind(self, base: BaseTree) -> None:
+        """Have the journal begin right behind *base* from now on: the entries before are gone. The
+        next entry is later than it, where none is there."""
+        self.sealed.remove_first(base.base.seq)
+        self.reader.begin_behind(base)
+        self.last_time_ns = max(self.last_time_ns, base.base.time_ns)
 
     @classmethod
     def open(
@@ -167,7 +176,8 @@ class Journal:
             tail.cut(directory, found.cut)
             journal.repairs.append(found.cut)
         journal.epoch = found.epoch
-        journal.head_seq = journal.reader.must_reach = found.head_seq
+        journal.head_seq = found.head_seq
+        journal.reader.note_reach(found.head_seq)
         journal.chain = found.chain
         journal.last_time_ns = found.last_time_ns
         journal.ends_clean = found.ends_clean
@@ -198,7 +208,7 @@ class Journal:
         if not self._is_copy:
             # What is damaged further back is reported by its readers.
             with suppress(JournalDamagedError):
-                self.clock.lead_ns = self.reader.lead_ns(found.last)
+                self.clock.go_on(self.reader.lead_ns(found.last))
 
     # -- appending ---------------------------------------------------------------------------------
 
@@ -206,6 +216,13 @@ class Journal:
     def head(self) -> Position:
         """The position of the log."""
         return Position(self.epoch, self.head_seq, self.chain)
+
+    def follow(self, time_ns: int, epoch: Epoch | None = None) -> None:
+        """Have the next entry be later than *time_ns*, that of one that was made elsewhere, and has
+        begun *epoch*, if any: this journal may be of a later one."""
+        self.last_time_ns = time_ns
+        if epoch is not None:
+            self.epoch = max(self.epoch, epoch)
 
     def next_time(self) -> int:
         """The time for the entry that is appended next: now, but always later than the last
@@ -242,7 +259,7 @@ class Journal:
         assert current is not None, "the journal is open for reading only"
         assert time_ns > self.last_time_ns, "entry times must grow"
         paths = current.paths_to_tell(operation, path_of)
-        payload = _encode(operation, who, time_ns, paths)
+        payload = encode_new(operation, who, time_ns, paths)
         if len(payload) > PAYLOAD_BYTES_MAX or len(data) > DATA_BYTES_MAX:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # no reader would take it
         need = len(payload) + len(data) + 32
@@ -258,7 +275,7 @@ class Journal:
             if rolled is not None:
                 current = rolled
                 paths = current.paths_to_tell(operation, path_of)
-                payload = _encode(operation, who, time_ns, paths)
+                payload = encode_new(operation, who, time_ns, paths)
                 need = len(payload) + len(data) + 32
         seq = Seq(self.head_seq + 1)
         head, chain = encode_frame(payload, data, seq, self.durable_seq, self.chain)
@@ -480,13 +497,3 @@ class Journal:
             return self.sealed.bytes_from(seq)
         total = share_from(seq, current.first_seq, Seq(self.head_seq + 1), current.end)
         return total if current.first_seq <= seq else total + self.sealed.bytes_from(seq)
-
-
-def _encode(
-    operation: Operation, who: Caller, time_ns: int, paths: dict[Fid, bytes] | None
-) -> bytes:
-    """The payload of an entry. Raises OSError EINVAL where no reader would take it."""
-    try:
-        return encode_payload(operation, who, time_ns, paths)
-    except FormatError as error:
-        raise OSError(errno.EINVAL, f"{os.strerror(errno.EINVAL)}: {error}") from None

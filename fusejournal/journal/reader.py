@@ -42,9 +42,17 @@ END = Seq(1 << 62)
 class JournalReader:
     """The one reader of a journal. Not for use by two threads at a time."""
 
-    def __init__(self, source: Path | Sequence[Path], uuid: UUID | None = None) -> None:
+    def __init__(
+        self,
+        source: Path | Sequence[Path],
+        uuid: UUID | None = None,
+        *,
+        base: BaseTree | None = None,
+        must_reach: Seq = Seq(0),
+    ) -> None:
         """*source*: a directory of segments, or segment files. *uuid* None takes any volume's, if
-        it is one volume's."""
+        it is one volume's. *base*: the tree before the first segment, where that is not entry 1's.
+        *must_reach*: up to here the journal is known to go."""
         self._source = source
         self.uuid = uuid
         """The volume's; None until a segment was read."""
@@ -54,7 +62,7 @@ class JournalReader:
         """The segment whose index was made while it was the newest."""
         self._stale: set[Path] = set()
         """Segments that may have grown since their index was made."""
-        self.must_reach = Seq(0)
+        self.must_reach = must_reach
         """Up to here the journal is known to go: an end before it is damage."""
         self._left: tuple[Seq, Point] | None = None
         """The segment in which reading ended last, and where."""
@@ -63,6 +71,8 @@ class JournalReader:
         self._base: BaseTree | None = None
         self._began: Seq | None = None
         """The first seq there was when reading began; None before it did."""
+        if base is not None:
+            self.begin_behind(base)
 
     @property
     def base(self) -> BaseTree | None:
@@ -70,12 +80,18 @@ class JournalReader:
         or nothing tells it."""
         return self._base
 
-    @base.setter
-    def base(self, base: BaseTree | None) -> None:
+    def begin_behind(self, base: BaseTree) -> None:
+        """Have the journal begin right behind *base* from now on."""
         self._base = base
-        self._began = None
-        if base is not None and isinstance(self._source, Path):
-            self._began = Seq(base.base.seq + 1)
+        self._began = Seq(base.base.seq + 1) if isinstance(self._source, Path) else None
+
+    def note_reach(self, seq: Seq) -> None:
+        """Note that the journal is known to go up to *seq*: an end before it is damage."""
+        self.must_reach = seq
+
+    def join_volume(self, uuid: UUID) -> None:
+        """Take segments of volume *uuid* alone."""
+        self.uuid = uuid
 
     def segments(self) -> list[Path]:
         """The segments behind the base, in order."""

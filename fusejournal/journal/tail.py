@@ -203,8 +203,8 @@ def _scan(path: Path, uuid: UUID, found: Found, starts_scan: bool) -> BadFrameEr
     try:
         reader = _open(path, uuid)
     except BadFrameError as bad:
-        bad.torn = path.stat().st_size < 128 and path.suffix == ".fj"
-        return bad
+        torn = path.stat().st_size < 128 and path.suffix == ".fj"
+        return BadFrameError(bad.offset, bad.seq, bad.reason, torn, bad.is_newer)
     with reader:
         header = reader.header
         if not starts_scan and (header.first_seq, header.chain_before) != (

@@ -32,8 +32,8 @@ word       meaning
            the last (of a mirror)
 =========  =====================================================================================
 
-Setting one raises OSError: ENOSPC on a full disk, and the number is as it was. The event loop's
-thread sets them; ``sync`` blocks, for a thread. After one that failed every later one fails, too,
+Writing one raises OSError: ENOSPC on a full disk, and the number is as it was. The event loop's
+thread writes them; ``sync`` blocks, for a thread. After one that failed every later one fails, too,
 because the kernel drops what it could not write, and tells of that once (fsync(2))."""
 
 import errno
@@ -105,12 +105,23 @@ class WatermarkPage:
     def sync_stopped(self, head_seq: Seq) -> None:
         """An orderly stop of a mirror, with all up to *head_seq* on the disk: make that durable.
         Blocks. Raises OSError, and then it is none."""
-        self.durable_seq = self.stopped_seq = head_seq
+        self.write_durable(head_seq)
+        self.write_stopped(head_seq)
         try:
             self.sync()
         except OSError:
-            self.stopped_seq = Seq(0)  # or the next start would see no need to look
+            self.write_stopped(Seq(0))  # or the next start would see no need to look
             raise
+
+    def lower_to(self, seq: Seq) -> None:
+        """Have nothing tell of what comes after *seq* any more, and make that durable: whether its
+        last entry held, another history says. Blocks. Raises OSError."""
+        self.write_stopped(Seq(0))
+        self.write_rooted(Seq(0))
+        self.write_durable(min(self.durable_seq, seq))
+        self.write_committed(Seq(0))
+        self.write_applying(min(self.applying_seq, seq))
+        self.sync()
 
     def _set(self, first: int, *numbers: int) -> None:
         """Sets words that go together, from *first* on, in one step: with some old and some new
@@ -146,8 +157,9 @@ class WatermarkPage:
         node_id, number, *rivals = self._words[_FOLLOWED : _FOLLOWED + 2 + RIVALS_MAX]
         return Following(node_id, number, tuple(filter(None, rivals)))
 
-    @following.setter
-    def following(self, following: Following) -> None:
+    def write_following(self, following: Following) -> None:
+        """Write down which instance is followed, and which others of its node were met. Raises
+        OSError."""
         node_id, number, rivals = following
         assert len(rivals) <= RIVALS_MAX
         self._set(_FOLLOWED, node_id, number, *rivals, *(0,) * (RIVALS_MAX - len(rivals)))
@@ -157,8 +169,8 @@ class WatermarkPage:
         """The entry that a mirror may be applying: all before it are applied."""
         return Seq(self._words[_APPLYING])
 
-    @applying_seq.setter
-    def applying_seq(self, seq: Seq) -> None:
+    def write_applying(self, seq: Seq) -> None:
+        """Write down that entry *seq* is being applied from here on. Raises OSError."""
         # For each entry anew, so without what the general way costs.
         self._write(_APPLYING, _WORD.pack(seq))
         self._words[_APPLYING] = seq
@@ -168,8 +180,8 @@ class WatermarkPage:
         """The seq up to which a mirror's sender had applied."""
         return Seq(self._words[_COMMITTED])
 
-    @committed_seq.setter
-    def committed_seq(self, seq: Seq) -> None:
+    def write_committed(self, seq: Seq) -> None:
+        """Write down that the sender had applied all up to *seq*. Raises OSError."""
         self._set(_COMMITTED, seq)
 
     @property
@@ -177,22 +189,23 @@ class WatermarkPage:
         """The seq up to which the journal is on this node's disk."""
         return Seq(self._words[_DURABLE])
 
-    @durable_seq.setter
-    def durable_seq(self, seq: Seq) -> None:
+    def write_durable(self, seq: Seq) -> None:
+        """Write down that the journal is on the disk up to *seq*. Raises OSError."""
         self._set(_DURABLE, seq)
 
     def raise_durable(self, seq: Seq) -> None:
         """Note that the journal is known to be on the disk up to *seq*: a checkpoint may have told
         of more than the page did, and nothing beyond that is ever applied. Raises OSError."""
-        self.durable_seq = max(self.durable_seq, seq)
+        self.write_durable(max(self.durable_seq, seq))
 
     @property
     def rooted_seq(self) -> Seq:
         """The seq of the position that the backing's root has on its disk."""
         return Seq(self._words[_ROOTED])
 
-    @rooted_seq.setter
-    def rooted_seq(self, seq: Seq) -> None:
+    def write_rooted(self, seq: Seq) -> None:
+        """Write down that the backing's root has a position of *seq* on its disk, at least. Raises
+        OSError."""
         self._set(_ROOTED, seq)
 
     @property
@@ -200,8 +213,9 @@ class WatermarkPage:
         """The seq where an orderly stop left a mirror; 0 while it runs."""
         return Seq(self._words[_STOPPED])
 
-    @stopped_seq.setter
-    def stopped_seq(self, seq: Seq) -> None:
+    def write_stopped(self, seq: Seq) -> None:
+        """Write down that an orderly stop has left a mirror at *seq*; 0: that it runs. Raises
+        OSError."""
         self._set(_STOPPED, seq)
 
     @property
@@ -209,8 +223,8 @@ class WatermarkPage:
         """The number of this node's last start."""
         return int(self._words[_INSTANCE])
 
-    @instance.setter
-    def instance(self, number: int) -> None:
+    def write_instance(self, number: int) -> None:
+        """Write down the *number* of this start. Raises OSError."""
         self._set(_INSTANCE, number)
 
     @property
@@ -218,18 +232,19 @@ class WatermarkPage:
         """The fence's."""
         return Epoch(self._words[_EPOCH])
 
-    @epoch.setter
-    def epoch(self, epoch: Epoch) -> None:
-        self.fence = Reign(epoch, 0)
-
     @property
     def fence(self) -> Reign:
         """The highest reign that was seen."""
         return Reign(Epoch(self._words[_EPOCH]), self._words[_NODE])
 
-    @fence.setter
-    def fence(self, reign: Reign) -> None:
+    def write_fence(self, reign: Reign) -> None:
+        """Write down that *reign* is the highest. Raises OSError."""
         self._set(_EPOCH, *reign)
+
+    def raise_fence(self, reign: Reign) -> None:
+        """Write down that *reign* was seen, which is the highest unless a higher was. Raises
+        OSError."""
+        self.write_fence(self.fence.after(reign))
 
 
 def _make(path: Path) -> None:

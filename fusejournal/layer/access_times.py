@@ -27,21 +27,24 @@ _DAY_NS: Final = 24 * 60 * 60 * 10**9
 
 
 class AccessTimes:
-    """The access times of one *volume*, whose mount has *flags*. ``is_suspended``: they stay as
-    they are, because the mount was remounted read-only."""
+    """The access times of one *volume*, whose mount has *flags*."""
 
     def __init__(self, volume: Volume, flags: frozenset[str] = frozenset()) -> None:
         self._volume = volume
         self._each_counts = "strictatime" in flags
         self._directories_count = "nodiratime" not in flags
-        self.is_suspended = False
+        self._is_suspended = False
+
+    def follow_mount(self, *, is_read_only: bool) -> None:
+        """Leave them all as they are while the mount *is_read_only*, as a remount makes it."""
+        self._is_suspended = is_read_only
 
     def note_open(self, fid: Fid, flags: int) -> None:
         """Note that *fid*, which is there, is opened with *flags*. Costs 5 microseconds where the
         time stays as it is, 15 where it is set: once a day, or after each change. A backing that
         refuses (a file with +i) leaves it as it is."""
         reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME
-        if not reads or self.is_suspended or self._volume.write_errno is not None:
+        if not reads or self._is_suspended or self._volume.write_errno is not None:
             return
         tree = self._volume.tree
         fd, node = tree.descriptor(fid), tree.node(fid)

@@ -71,6 +71,14 @@ class KernelConnection:
         _, minor = struct.unpack_from("<II", self.init, _VERSIONS_AT)
         return bool(minor >= _MINOR_EXPIRE)
 
+    def note_flags(self, flags: frozenset[str] | None) -> None:
+        """The mount has *flags* now; None: in the midst of a change."""
+        self.flags = flags
+
+    def note_reply(self, reply: bytes) -> None:
+        """The kernel was greeted by *reply*, which it goes by from now on."""
+        self.reply = reply
+
     def expire(self, parent: int, name: bytes) -> None:
         """Make it so. Blocks while a request on the directory *parent* is in progress. Raises
         OSError ENOENT for a name that the kernel does not know."""

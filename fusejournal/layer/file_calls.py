@@ -220,12 +220,11 @@ class FileCalls:
         """*taken*: the space is, if that is still the file's last entry."""
         mode = os.fstat(self._tree.writable(fid)).st_mode
         operation = resolve.allocation(fid, flags, offset, length, mode)
-        space = self.volume.applier.space
-        space.taken = operation if taken == self._last_seq(fid) else None
-        try:
+        if taken == self._last_seq(fid):
+            with self.volume.applier.space.taken_ahead(operation):
+                self._change(operation, who)
+        else:
             self._change(operation, who)
-        finally:
-            space.taken = None
         if operation.mode is not None:
             forget_attributes(fid)
         return DONE

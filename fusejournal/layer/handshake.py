@@ -115,7 +115,7 @@ class Handshake:
             os.write(connection.fd, reply)
             if len(reply) < OUT_HEADER.size + _INIT_MAX_WRITE.size:
                 raise MountError(f"{self._mountpoint}: libfuse refuses to speak with this kernel")
-            connection.reply = reply
+            connection.note_reply(reply)
         os.dup2(connection.fd, self.fd, inheritable=False)
         return first_request
 

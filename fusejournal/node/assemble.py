@@ -217,6 +217,7 @@ def assemble_serving(
             spec.config.journal,
             fail,
             start.page,
+            startup.commit_due,
             hooks,
         )
 

@@ -14,11 +14,10 @@ from fusejournal.control.server import Command
 from fusejournal.errors import (
     FusejournalError,
     HandoffRefusedError,
-    JournalFullError,
     UsageError,
 )
 from fusejournal.node.hooks import RoleHooks
-from fusejournal.node.state_dir import Offered, change_role, load_state, note_offer
+from fusejournal.node.state_dir import Offered
 from fusejournal.replication.local_node import LocalNode, check_becomes_mirror
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.hand_over import HandOver, HandOverSeams, ask_outcome
@@ -64,7 +63,10 @@ class Handoffs:
         receiver = replication.receiver
         if receiver is not None:
             seams = TakeOverSeams(
-                self._call_before("primary"), self._node.call_after_hooks, self._commit, self._take
+                self._call_before("primary"),
+                self._node.call_after_hooks,
+                self._node.become_primary,
+                self._take,
             )
             self._target = TakeOver(self._startup.volume, replication, receiver, seams)
         return {
@@ -148,15 +150,7 @@ class Handoffs:
         work = self._running
         assert work is not None
         offered = Offered(reign, work.peer.name) if reign is not None else None
-        with trio.CancelScope(shield=True):
-            await self._save(offered)
-
-    async def _save(self, offered: Offered | None) -> None:
-        node = self._node
-        async with node.saving:
-            if node.state.offered == offered:
-                return
-            node.state = await trio.to_thread.run_sync(note_offer, node.state, offered)
+        await self._node.note_offered(offered)
 
     # -- the target --------------------------------------------------------------------------------
 
@@ -168,17 +162,6 @@ class Handoffs:
             name = self._node.state.name
             raise RefusedError(HANDOFF, f"volume {name} cannot take over now: try again")
         await self._target.serve(connection, greeting)
-
-    def _commit(self, reign: Reign) -> None:
-        """Have this mirror be the primary of *reign*, on the disk. Any thread; blocks."""
-        before = self._node.state
-        try:
-            self._node.state = change_role(before, Event.PROMOTED, reign)
-        except (JournalFullError, OSError):
-            found = load_state(before.directory)
-            if found.reign != reign:
-                raise
-            self._node.state = found  # it is there for the next start, and so for this one
 
     def _take(self, reign: Reign) -> None:
         self._node.end_in_role(Event.PROMOTED, reign)
@@ -214,7 +197,7 @@ class Handoffs:
             await trio.to_thread.run_sync(local.page.sync)
             self._taken = offered.reign
         else:
-            node.state = note_offer(node.state, None)
+            await node.note_offered(None)
 
     def goes_on(self) -> bool:
         """Have the process become a mirror, now that it is live, where its reign was taken over

@@ -51,6 +51,5 @@ async def prune_running(
             count = await trio.to_thread.run_sync(
                 install_base, state, base, startup.page, acked.get
             )
-        volume.journal.sealed.remove_first(base.seq)
-        volume.journal.reader.base = tree
+        volume.journal.begin_behind(tree)
     return count

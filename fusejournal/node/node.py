@@ -32,8 +32,10 @@ from fusejournal.errors import (
     FusejournalError,
     GreetingError,
     HookFailedError,
+    JournalFullError,
     MountError,
     UsageError,
+    cause_of,
 )
 from fusejournal.journal.base import JournalBase
 from fusejournal.journal.branches import BranchLimits, tend_branches
@@ -48,7 +50,15 @@ from fusejournal.node.journal_limits import PruningRefusedError
 from fusejournal.node.live_pruning import prune_running
 from fusejournal.node.metrics import serve_metrics
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import VolumeState, join_volume, remember_listen
+from fusejournal.node.state_dir import (
+    Offered,
+    VolumeState,
+    change_role,
+    join_volume,
+    load_state,
+    note_offer,
+    remember_listen,
+)
 from fusejournal.node.status import StatusPage
 from fusejournal.node.takeover import VolumeMount
 from fusejournal.node.volume_status import VolumeStatus
@@ -197,7 +207,7 @@ class Node:
             return await noting(request.get("name"), volume, parts.durability, place)
 
         async def remounted(request: dict[str, Any]) -> dict[str, Any]:
-            layer.access_times.is_suspended = bool(request.get("read_only"))
+            layer.access_times.follow_mount(is_read_only=bool(request.get("read_only")))
             await parts.durability.checkpoint()
             failure = self._startup.volume.failure
             if failure is not None:
@@ -275,9 +285,9 @@ class Node:
                 await self._mount.give_flags()
             except OSError as error:
                 words = f"the mount's options stay as they were: {error.strerror}"
-                self._startup.degraded.append(words)
+                self._startup.note_degraded([words])
                 self._reporter.warning(words)
-            layer.access_times.is_suspended = mounts.is_read_only(mountpoint)
+            layer.access_times.follow_mount(is_read_only=mounts.is_read_only(mountpoint))
         else:
             mounts.raise_read_ahead(mountpoint)
             for words in await trio.to_thread.run_sync(exports.refresh_after_mount, mountpoint):
@@ -317,6 +327,29 @@ class Node:
         """The place where other nodes connect to; None: nowhere."""
         return self.state.listens_at(self._spec.config.replication.listen)
 
+    def begin_anew(self) -> None:
+        """Have the process begin again once this node has ended."""
+        self.is_restarting = True
+
+    async def note_offered(self, offered: Offered | None) -> None:
+        """Have on the disk which reign is offered, and to whom, or that none is. Cancelling waits
+        for that. Raises FusejournalError, OSError."""
+        with trio.CancelScope(shield=True):
+            async with self.saving:
+                if self.state.offered != offered:
+                    self.state = await trio.to_thread.run_sync(note_offer, self.state, offered)
+
+    def become_primary(self, reign: Reign) -> None:
+        """Have this mirror be the primary of *reign*, on the disk. Any thread; blocks. Raises
+        JournalFullError, OSError, and then it is none."""
+        try:
+            self.state = change_role(self.state, Event.PROMOTED, reign)
+        except (JournalFullError, OSError):
+            found = load_state(self.state.directory)
+            if found.reign != reign:
+                raise
+            self.state = found  # it is there for the next start, and so for this one
+
     def end_in_role(self, event: Event, reign: Reign) -> None:
         """End, and go on in the role that *event* leads to, with *reign*. Who waits for a change is
         refused."""
@@ -336,7 +369,7 @@ class Node:
         if replication is None or (self._startup.volume.write_errno is not None and not is_mirror):
             return
         reign = str(replication.me().reign)
-        self._startup.degraded += await self._hooks.after(self.state.role_word, reign, "")
+        self._startup.note_degraded(await self._hooks.after(self.state.role_word, reign, ""))
 
     async def _promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this mirror the primary: see roles/promote.py. The role changes when the volume is
@@ -465,12 +498,3 @@ class Node:
             held=self._mount.is_held,
             live_since=self._live_since,
         )
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """Returns the error that ended the process, out of the groups that nurseries wrap it in: one of
-    ours before any other."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    causes = [cause_of(one) for one in error.exceptions]
-    return next((cause for cause in causes if isinstance(cause, FusejournalError)), causes[0])

@@ -40,6 +40,7 @@ from fusejournal.errors import (
     FusejournalError,
     ImportPausedError,
     JournalFullError,
+    cause_of,
 )
 from fusejournal.journal.reader import JournalReader
 from fusejournal.layer.connection import check_held, release_kept, take_over
@@ -52,7 +53,7 @@ from fusejournal.node.assemble import (
     assemble_start,
 )
 from fusejournal.node.holding import hold_or_make_volume
-from fusejournal.node.node import Node, cause_of
+from fusejournal.node.node import Node
 from fusejournal.node.refusals import check_file_limit
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, change_role, load_state
@@ -111,7 +112,7 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
                 mount.table_fd,
                 is_taken_over=mount.is_taken_over,
             )
-            parts.startup.degraded += degraded + _check_ways_around(spec, state)
+            parts.startup.note_degraded(degraded + _check_ways_around(spec, state))
             # (A change of the role that could not be written down is none.)
             is_promoted = (
                 node is not None
@@ -134,7 +135,7 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
                 _forget_members(state, reporter)
             if not state.role.takes_changes:
                 # A mirror has all capabilities, which this process gave up.
-                node.is_restarting = True
+                node.begin_anew()
                 lock.pass_backing_on(backing_fd)
                 break
         if node.is_restarting:
@@ -326,7 +327,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
         if await _has_words(reporter, parts, standing, taken, given.append):
             break
         await trio.sleep(_WORD_SECONDS)
-    startup.degraded += taken.failures
+    startup.note_degraded(taken.failures)
     if taken.fenced is not None:
         reporter.warning(taken.fenced)
     return standing

@@ -154,7 +154,7 @@ class VolumeMount:
         self._note_flags(self._flags)
 
     def _note_flags(self, flags: frozenset[str] | None) -> None:
-        self.connection.flags = flags
+        self.connection.note_flags(flags)
         if self._holder is None:
             return
         try:

@@ -16,7 +16,7 @@ from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import PeerLostError
 from fusejournal.wire.block_messages import Blocks, TreeTold
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import BATCH_BYTES_MAX, Decoder, Message, encode
+from fusejournal.wire.frames import Decoder, Message, encode
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class TreeCopies:
     async def _answer(self, connection: Connection, process: trio.Process, copy: _Copy) -> None:
         assert process.stdout is not None
         decoder = Decoder()
-        decoder.bytes_max = BATCH_BYTES_MAX
+        decoder.expect_batches()
         while data := await process.stdout.receive_some(_RECEIVE_BYTES):
             for message in decoder.feed(data):
                 await connection.send(message)

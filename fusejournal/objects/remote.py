@@ -107,7 +107,7 @@ class RemoteStore:
         failpoints.reached("remote.put")
         result = self._call(name, put_once)
         failpoints.reached("remote.put.done")
-        self.traffic.sent_bytes += len(data)
+        self.traffic.note(sent_bytes=len(data))
         if result is not None and not self._is_confirmed(result, data):
             self._read_back(name, data)
 
@@ -163,7 +163,7 @@ class RemoteStore:
         return bytes(found)
 
     def _received(self, content: bytes) -> bytes:
-        self.traffic.received_bytes += len(content)
+        self.traffic.note(received_bytes=len(content))
         self._sleep(self._download_pace.delay(len(content)))
         return content
 
@@ -204,7 +204,8 @@ class RemoteStore:
             except (exceptions.BaseError, OSError, ValueError) as raised:
                 error = self._error(name, raised)
             else:
-                self._is_away = self.traffic.is_away = False
+                self._is_away = False
+                self.traffic.note_away(False)
                 return result
             if not isinstance(error, StoreAwayError):
                 raise error
@@ -212,7 +213,7 @@ class RemoteStore:
             if left <= 0:
                 self._is_away = True
                 raise error
-            self.traffic.is_away = True
+            self.traffic.note_away(True)
             self._sleep(min(left, pause * (0.5 + random.random() / 2)))
             pause = min(2 * pause, _PAUSE_SECONDS_MAX)
 

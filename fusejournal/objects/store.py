@@ -65,6 +65,15 @@ class ObjectTraffic:
         self.is_away = False
         """True while requests fail and are made again."""
 
+    def note(self, *, sent_bytes: int = 0, received_bytes: int = 0) -> None:
+        """Note that so many more went, and came."""
+        self.sent_bytes += sent_bytes
+        self.received_bytes += received_bytes
+
+    def note_away(self, is_away: bool) -> None:
+        """Note that a request has failed, and is made again, or that one was answered."""
+        self.is_away = is_away
+
 
 class ObjectStore(Protocol):
     """One store. ``where`` names it in messages; ``uploads`` is the number of objects that it pays

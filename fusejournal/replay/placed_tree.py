@@ -29,8 +29,12 @@ class PlacedTree(Tree):
 
     def __init__(self, root_fd: int, catalog: Catalog, descriptors_max: int) -> None:
         super().__init__(root_fd, UUID(int=0), catalog, descriptors_max)
-        self.redone: tuple[Fid, ...] = ()
+        self._redone: tuple[Fid, ...] = ()
         """The fids that an operation moves or makes which may have been done already."""
+
+    def expect_redone(self, fids: tuple[Fid, ...]) -> None:
+        """Know that the next operation moves or makes *fids*, and may have been done already."""
+        self._redone = fids
 
     def identify(self, fid: Fid, fd: int, path: int | str) -> bytes:
         """Writes nothing to the file: its name is enough."""
@@ -99,7 +103,7 @@ class PlacedTree(Tree):
             stat = self.stat_name(parent, name)
         except FileNotFoundError:
             return None
-        known = (self.catalog.lookup(parent, name), *self.redone)
+        known = (self.catalog.lookup(parent, name), *self._redone)
         for fid in known:
             node = self.catalog.node(fid) if fid is not None else None
             if node is not None and node.ino == stat.st_ino:

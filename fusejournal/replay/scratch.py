@@ -258,8 +258,8 @@ class Scratch:
         """The purpose of what was begun here, or None."""
         return self.read(_PURPOSE)
 
-    @purpose.setter
-    def purpose(self, purpose: dict[str, Any]) -> None:
+    def note_purpose(self, purpose: dict[str, Any]) -> None:
+        """Write *purpose* down: what is begun here from now on is for it. Raises OSError."""
         self.write(_PURPOSE, purpose)
 
     def read(self, name: str) -> dict[str, Any] | None:

@@ -212,7 +212,7 @@ class Target:
                 with open(progress, "wb") as file:
                     file.write(ProgressPage.EMPTY)
                 scratch.write(_ROOT_FILE, RootAttributes.of(self._root_fd).to_json())
-                scratch.purpose = wanted
+                scratch.note_purpose(wanted)
             self._root: RootAttributes = self._kept_root()
             self._shut_root()
         except OSError as error:
@@ -359,7 +359,7 @@ class Target:
             if not redo and operation.kind in _NOTED:
                 self._note(operation)
             self._page.write(self.done_seq, seq)
-            self.tree.redone = _moved_by(operation) if redo else ()
+            self.tree.expect_redone(_moved_by(operation) if redo else ())
             now = self._postpone(operation)
             made = Made() if now is None else self._carry_out(now, time_ns, data, redo)
         except (OSError, ApplyBrokenError) as error:
@@ -422,8 +422,7 @@ class Target:
         for fid, ino in zip(fids, inos, strict=True):
             node = self.catalog.node(fid)
             if node is not None and ino:
-                node.ino = ino
-                self.catalog.touch(node)
+                self.catalog.note_object(node, node.handle, ino)
         if isinstance(operation, _MTIME_KEPT):
             directory = operation.parent
             self.bind(directory)
@@ -449,8 +448,7 @@ class Target:
             stat = self.tree.stat_name(*place)
             if S_IFMT(stat.st_mode) != node.type:
                 raise OSError(errno.EEXIST, "a file of another type")
-            node.ino = stat.st_ino
-            self.catalog.touch(node)
+            self.catalog.note_object(node, node.handle, stat.st_ino)
 
     def _error(
         self, operation: TreeOperation, seq: Seq, error: OSError | ApplyBrokenError

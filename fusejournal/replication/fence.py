@@ -53,7 +53,7 @@ class Fence:
         self.instance = secrets.randbits(_NUMBER_BITS) or 1
         """The number of this one."""
         with suppress(OSError):  # a full disk: the next start says the number of one before
-            page.instance = self.instance
+            page.write_instance(self.instance)
         self._on_disk: Reign | None = None
         """The part of :attr:`seen` that is known to be on the disk: nothing yet, because an earlier
         process may have died, or failed, between the writing and the flush. (The instance, which
@@ -120,13 +120,13 @@ class Fence:
 
     def reigns(self, epoch: Epoch) -> None:
         """Write down that this node reigns in *epoch* from now on. Raises OSError."""
-        self._page.fence = Reign(epoch, self._node_id if epoch > 1 else 0)
+        self._page.write_fence(Reign(epoch, self._node_id if epoch > 1 else 0))
 
     def note(self, reign: Reign) -> bool:
         """Write down that *reign* was seen, which then outlives the process. Returns True if that
         raises what is known. Raises OSError: then all is as before."""
         before = self.seen
-        self._page.fence = before.after(reign)
+        self._page.raise_fence(reign)
         return self.seen != before
 
     async def make_durable(self, flush: Callable[[], Awaitable[None]]) -> None:

@@ -392,7 +392,7 @@ class LostEntryFetcher:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(journal.sync)
         for last in journal.reader.read(journal.head_seq, Seq(journal.head_seq + 1)):
-            journal.last_time_ns = last.time_ns
+            journal.follow(last.time_ns)
 
 
 def _readable(batch: Batch, handle_key: HandleKey) -> FrameRange:

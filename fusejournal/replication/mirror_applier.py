@@ -160,7 +160,7 @@ class MirrorApplier:
             else:
                 # The way of nearly all: with nothing to wait for, and so with no coroutine.
                 try:
-                    self._watermarks.applying_seq = entry.seq
+                    self._watermarks.write_applying(entry.seq)
                     self._volume.apply_received(entry, outcome, redo)
                 except OSError:
                     await self._apply(entry, outcome, redo=True)
@@ -189,7 +189,7 @@ class MirrorApplier:
         is_limit_met = False
         while True:
             try:
-                self._watermarks.applying_seq = entry.seq
+                self._watermarks.write_applying(entry.seq)
                 self._volume.apply_received(entry, outcome, redo)
                 break
             except OSError as error:
@@ -216,9 +216,8 @@ class MirrorApplier:
     def _lookup(self) -> Lookup:
         """Returns what answers about the whole journal, what its base tells too."""
         journal = self._volume.journal
-        reader = JournalReader(journal.directory, journal.uuid)
-        reader.base = journal.reader.base
-        return Lookup(reader)
+        base = journal.reader.base
+        return Lookup(JournalReader(journal.directory, journal.uuid, base=base))
 
     def _limit_met(self, entry: Entry, outcome: Outcome, number: int) -> str | None:
         """The limit of the backing that *entry* was refused for with errno *number*, in words."""

@@ -133,6 +133,14 @@ class PeerRecord:
         self.state = PEER_TRANSITIONS[self.state][event]
         self.last_error, self.advice = error, what_to_do
 
+    def tried(self) -> None:
+        """Note that a session is tried, in which nothing was heard of the peer yet."""
+        self.is_heard = False
+
+    def waits_until(self, deadline: float | None) -> None:
+        """Note the time, by trio's clock, of the next attempt; None: it is not waited for."""
+        self.retry_at = deadline
+
     def greeted(self, facts: PeerFacts) -> None:
         """Note the *facts* of the peer's greeting, and log those that are new and matter."""
         for note in facts.notes:
@@ -144,8 +152,7 @@ class PeerRecord:
         """Note that a session ships from *source*, which has entries up to *head_seq* to ship."""
         self._progress.begin(head_seq)
         self._source = source
-        self.traffic.sessions += 1
-        self.traffic.resent_entries += max(0, self._furthest - source.shipped_seq)
+        self.traffic.begun(max(0, self._furthest - source.shipped_seq))
         self.note(PeerEvent.BEGAN, self.last_error, None)
 
     def sent(self, first_seq: Seq, last_seq: Seq, content_bytes: int, sent_bytes: int) -> None:

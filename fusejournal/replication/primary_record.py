@@ -55,9 +55,24 @@ class PrimaryRecord:
     def _applied_seq(self) -> Seq:
         return self._volume.catalog.applied_seq
 
-    def note(self, event: MirrorEvent) -> None:
-        """Note *event*."""
+    def note(self, event: MirrorEvent, error: str | None = None) -> None:
+        """Note *event*, which *error* explains to people; None leaves what was said last."""
         self.state = MIRROR_TRANSITIONS[self.state][event]
+        if error is not None:
+            self.last_error = error
+
+    def disconnect(self) -> None:
+        """Note that no primary is connected."""
+        self.where = None
+
+    def took(self, received_bytes: int) -> None:
+        """Note that a batch of so many bytes was taken."""
+        self.batches += 1
+        self.received_bytes += received_bytes
+
+    def passed_over(self) -> None:
+        """Note that a batch came which is here already."""
+        self.duplicates += 1
 
     def connect(self, node: str, where: str) -> None:
         """Note that *node*, at *where*, has greeted, and may ship."""

@@ -88,7 +88,7 @@ class Receiving:
         """Write down how far the sender had applied what is here. Raises RefusedError on a full
         disk."""
         with self.space.refusing_without("the watermarks"):
-            self.watermarks.committed_seq = max(self.watermarks.committed_seq, sink.committed_seq)
+            self.watermarks.write_committed(max(self.watermarks.committed_seq, sink.committed_seq))
 
 
 class ReceiveSession:
@@ -164,7 +164,7 @@ class ReceiveSession:
         wholly or not at all. Raises as :meth:`run`."""
         mirror, record, sink = self._receiving, self._receiving.record, self._sink
         if not sink.take(batch):
-            record.duplicates += 1
+            record.passed_over()
             return
         if batch.content_bytes > _SMALL_BYTES:
             frame_range = await trio.to_thread.run_sync(frame_range_of, batch)
@@ -180,8 +180,7 @@ class ReceiveSession:
         await self._append(frame_range)
         sink.appended(batch)
         mirror.note_committed(sink)
-        record.batches += 1
-        record.received_bytes += len(batch.content)
+        record.took(len(batch.content))
         if mirror.durability.flush_if_quick() is None:
             mirror.durability.want()
         await trio.lowlevel.checkpoint()

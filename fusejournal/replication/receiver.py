@@ -167,7 +167,7 @@ class Receiver:
             if self._newcomer is newcomer:
                 self._newcomer = None
                 if begin is None and self._session is None:
-                    self._record.where = None
+                    self._record.disconnect()
                     self._record.note(MirrorEvent.NOT_BEGUN)
         if begin is None:
             return
@@ -190,7 +190,7 @@ class Receiver:
         finally:
             if not has_ended:
                 self._record.note(MirrorEvent.ENDED)
-            self._record.where = None
+            self._record.disconnect()
             self._session = None
             over.set()
 
@@ -336,7 +336,7 @@ class Receiver:
         full disk, OSError."""
         if self._instances.following != self._watermarks.following:
             with self._shared.space.refusing_without("the watermarks"):
-                self._watermarks.following = self._instances.following
+                self._watermarks.write_following(self._instances.following)
             await self._durability.flush_watermarks()
 
     async def _gives_a_sign(self) -> bool:
@@ -372,13 +372,12 @@ class Receiver:
 
     def _refused(self, error: BaseException) -> None:
         code = error.code if isinstance(error, RefusedError) else ""
-        self._record.note(_REFUSED.get(code, MirrorEvent.REFUSED))
-        self._record.last_error = str(error)
+        self._record.note(_REFUSED.get(code, MirrorEvent.REFUSED), str(error))
 
     def _lost(self, node: str, error: BaseException) -> None:
-        self._record.last_error = str(error) or type(error).__name__
-        log.info("%s: %s", node, self._record.last_error)
-        self._record.note(MirrorEvent.LOST)
+        why = str(error) or type(error).__name__
+        log.info("%s: %s", node, why)
+        self._record.note(MirrorEvent.LOST, why)
 
     async def _serve(self, connection: Connection, greeting: Hello, begin: Begin) -> None:
         shared = self._shared
@@ -443,11 +442,11 @@ class Receiver:
             parting = Parting(who, greeting.node, reign, seq, mine, greeting.seq)
             with suppress(OSError):  # a full disk: a rejoin has to ask, or to wait for more space
                 parting.keep(journal.directory.parent)
-        self._record.note(MirrorEvent.PARTED)
-        self._record.last_error = (
+        self._record.note(
+            MirrorEvent.PARTED,
             f"{who} has not the entries from {seq + 1} on that are here: nothing is taken from it; "
             "once this is unmounted, 'fusejournal rejoin' keeps them as a branch and brings this "
-            "mirror level ('--dry-run' says what that would do)"
+            "mirror level ('--dry-run' says what that would do)",
         )
 
     def degraded(self) -> list[str]:
@@ -475,7 +474,7 @@ class Receiver:
             # It may end before it ships, and its next start tells of this one alone.
             instances.met(newcomer, now)
             with suppress(OSError):  # a full disk: until this process ends
-                self._watermarks.following = instances.following
+                self._watermarks.write_following(instances.following)
             return describe_twice(followed, newcomer)
         if self._session is None or followed is None or not instances.is_other(newcomer):
             return ""

@@ -101,9 +101,9 @@ class Shipper:
                 if self._is_gone:
                     await self._retention.end("its next entry is not in the journal any more")
                 with trio.move_on_after(pause_seconds * random.uniform(0.5, 1.5)) as waiting:
-                    self.record.retry_at = waiting.deadline
+                    self.record.waits_until(waiting.deadline)
                     await changed.wait()
-                self.record.retry_at = None
+                self.record.waits_until(None)
 
     @property
     def _fenced(self) -> str | None:
@@ -111,7 +111,8 @@ class Shipper:
 
     async def _try(self, peer: Peer, pause_seconds: float) -> float:
         """One session. Returns how long to wait before the next."""
-        self.record.is_heard = refused = False
+        refused = False
+        self.record.tried()
         claim: Claim | None = None
         self._began_at, self._began_seq = trio.current_time(), self.record.acked_seq
         try:
@@ -175,7 +176,7 @@ class Shipper:
         if reason != self._logged_error or self._has_worked:
             self._shared.log_limiter.peer(self.name, reason)
         self._logged_error = reason
-        self.record.traffic.errors += 1
+        self.record.traffic.failed()
         self.record.note(event, reason, advice.advice_on(error))
 
     async def check_backlog(self) -> None:

@@ -19,6 +19,15 @@ class Traffic:
     errors: int = 0
     sessions: int = 0
 
+    def begun(self, resent_entries: int) -> None:
+        """A session begins, in which so many entries are sent again."""
+        self.sessions += 1
+        self.resent_entries += resent_entries
+
+    def failed(self) -> None:
+        """An attempt has failed."""
+        self.errors += 1
+
     def sent(self, entries: int, content_bytes: int, sent_bytes: int) -> None:
         """A batch was sent."""
         self.batches += 1

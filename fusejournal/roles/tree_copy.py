@@ -209,8 +209,7 @@ class TreeCopy:
         position = Position(base.epoch, base.seq, base.chain)
         me = self._me
         self._me = me._replace(uuid=base.uuid, position=position, applied_seq=base.seq)
-        journal = Journal(directory, base.uuid, JournalOptions())
-        journal.head_seq, journal.chain, journal.epoch = base.seq, base.chain, base.epoch
+        journal = Journal(directory, base.uuid, JournalOptions(), after=position)
         try:
             async with await self._open(FETCH) as connection:
                 sink = Sink(position, *me.reign)

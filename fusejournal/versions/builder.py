@@ -196,7 +196,7 @@ class Builder:
         if made is not None:
             self._make(made, entry, outcome)
         for fid, mtime_ns in directory_mtimes(entry):
-            self._file(fid, entry.seq).state.mtime_ns = mtime_ns
+            self._file(fid, entry.seq).state.take_mtime(mtime_ns)
 
     def _count_fid(self, operation: Operation) -> None:
         """Sees to it that no fid is given twice, nor that of a making that was refused."""
@@ -362,12 +362,12 @@ class Builder:
 
 def _of_record(record: InodeRecord) -> _File:
     if record.mode is None:
-        state = State(record.fid)
+        state = State(record.fid, record.file_flags)
     else:
         parent, name = record.links[0] if record.links else (ROOT_FID, b"")
-        state = State.of_import(record.as_import(parent, name, complete=True))
-    state.mtime_ns = record.mtime_ns
-    state.flags = record.file_flags
+        made = record.as_import(parent, name, complete=True)
+        state = State.of_import(made, record.file_flags)
+    state.take_mtime(record.mtime_ns)
     return _File(
         state,
         set(record.links),

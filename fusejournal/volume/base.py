@@ -54,8 +54,7 @@ def attach_base(journal: Journal, base: JournalBase | None, make_tree: MakeTree 
     if base is None:
         return
     assert make_tree is not None, "who opens a journal with a base can read its tree"
-    journal.reader.base = make_tree(base)
-    journal.last_time_ns = max(journal.last_time_ns, base.time_ns)  # where no entry is after it
+    journal.begin_behind(make_tree(base))
     header, _ = journal.reader.beginning(journal.reader.segments()[0])
     if (header.first_seq, header.chain_before) != (base.seq + 1, base.chain):
         raise JournalError(

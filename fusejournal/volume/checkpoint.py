@@ -97,7 +97,7 @@ class CheckpointFile:
             self._write(_CONTENT.pack(checkpoint.seq, checkpoint.time_ns))
             if self._page is not None:
                 if rooted:
-                    self._page.rooted_seq = checkpoint.position.seq
+                    self._page.write_rooted(checkpoint.position.seq)
                 self._page.sync()
 
     def lower(self, seq: Seq) -> None:

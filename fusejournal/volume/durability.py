@@ -42,6 +42,7 @@ from fusejournal.journal.reader import END
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Seq
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
+from fusejournal.volume.commit_due import CommitDue
 from fusejournal.volume.flush_times import Average, Waits
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Durability:
         config: JournalConfig,
         fail: Callable[[str], None],
         page: WatermarkPage,
+        commit_due: CommitDue,
         hooks: "FlushHooks | None" = None,
     ) -> None:
         """Flushes nothing yet.
@@ -117,6 +119,7 @@ class Durability:
             config: how often.
             fail: turns the volume read-only, with the reason in words.
             page: the node's watermarks.
+            commit_due: tells that the catalog is to be committed.
             hooks: the part of replication; None: it has none."""
         self.hooks = hooks or FlushHooks()
         self._journal = journal
@@ -126,6 +129,7 @@ class Durability:
         self._config = config
         self._fail = fail
         self._page = page
+        self._commit_due = commit_due
         self._failed = False
         self._is_running = False
         """False in a read-only mount, where there is nothing to wait for."""
@@ -282,11 +286,8 @@ class Durability:
     async def _commit_loop(self) -> None:
         """Commit the catalog as soon as much has changed, however much changes until the next
         flush: what a commit takes holds everything up."""
-        due = trio.Event()
-        self._catalog.on_commit_due = lambda: due.set()
         while not self._failed:
-            await due.wait()
-            due = trio.Event()
+            await self._commit_due.wait()
             self.commit_catalog()
 
     async def flush(self) -> None:
@@ -331,7 +332,7 @@ class Durability:
     def _note_flushed(self) -> None:
         # On a disk that is too full for it, the next flush tries again.
         with suppress(OSError):
-            self._page.durable_seq = self._journal.durable_seq
+            self._page.write_durable(self._journal.durable_seq)
         self._wake()
 
     async def next_flush(self) -> None:
@@ -353,13 +354,9 @@ class Durability:
         """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again
         later."""
         try:
-            self._catalog.commit()
+            self._catalog.try_commit()
         except OSError as error:
-            if error.errno not in NO_SPACE:
-                self.disk_failed(f"the catalog could not be committed: {error}")
-            self._catalog.is_full = True
-        else:
-            self._catalog.is_full = False
+            self.disk_failed(f"the catalog could not be committed: {error}")
 
     async def checkpoint(self) -> None:
         """Bring backing and catalog to disk up to what is applied now. Cancelling leaves the
@@ -373,7 +370,7 @@ class Durability:
             if self._failed:
                 return
             await trio.to_thread.run_sync(self._checkpoint.make, checkpoint, self._root)
-            self._catalog.checkpoint_seq = checkpoint.seq
+            self._catalog.note_checkpoint(checkpoint.seq)
             self.commit_catalog()
             await trio.to_thread.run_sync(self._catalog.sync)
         except OSError as error:

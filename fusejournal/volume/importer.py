@@ -164,8 +164,8 @@ class Importer:
             yield from self.import_name(parent, name)
         finally:
             self._found_now -= 1
-            if not self._found_now and not self.unfinished:
-                catalog.imported = self._was_whole
+            if not self._found_now and not self.unfinished and self._was_whole:
+                catalog.end_import()
 
     def _import_object(
         self, parent: Fid, name: bytes, found: FoundEntry
@@ -228,12 +228,11 @@ class Importer:
     def _import_content(self, node: CatalogNode) -> Iterator[ImportProgress]:
         self.unfinished.add(node.fid)
         self.active.add(node.fid)
-        self._volume.in_pieces += 1
         try:
-            yield from self._import_pieces(node)
+            with self._volume.coming_in_pieces():
+                yield from self._import_pieces(node)
             self.unfinished.discard(node.fid)
         finally:
-            self._volume.in_pieces -= 1
             self.active.discard(node.fid)
 
     def _import_pieces(self, node: CatalogNode) -> Iterator[ImportProgress]:

@@ -26,7 +26,9 @@ from fusejournal.errors import JournalDamagedError, RecoveryError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import kept_mtimes, mtimes_before
 from fusejournal.journal.format import Entry
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.outcomes import with_outcomes
+from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.objects.store import StoreError
 from fusejournal.operations import (
     Clean,
@@ -165,13 +167,13 @@ class Recovery:
         for number, node in enumerate(tree.nodes()):
             catalog.record_base(node, tree.base)
             if catalog.changes >= COMMIT_CHANGES:
-                catalog.lacks_handles = True
+                catalog.note_handles(have_all=False)
                 self._commit()
             if number % _PROGRESS_ENTRIES == 0:
                 progress(number, number)
         # A process that is killed before this is recorded begins anew.
         catalog.end_base(tree.base)
-        catalog.lacks_handles = True
+        catalog.note_handles(have_all=False)
 
     def _record_entries(self, first: Seq, head: Seq, progress: Progress) -> None:
         catalog = self._catalog
@@ -191,7 +193,7 @@ class Recovery:
             else:
                 self._record(operation, entry)
             if catalog.changes >= COMMIT_CHANGES:
-                catalog.lacks_handles = True
+                catalog.note_handles(have_all=False)
                 self._made.clear()
                 self._commit()
             if entry.seq % _PROGRESS_ENTRIES == 0:
@@ -244,7 +246,7 @@ class Recovery:
             else:
                 self.missing.append(self._catalog.path(fid) or b"?")
         self._made = left
-        self._catalog.lacks_handles = False
+        self._catalog.note_handles(have_all=True)
 
     def _is_in_flight(self, fid: Fid) -> bool:
         """True if the entry in flight may have taken *fid*'s name away."""
@@ -293,9 +295,7 @@ class Recovery:
                     raise
                 continue  # the backing lacks the directory itself
             if found is not None and found.fid == node.fid:
-                node.handle = found.handle
-                node.ino = found.stat.st_ino
-                self._catalog.touch(node)
+                self._catalog.note_object(node, found.handle, found.stat.st_ino)
                 return True
         return False
 
@@ -337,6 +337,13 @@ class Recovery:
             self._volume.void(entry.seq, operation, error.errno or errno.EIO)
             return
         self._catalog.record(operation, entry.seq, entry.time_ns, found.handle, found.stat.st_ino)
+
+
+def committed_end(journal: Journal, watermarks: WatermarkPage) -> Seq:
+    """Returns the last entry of a mirror's *journal* that its sender had applied: only the last of
+    all can be one that was refused, whose VOID did not come or is lost."""
+    head_seq, has_outcome = journal.reader.head()
+    return head_seq if has_outcome or watermarks.committed_seq == head_seq else Seq(head_seq - 1)
 
 
 def describe_missing(missing: list[bytes]) -> str:

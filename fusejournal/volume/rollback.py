@@ -85,12 +85,7 @@ class Rollback:
         if self.branch is not None:
             find_branch(state_dir, self.branch)  # or the only copy would go
         # What tells of more than there is would be taken for damage: so it is lowered first.
-        page.stopped_seq = Seq(0)
-        page.rooted_seq = Seq(0)
-        page.durable_seq = min(page.durable_seq, seq)
-        page.committed_seq = Seq(0)  # whether its last entry held, the other history says
-        page.applying_seq = min(page.applying_seq, seq)
-        page.sync()
+        page.lower_to(seq)
         CheckpointFile(state_dir / "checkpoint", page).lower(Seq(seq - 1))
         root.mark(self.position)
         calls.fsync("rejoin.root", root.fd)

@@ -13,7 +13,7 @@ machine may append what it gets back from others."""
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from uuid import UUID
@@ -36,10 +36,11 @@ from fusejournal.types import Epoch, Seq
 from fusejournal.volume.base import MakeTree, attach_base, prepare_base
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile, suppress_full, told_when_full
+from fusejournal.volume.commit_due import CommitDue
 from fusejournal.volume.importer import Importer, survey
 from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.reconcile.after_loss import describe_trouble, reconcile_after_loss
-from fusejournal.volume.recovery import Recovery, describe_missing
+from fusejournal.volume.recovery import Recovery, committed_end, describe_missing
 from fusejournal.volume.rollback import Rollback, load_intent
 from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.volume.ties import BackingTies, open_catalog
@@ -113,6 +114,7 @@ class VolumeStartup:
         self._watcher = watcher
         self._boot = BootRecord(state_dir, self.root)
         self.checkpoint = CheckpointFile(state_dir / "checkpoint", page)
+        self.commit_due = CommitDue()
         self.repairs: list[str] = []
         self.degraded: list[str] = []
         self._volume: Volume | None = None
@@ -171,7 +173,9 @@ class VolumeStartup:
         if self.system_crash and catalog_dir.exists():
             # Its pages reached the disk in any order.
             shutil.rmtree(catalog_dir)
-        catalog = open_catalog(catalog_dir, self._root_fd, journal, self._repaired)
+        catalog = open_catalog(
+            catalog_dir, self._root_fd, journal, self._repaired, self.commit_due.note
+        )
         tree = Tree(self._root_fd, self._uuid, catalog, files_open_max())
         self._volume = Volume(journal, catalog, tree, self._observer, self._policy)
         self._importer = Importer(self._volume, self._backing, self._adopt)
@@ -197,22 +201,14 @@ class VolumeStartup:
         elif read_only or not self.volume.journal.head_seq:
             self._recover(read_only, watermarks.applying_seq, held_seq)
         else:
-            self._set_committed_seq(watermarks)
+            watermarks.write_committed(committed_end(self.volume.journal, watermarks))
             applying_seq = watermarks.applying_seq
             if self.system_crash:
                 # How far the backing had come is unknown now: it is made what it should be.
                 applying_seq = Seq(watermarks.committed_seq + 1)
             self._recover(read_only, applying_seq, held_seq)
-            watermarks.applying_seq = applying_seq
+            watermarks.write_applying(applying_seq)
             self._end_rollback()
-
-    def _set_committed_seq(self, watermarks: WatermarkPage) -> None:
-        """Sets it: only the last entry can be one that was refused, whose VOID did not come or is
-        lost."""
-        head_seq, has_outcome = self.volume.journal.reader.head()
-        if not has_outcome and watermarks.committed_seq != head_seq:
-            head_seq = Seq(head_seq - 1)
-        watermarks.committed_seq = head_seq
 
     def start_epoch_and_import(
         self, read_only: bool, standing: Standing = UNOPPOSED
@@ -231,7 +227,7 @@ class VolumeStartup:
         self.volume.tree.find_hidden()
         if self._watermarks is not None:
             self.volume.refuse_changes()
-            self._watermarks.stopped_seq = Seq(0)
+            self._watermarks.write_stopped(Seq(0))
             self._watermarks.raise_durable(self.volume.journal.durable_seq)
             self._watermarks.confirm()
             self._watermarks.sync()
@@ -249,6 +245,10 @@ class VolumeStartup:
         if not catalog.imported:
             yield from self._import()
 
+    def note_degraded(self, lines: Iterable[str]) -> None:
+        """Keep *lines*, which others have found, for the status page."""
+        self.degraded += lines
+
     def _repaired(self, what: str) -> None:
         """Keep *what* for the status page, and log it, because this start may be refused or killed
         yet, and the next one finds nothing to repair."""
@@ -263,7 +263,7 @@ class VolumeStartup:
         if self._rollback is not None:
             is_mirror, parts = self._watermarks is not None, (self.page, self.root)
             self._rollback.begin(self._state_dir, *parts, read_only=read_only, is_mirror=is_mirror)
-            self._ties.position = self._rollback.position
+            self._ties.take_back_to(self._rollback.position)
 
     def _end_rollback(self) -> None:
         if self._rollback is not None:
@@ -275,8 +275,9 @@ class VolumeStartup:
         """Become a mirror of volume *uuid*: the first primary has said which that is. Raises
         OSError."""
         self._ties.mark_root(uuid)
-        self._uuid = self.volume.tree.uuid = uuid
-        self.volume.journal.adopt(uuid)
+        self._uuid = uuid
+        self.volume.tree.join_volume(uuid)
+        self.volume.journal.join_volume(uuid)
         self.is_uninitialized = False
         self._boot.remember(self.volume.journal.head_seq)
 
@@ -418,7 +419,7 @@ class VolumeStartup:
                     self._make_checkpoint()
                     due = time.monotonic() + _CHECKPOINT_SECONDS
                 yield
-            catalog.imported = True
+            catalog.end_import()
             # The fids must be on the files before a caller removes or renames one.
             self._make_checkpoint()
             catalog.commit()
@@ -468,9 +469,10 @@ class VolumeStartup:
         last = Checkpoint.begin(catalog.applied_seq, journal.head)
         journal.sync()
         self._flush_backing(last)
-        catalog.checkpoint_seq = catalog.applied_seq
+        catalog.note_checkpoint(catalog.applied_seq)
         # (A mirror's backing has nothing that its journal does not know.)
-        catalog.imported = catalog.imported or (is_mirror and not self.is_uninitialized)
+        if is_mirror and not self.is_uninitialized:
+            catalog.end_import()
         with told_when_full(self._state_dir, _STOP_NEEDS):
             catalog.commit()
         catalog.sync()
@@ -478,12 +480,12 @@ class VolumeStartup:
             # On a full disk it is no orderly stop, which the next start can do without.
             with suppress_full():
                 if page.applying_seq != catalog.applied_seq + 1:  # (Else that one is in doubt yet.)
-                    page.applying_seq = catalog.applied_seq
+                    page.write_applying(catalog.applied_seq)
                 if becomes_mirror:
-                    page.committed_seq = catalog.applied_seq
+                    page.write_committed(catalog.applied_seq)
                     if catalog.applied_seq < journal.head_seq:
                         # The volume failed amid this entry: the applier looks what came of it.
-                        page.applying_seq = Seq(catalog.applied_seq + 1)
+                        page.write_applying(Seq(catalog.applied_seq + 1))
                 page.sync_stopped(journal.head_seq)
             return
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
@@ -491,8 +493,8 @@ class VolumeStartup:
             volume.note(Clean())
         journal.sync()
         with suppress_full():
-            page.durable_seq = journal.durable_seq
+            page.write_durable(journal.durable_seq)
             if self.root.try_mark(journal.head):
                 calls.fsync("root.sync", self._root_fd)
-                page.rooted_seq = journal.head_seq
+                page.write_rooted(journal.head_seq)
             page.sync()

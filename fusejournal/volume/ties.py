@@ -59,6 +59,11 @@ class BackingTies:
         entry."""
         return self.position.seq if self.position is not None else Seq(0)
 
+    def take_back_to(self, position: Position) -> None:
+        """Go by *position*, to which journal and backing are taken back, in place of what the root
+        told."""
+        self.position = position
+
     def check_empty(self) -> None:
         """Raise BackingError where there is something at the place of a new mirror."""
         names = sorted(map(os.fsdecode, syscalls.list_directory(self._root.fd)))
@@ -104,8 +109,7 @@ class BackingTies:
 
     def mark_root(self, uuid: UUID) -> None:
         """Make the backing that of volume *uuid*; on disk when this returns. Raises OSError."""
-        self._root.uuid = uuid
-        self._root.mark()
+        self._root.mark_as(uuid)
         # The journal will be on disk long before the backing is: it must find its own again.
         calls.fsync("root.mark.sync", self._root.fd)
 
@@ -167,28 +171,32 @@ class BackingTies:
 
 
 def open_catalog(
-    directory: Path, root_fd: int, journal: Journal, repaired: Callable[[str], None]
+    directory: Path,
+    root_fd: int,
+    journal: Journal,
+    repaired: Callable[[str], None],
+    on_commit_due: Callable[[], None],
 ) -> Catalog:
     """The catalog in *directory* of the backing that *root_fd* is open on, made anew where it is
-    spoilt or another backing's, which *repaired* is told. Raises JournalDamagedError where it
-    knows of entries that *journal* has lost; OSError."""
+    spoilt or another backing's, which *repaired* is told; *on_commit_due* is the catalog's. Raises
+    JournalDamagedError where it knows of entries that *journal* has lost; OSError."""
     try:
-        catalog = Catalog(directory)
+        catalog = Catalog(directory, on_commit_due)
     except CatalogSpoiltError as error:
         repaired(f"the catalog was spoilt and is made anew ({error})")
         shutil.rmtree(directory)
-        catalog = Catalog(directory)
+        catalog = Catalog(directory, on_commit_due)
     root = catalog.node(ROOT_FID)
     if catalog.applied_seq < base_seq_of_journal(journal):
         # It is begun with the base anew: the entries that it lacks are not all here.
         catalog.close()
         shutil.rmtree(directory)
-        catalog = Catalog(directory)
+        catalog = Catalog(directory, on_commit_due)
     elif root is not None and root.handle != syscalls.handle_of(root_fd):
         repaired("the catalog was another backing's and is made anew")
         catalog.close()
         shutil.rmtree(directory)
-        catalog = Catalog(directory)
+        catalog = Catalog(directory, on_commit_due)
     if catalog.applied_seq > journal.head_seq and journal.damage is None:
         # The end of the journal that the catalog has seen in this boot cannot have been torn.
         known = catalog.applied_seq

@@ -58,14 +58,12 @@ class UnnamedFiles:
         stat, acl = os.fstat(fd), _xattr(fd, ACCESS_ACL_XATTR)
         made = Create(fid, parent, name, stat.st_mode, stat.st_uid, stat.st_gid, 0, acl)
         volume.commit(made, who)
-        volume.in_pieces += 1
-        try:
-            yield from self._journal(fid, who)
-        except OSError as error:
-            self._take_back(Unlink(fid, parent, name), who, error)
-            raise
-        finally:
-            volume.in_pieces -= 1
+        with volume.coming_in_pieces():
+            try:
+                yield from self._journal(fid, who)
+            except OSError as error:
+                self._take_back(Unlink(fid, parent, name), who, error)
+                raise
         self._end_hiding(fid)
 
     def _take_back(self, naming: Unlink, who: Caller, error: OSError) -> None:

@@ -14,6 +14,8 @@ thread only."""
 import errno
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from stat import S_IFDIR, S_IFREG
 from typing import Final
@@ -91,6 +93,16 @@ class Volume:
         """Why the volume turned read-only, in words."""
         self.journal_full = False
         """True if the newest change was refused because of lack of space under the journal."""
+
+    @contextmanager
+    def coming_in_pieces(self) -> Iterator[None]:
+        """The block makes one change of many entries: what asks that all changes be whole waits
+        for its end."""
+        self.in_pieces += 1
+        try:
+            yield
+        finally:
+            self.in_pieces -= 1
 
     def must_refuse_growth(self) -> bool:
         """True while a change that is no removal would be refused with ENOSPC."""
@@ -226,9 +238,8 @@ class Volume:
         made; nothing was done, or the beginning of a WRITE, which can be written again. On
         anything else the volume fails."""
         operation, seq, void = entry.operation, entry.seq, outcome.void
-        self.journal.last_time_ns = entry.time_ns
-        if isinstance(operation, NewEpoch):
-            self.journal.epoch = max(self.journal.epoch, operation.epoch)
+        epoch = operation.epoch if isinstance(operation, NewEpoch) else None
+        self.journal.follow(entry.time_ns, epoch)
         if isinstance(operation, ControlOperation):
             self.catalog.record_control(operation, seq)
         elif outcome.held:
@@ -291,7 +302,7 @@ class Volume:
         self._apply_for(who.uid, operation, time_ns, data)
         if isinstance(operation, SetFlags):
             self.catalog.note_flags(node, operation.flags)
-        node.ctime_ns = time_ns
+        node.note_change(time_ns)
 
     def drop_orphan(self, fid: Fid) -> None:
         """The kernel has forgotten *fid* and has it open no more: let an orphan go for good."""

@@ -105,10 +105,7 @@ class WholeSet:
             why = "mount it without -o ro" if is_mirror else "'fusejournal rejoin'"
             raise RecoveryError(f"{state_dir}: a copy of the tree is not at its end: {why} goes on")
         seq = self.position.seq
-        page.stopped_seq = page.rooted_seq = page.committed_seq = Seq(0)
-        page.durable_seq = min(page.durable_seq, seq)
-        page.applying_seq = min(page.applying_seq, seq)
-        page.sync()
+        page.lower_to(seq)
         checkpoints = CheckpointFile(state_dir / "checkpoint", page)
         checkpoints.lower(Seq(0))
         root.mark(self.position)
@@ -234,7 +231,7 @@ class _Filling:
             elif self._make(node, directory, name) and node.type == S_IFDIR:
                 stack.append((fid, self._base.children(fid)))
             if self._catalog.changes >= COMMIT_CHANGES:
-                self._catalog.lacks_handles = True
+                self._catalog.note_handles(have_all=False)
                 self._catalog.commit()
 
     def _link(self, fid: Fid, directory: Fid, name: bytes) -> None:
@@ -270,8 +267,7 @@ class _Filling:
 
     def _note(self, node: CatalogNode, handle: bytes, ino: int) -> None:
         self._volume.tree.forget_descriptor(node.fid)
-        node.handle, node.ino = handle, ino
-        self._catalog.touch(node)
+        self._catalog.note_object(node, handle, ino)
 
     def _is_done(self, making: Import, found: FoundEntry) -> bool:
         if found.fid != making.fid or S_IFMT(found.stat.st_mode) != S_IFMT(making.mode):

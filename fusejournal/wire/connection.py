@@ -31,7 +31,7 @@ import trio
 
 from fusejournal.address import Address
 from fusejournal.errors import FusejournalError, PeerLostError, WireError
-from fusejournal.wire.frames import BATCH_BYTES_MAX, Decoder, Message, encode_parts
+from fusejournal.wire.frames import Decoder, Message, encode_parts
 from fusejournal.wire.identity import Identity
 
 PREAMBLE_BYTES: Final = 8
@@ -134,7 +134,7 @@ class Connection:
     def expect_batches(self) -> None:
         """Lets batches in from now on. Until this is called, nothing large is taken from any
         peer."""
-        self._decoder.bytes_max = BATCH_BYTES_MAX
+        self._decoder.expect_batches()
 
     async def receive(self) -> Message | None:
         """Returns the next message; None when the other end has ended the connection in order. One

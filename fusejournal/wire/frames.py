@@ -375,11 +375,14 @@ class Decoder:
     """Takes bytes as they come and gives whole messages. After an error it gives no more."""
 
     def __init__(self) -> None:
-        self.bytes_max = CONTROL_BYTES_MAX
-        """A longer message is an error. ``BATCH_BYTES_MAX`` where batches are expected: no other
-        sender is trusted with as much."""
+        self._bytes_max = CONTROL_BYTES_MAX
+        """A longer message is an error."""
         self._buffer = bytearray()
         self._failed = False
+
+    def expect_batches(self) -> None:
+        """Let messages be as long as a batch: no other sender is trusted with as much."""
+        self._bytes_max = BATCH_BYTES_MAX
 
     def feed(self, data: bytes | bytearray) -> Iterator[Message]:
         """Gives the messages that are whole with *data*. Raises WireError."""
@@ -411,7 +414,7 @@ class Decoder:
         if number not in _TYPES or zero:
             raise WireError(f"a message of unknown type {number}")
         is_large = _TYPES[number] in _CONTENT_AT
-        limit = min(BATCH_BYTES_MAX if is_large else CONTROL_BYTES_MAX, self.bytes_max)
+        limit = min(BATCH_BYTES_MAX if is_large else CONTROL_BYTES_MAX, self._bytes_max)
         if length > limit:
             raise WireError(f"a message of {length} bytes, {limit} are allowed")
         end = HEADER_BYTES + length

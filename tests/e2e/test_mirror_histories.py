@@ -265,7 +265,7 @@ def test_a_primary_takes_back_what_it_lost(tmp_path: Path, backing: str) -> None
             cut_journal(primary, 15)
             watermarks = WatermarkPage(primary.state / "watermarks")
             # Nor had been flushed.
-            watermarks.durable_seq = min(watermarks.durable_seq, Seq(head_seq - 15))
+            watermarks.write_durable(min(watermarks.durable_seq, Seq(head_seq - 15)))
             watermarks.close()
             begin_another_boot(primary.state)
         primary.start()
@@ -358,7 +358,9 @@ def test_the_middle_of_a_chain_loses_its_machine(tmp_path: Path) -> None:
         middle.kill()
         middle.detach()
         watermarks = WatermarkPage(middle.state / "watermarks")
-        watermarks.committed_seq = watermarks.durable_seq = watermarks.applying_seq = early_seq
+        watermarks.write_committed(early_seq)
+        watermarks.write_durable(early_seq)
+        watermarks.write_applying(early_seq)
         watermarks.close()
         begin_another_boot(middle.state)
         middle.start()

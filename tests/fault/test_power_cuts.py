@@ -138,7 +138,7 @@ def test_new_page_of_watermarks_is_on_the_disk_with_its_name(tmp_path: Path, kin
     with power_disk(tmp_path, kind) as disk:
         path = disk.mountpoint / "watermarks"
         page = WatermarkPage(path)
-        page.fence = fence
+        page.write_fence(fence)
         page.sync()
         disk.cut()
         page.close()

@@ -173,7 +173,7 @@ def test_state_that_went_on_elsewhere_is_refused(tmp_path: Path) -> None:
     BackingRoot(root_fd, uuid).mark()
     os.close(root_fd)
     page = WatermarkPage(tmp_path / "two" / "state" / "watermarks")
-    page.rooted_seq = Seq(0)
+    page.write_rooted(Seq(0))
     page.close()
     with open_volume(tmp_path / "two") as two:
         two.mkdir("there")
@@ -183,7 +183,7 @@ def test_state_that_went_on_elsewhere_is_refused(tmp_path: Path) -> None:
     copy(tmp_path / "two" / "state", tmp_path / "one" / "state")
     before = image(tmp_path / "one" / "backing")
     page = WatermarkPage(tmp_path / "one" / "state" / "watermarks")
-    page.rooted_seq = Seq(0)
+    page.write_rooted(Seq(0))
     page.close()
     with (
         pytest.raises(RecoveryError, match="has another entry there"),

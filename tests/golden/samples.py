@@ -129,11 +129,14 @@ def make_watermarks(directory: Path) -> object:
     """The page of watermarks, with another number in each word."""
     page = WatermarkPage(directory / "page", WATERMARKS["owner"])  # type: ignore[arg-type]
     page.confirm()
-    page.applying_seq, page.committed_seq = Seq(101), Seq(102)
-    page.durable_seq, page.stopped_seq, page.rooted_seq = Seq(103), Seq(104), Seq(105)
-    page.instance = 0x00C0FFEE
-    page.fence = Reign(Epoch(7), 0xFEED)
-    page.following = Following(0xBEEF, 0xABCD, (1, 2, 3))
+    page.write_applying(Seq(101))
+    page.write_committed(Seq(102))
+    page.write_durable(Seq(103))
+    page.write_stopped(Seq(104))
+    page.write_rooted(Seq(105))
+    page.write_instance(0x00C0FFEE)
+    page.write_fence(Reign(Epoch(7), 0xFEED))
+    page.write_following(Following(0xBEEF, 0xABCD, (1, 2, 3)))
     page.close()
     content = (directory / "page").read_bytes()
     return {"says": WATERMARKS, "bytes": len(content), "content": to_rows(content)}

@@ -166,7 +166,7 @@ def test_every_message_is_read(sample: Message) -> None:
     found = golden("wire-v1")[type(sample).__name__]
     content = from_rows(found["content"], found["bytes"])
     decoder = Decoder()
-    decoder.bytes_max = frames.BATCH_BYTES_MAX
+    decoder.expect_batches()
     assert list(decoder.feed(content)) == [sample]
     assert encode(sample) == content
 
@@ -189,7 +189,7 @@ def test_messages_in_a_row_are_read_wherever_they_are_cut() -> None:
     content = b"".join(encode(message) for message in MESSAGES)
     for cut in range(len(content)):
         decoder = Decoder()
-        decoder.bytes_max = frames.BATCH_BYTES_MAX
+        decoder.expect_batches()
         got = [*decoder.feed(content[:cut]), *decoder.feed(content[cut:])]
         assert tuple(got) == MESSAGES
     with pytest.raises(WireError):

@@ -83,7 +83,7 @@ _SEQUENCES = st.lists(_MESSAGES, min_size=1, max_size=5)
 def decoded(pieces: list[bytes]) -> tuple[list[Message], WireError | None, Decoder]:
     """Decodes bytes. Returns the messages, and what the decoder had to say in the end."""
     decoder, messages = Decoder(), []
-    decoder.bytes_max = BATCH_BYTES_MAX
+    decoder.expect_batches()
     try:
         for piece in pieces:
             for message in decoder.feed(piece):
@@ -230,10 +230,10 @@ def test_deep_nesting(depth: int) -> None:
 @pytest.mark.parametrize(("number", "limit"), [(1, CONTROL_BYTES_MAX), (8, BATCH_BYTES_MAX)])
 def test_nothing_too_long_is_waited_for(number: int, limit: int) -> None:
     decoder = Decoder()
-    decoder.bytes_max = BATCH_BYTES_MAX
+    decoder.expect_batches()
     assert list(decoder.feed(forged(number, b"", length=limit))) == []
     decoder = Decoder()
-    decoder.bytes_max = BATCH_BYTES_MAX
+    decoder.expect_batches()
     with pytest.raises(WireError, match=f"{limit} are allowed"):
         list(decoder.feed(forged(number, b"", length=limit + 1)))
     with pytest.raises(WireError, match=f"{CONTROL_BYTES_MAX} are allowed"):

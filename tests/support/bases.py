@@ -60,7 +60,7 @@ def give_base(state: Path, seq: Seq, uuid: UUID | None = None) -> JournalBase:
 def based_reader(state: Path, base: JournalBase) -> JournalReader:
     """A reader of the journal in *state*, which has *base*."""
     reader = JournalReader(state / "journal", base.uuid)
-    reader.base = base_tree(base)
+    reader.begin_behind(base_tree(base))
     return reader
 
 
@@ -94,7 +94,7 @@ def stopped_volume(base: Path, workload: Workload, seqs: Iterable[Seq]) -> Path:
     save_state(VolumeState(state, UUID_OF_WORKLOADS, "v", *places, 1, Role.PRIMARY))
     workload.write(state / "journal")
     page = WatermarkPage(state / "watermarks", 1)
-    page.rooted_seq = workload.head_seq
+    page.write_rooted(workload.head_seq)
     page.sync()
     CheckpointFile(state / "checkpoint", page)._write(struct.pack("<Qq", workload.head_seq, 0))
     page.close()

@@ -36,7 +36,6 @@ from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.wire.batches import frame_range_of
 from fusejournal.wire.comparison import Comparison
 from fusejournal.wire.frames import (
-    BATCH_BYTES_MAX,
     Ack,
     Batch,
     Begin,
@@ -81,7 +80,7 @@ class Decoding(NamedTuple):
 
 def _wire(data: bytes, _: Path) -> list[Message]:
     decoder = Decoder()
-    decoder.bytes_max = BATCH_BYTES_MAX
+    decoder.expect_batches()
     found = list(decoder.feed(data))
     for message in found:
         if isinstance(message, Batch):
@@ -96,7 +95,7 @@ def _message(data: bytes, _: Path) -> list[Message]:
     head = struct.pack("<IHH", len(body), number[0] if number else 0, 0)
     checksum = xxhash.xxh3_64_intdigest(head + body)
     decoder = Decoder()
-    decoder.bytes_max = BATCH_BYTES_MAX
+    decoder.expect_batches()
     found = list(decoder.feed(head + struct.pack("<Q", checksum) + body))
     for message in found:
         _use(message)

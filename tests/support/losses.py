@@ -43,13 +43,13 @@ def _forget_after(state: Path, last_seq: int) -> None:
     page = WatermarkPage(state / "watermarks")
     if CheckpointFile(state / "checkpoint", page).load().seq > last_seq:
         (state / "checkpoint").unlink()
-    page.durable_seq = min(page.durable_seq, Seq(last_seq))
+    page.write_durable(min(page.durable_seq, Seq(last_seq)))
     root_fd = os.open(state.parent / "backing", os.O_RDONLY | os.O_DIRECTORY)
     mark = read_root_mark(root_fd)
     if mark is not None and mark.position is not None and mark.position.seq > last_seq:
         assert mark.owner is not None
         BackingRoot(root_fd, mark.owner).mark()
-        page.rooted_seq = Seq(0)
+        page.write_rooted(Seq(0))
     os.close(root_fd)
     page.close()
 

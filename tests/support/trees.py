@@ -101,7 +101,7 @@ def rebuild(state: Path, target: Path, uuid: UUID) -> None:
     head_seq, _ = reader.head()
     if (base := load_base(state)) is not None:
         # What it begins with is in a store, and nothing of that can be replayed.
-        reader.base = open_base_tree(state, base, StoreConfig)
+        reader.begin_behind(open_base_tree(state, base, StoreConfig))
         with Target(target, {"test": str(target)}) as goal:
             goal.clear_acls()
             steps = Fold(Lookup(reader), Seq(head_seq + 1)).tree(ROOT_FID)

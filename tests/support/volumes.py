@@ -123,7 +123,7 @@ class OpenVolume:
         self.volume.journal.sync()
         journal = self.volume.journal
         checkpoint = Checkpoint.begin(self.volume.catalog.applied_seq, journal.head)
-        self.opening.page.durable_seq = journal.durable_seq
+        self.opening.page.write_durable(journal.durable_seq)
         self.opening.checkpoint.make(checkpoint, self.opening.root)
 
     def replicate(
@@ -185,6 +185,7 @@ class OpenVolume:
             JournalConfig(compress=False),
             volume.fail,
             opening.page,
+            opening.commit_due,
             hooks,
         )
 

@@ -24,6 +24,7 @@ from fusejournal.config import Config
 from fusejournal.errors import FusejournalError
 from fusejournal.node import state_dir
 from fusejournal.replication.states import MIRROR_TRANSITIONS, PEER_TRANSITIONS, diagram
+from tests.support.assignments import assigned_from_outside
 
 _PACKAGE = Path(fusejournal.__file__).parent
 _TOP = _PACKAGE.parent
@@ -332,6 +333,46 @@ def test_functions_are_short() -> None:
             name = f"{module.last_name}: {node.name}"
             sizes[name] = max(length, sizes.get(name, 0))
     assert _over(sizes, _FUNCTION_LINES_MAX, _LONG_FUNCTIONS, slack=20) == []
+
+
+# -- wiring ----------------------------------------------------------------------------------------
+
+_ASSIGNED_BY_ITS_ROOM = {
+    # What the tree has read of a file, kept with its node because that is looked up anyway. Each
+    # WRITE sets it: a call would cost more than the rest.
+    "CatalogNode.capability": "backing/",
+    "CatalogNode.default_acl": "backing/",
+}
+"""Attributes that other modules assign, too, but only those below a path."""
+
+
+def test_attributes_are_assigned_by_their_own_module() -> None:
+    """An object is wired once, by its constructor; what changes it later is a method of its own,
+    whose name says what happens."""
+    trees = {module.name: module.tree for module in _modules()}
+    found = [
+        f"{name}:{line}: {attribute}"
+        for name, line, attribute in assigned_from_outside(trees)
+        if not name.startswith(_ASSIGNED_BY_ITS_ROOM.get(attribute, "nowhere"))
+    ]
+    assert found == []
+
+
+def test_what_is_assigned_from_outside_is_found() -> None:
+    own = "class Bell:\n    def __init__(self) -> None:\n        self.rung = 0\n"
+    other = (
+        "class Door:\n"
+        "    def __init__(self, bell: 'Bell | None') -> None:\n"
+        "        self._bell = bell\n"
+        "    def knock(self, more) -> None:\n"
+        "        self._bell.rung += 1\n"
+        "        bell = Bell()\n"
+        "        bell.rung = more.rung = 2\n"
+        "        more.sound = 3\n"
+    )
+    trees = {"bell": ast.parse(own), "door": ast.parse(other)}
+    found = [(line, attribute) for _, line, attribute in assigned_from_outside(trees)]
+    assert found == [(5, "Bell.rung"), (7, "Bell.rung"), (7, "?.rung")]
 
 
 # -- words -----------------------------------------------------------------------------------------

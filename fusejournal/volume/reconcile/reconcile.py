@@ -463,9 +463,8 @@ class Reconciliation:
                 self._tree.forget_descriptor(fid)
                 node = self._node(fid)
                 failpoints.reached("reconcile.tag")
-                node.handle = self._tree.identify(fid, fd, syscalls.descriptor_path(fd))
-                node.ino = os.fstat(fd).st_ino
-                self._catalog.touch(node)
+                handle = self._tree.identify(fid, fd, syscalls.descriptor_path(fd))
+                self._catalog.note_object(node, handle, os.fstat(fd).st_ino)
             finally:
                 os.close(fd)
             self._staged[fid] = name

@@ -107,7 +107,7 @@ class Survey:
             self.missing_names.update({(fid, one.name): one.fid for one in catalog.list(fid, 0)})
         if self._last_import is not None:
             self._decide_import(self._last_import)
-        catalog.lacks_handles = False
+        catalog.note_handles(have_all=True)
 
     def may_have_begun(
         self, place: tuple[Fid | None, bytes], found: FoundEntry, losing: LosingEntries
@@ -165,8 +165,7 @@ class Survey:
         if node is None or node.type != S_IFMT(found.stat.st_mode):
             return None
         if not node.handle:
-            node.handle, node.ino = found.handle, found.stat.st_ino
-            self._volume.catalog.touch(node)
+            self._volume.catalog.note_object(node, found.handle, found.stat.st_ino)
         return node.fid if node.handle == found.handle else None
 
     def _retagged(
@@ -181,9 +180,8 @@ class Survey:
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             failpoints.reached("reconcile.retag")
-            node.handle = self._volume.tree.identify(expected, fd, syscalls.descriptor_path(fd))
-            node.ino = found.stat.st_ino
-            self._volume.catalog.touch(node)
+            made = self._volume.tree.identify(expected, fd, syscalls.descriptor_path(fd))
+            self._volume.catalog.note_object(node, made, found.stat.st_ino)
         finally:
             os.close(fd)
         self.changed[expected] = found.stat.st_ctime_ns
@@ -250,6 +248,6 @@ class Survey:
             self._progress(self._names)
         if self._names % COMMIT_CHANGES == 0:
             # The catalog would keep all it was told in memory; on a full disk it has to.
-            self._volume.catalog.lacks_handles = True
+            self._volume.catalog.note_handles(have_all=False)
             with suppress(OSError):
                 self._volume.catalog.commit()

@@ -272,7 +272,7 @@ def _may_go(state: Path) -> None:
     """Has the policy keep nothing of the journal, all of which is in the backing."""
     (state.parent / "policy.toml").write_text(_DAY + "[journal]\nkeep_bytes = 0\n")
     page = WatermarkPage(state / "watermarks", 1)
-    page.rooted_seq = Seq(60)
+    page.write_rooted(Seq(60))
     page.sync()
     CheckpointFile(state / "checkpoint", page)._write(struct.pack("<Qq", 60, 0))
     page.close()

@@ -160,7 +160,7 @@ def test_what_was_half_made_when_its_process_died_goes_too(parted: Places) -> No
 
 def test_who_goes_by_a_lower_reign_than_was_seen_is_not_followed(parted: Places) -> None:
     page = WatermarkPage(parted.mirror / "state" / "watermarks")
-    page.fence = Reign(Epoch(7), 0xFEED)
+    page.write_fence(Reign(Epoch(7), 0xFEED))
     page.close()
     before = image(parted.mirror / "backing")
     with pytest.raises(RejoinError, match="knows of no primary"):

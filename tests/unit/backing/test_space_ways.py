@@ -50,8 +50,8 @@ def test_what_was_taken_is_not_taken_again(tmp_path: Path) -> None:
         failpoints.listen(seen.append)
         try:
             operation = Fallocate(fid, 0, 0, 5000, None)
-            opened.volume.applier.space.taken = operation
-            opened.volume.commit(operation, SOMEBODY)
+            with opened.volume.applier.space.taken_ahead(operation):
+                opened.volume.commit(operation, SOMEBODY)
             assert "apply.fallocate.take" not in seen
             opened.volume.commit(Fallocate(fid, 0, 5000, 5000, None), SOMEBODY)
             assert "apply.fallocate.take" in seen

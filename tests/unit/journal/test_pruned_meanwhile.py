@@ -90,7 +90,7 @@ def test_a_base_says_where_it_begins(journal: Path) -> None:
     for _ in range(2):
         with pytest.raises(JournalPrunedError, match=f"entries {first + 1} to {later} were"):
             _seqs(reader, 1)
-    reader.base = base_tree(replace(base, seq=later))
+    reader.begin_behind(base_tree(replace(base, seq=later)))
     assert _seqs(reader, 1)[0] == later + 1
 
 

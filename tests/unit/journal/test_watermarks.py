@@ -11,7 +11,7 @@ import pytest
 
 from fusejournal.errors import JournalError
 from fusejournal.journal.watermarks import Following, WatermarkPage
-from fusejournal.types import Epoch, Seq
+from fusejournal.types import Epoch, Reign, Seq
 
 _BIG = (1 << 40) + 7
 
@@ -29,12 +29,12 @@ def test_they_outlive_a_killed_process(tmp_path: Path) -> None:
     child = os.fork()
     if not child:
         watermarks = WatermarkPage(tmp_path / "watermarks")
-        watermarks.applying_seq = Seq(_BIG)
-        watermarks.committed_seq = Seq(_BIG + 1)
-        watermarks.durable_seq = Seq(_BIG + 2)
-        watermarks.stopped_seq = Seq(_BIG + 3)
-        watermarks.epoch = Epoch(5)
-        watermarks.following = Following(6, 7, (_BIG, 8))
+        watermarks.write_applying(Seq(_BIG))
+        watermarks.write_committed(Seq(_BIG + 1))
+        watermarks.write_durable(Seq(_BIG + 2))
+        watermarks.write_stopped(Seq(_BIG + 3))
+        watermarks.write_fence(Reign(Epoch(5), 0))
+        watermarks.write_following(Following(6, 7, (_BIG, 8)))
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     watermarks = WatermarkPage(tmp_path / "watermarks")
@@ -43,7 +43,7 @@ def test_they_outlive_a_killed_process(tmp_path: Path) -> None:
     assert watermarks.epoch == 5
     assert watermarks.following == Following(6, 7, (_BIG, 8))
     assert watermarks.is_unconfirmed
-    watermarks.following = Following(6, 8)
+    watermarks.write_following(Following(6, 8))
     watermarks.sync()
     watermarks.close()
     watermarks = WatermarkPage(tmp_path / "watermarks")
@@ -101,7 +101,7 @@ def test_a_full_disk_refuses_and_harms_nothing(tmp_path: Path) -> None:
     subprocess.run(["mount", "-o", "loop", image, disk], check=True)
     try:
         watermarks = WatermarkPage(disk / "watermarks")
-        watermarks.applying_seq = Seq(1)
+        watermarks.write_applying(Seq(1))
         watermarks.sync()
         with open(disk / "fill", "wb", 0) as file, suppress(OSError):
             while True:
@@ -110,14 +110,14 @@ def test_a_full_disk_refuses_and_harms_nothing(tmp_path: Path) -> None:
         refusals = set()
         for seq in range(2, 40):
             try:
-                watermarks.applying_seq = Seq(seq)
+                watermarks.write_applying(Seq(seq))
             except OSError as error:
                 refusals.add(error.errno)
             watermarks.sync()
         assert refusals == {errno.ENOSPC}
         (disk / "fill").unlink()
         os.sync()
-        watermarks.applying_seq = Seq(50)
+        watermarks.write_applying(Seq(50))
         watermarks.close()
         watermarks = WatermarkPage(disk / "watermarks")
         assert watermarks.applying_seq == 50

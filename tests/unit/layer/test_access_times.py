@@ -54,8 +54,8 @@ def test_they_are_set_where_they_say_nothing(
         told.clear()
         times.note_open(ROOT_FID, os.O_RDONLY)
         assert not told
-        times.is_suspended = True
+        times.follow_mount(is_read_only=True)
         assert not opening(os.O_RDONLY, 5)
-        times.is_suspended = False
+        times.follow_mount(is_read_only=False)
         volume.write_errno = 30
         assert not opening(os.O_RDONLY, 5)

@@ -60,8 +60,8 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     assert raw["format"] == 1
     (state / "volume.json").write_text(json.dumps(raw, indent=2))
     page = WatermarkPage(state / "marks", raw["created_ns"])
-    page.fence = _FENCE
-    page.durable_seq = Seq(4711)
+    page.write_fence(_FENCE)
+    page.write_durable(Seq(4711))
     page.confirm()
     page.close()
     return tmp_path

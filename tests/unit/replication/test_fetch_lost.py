@@ -252,7 +252,9 @@ async def test_mirror_that_lost_its_machine_too_gives_all_it_has(tmp_path: Path,
                 head_seq = primary.volume.journal.head_seq
         await mirror.durability.flush()
     watermarks = WatermarkPage(tmp_path / "mirror" / "state" / "watermarks")
-    watermarks.committed_seq = watermarks.durable_seq = watermarks.applying_seq = early_seq
+    watermarks.write_committed(early_seq)
+    watermarks.write_durable(early_seq)
+    watermarks.write_applying(early_seq)
     watermarks.close()
     begin_another_boot(tmp_path / "mirror" / "state")
     crash_system(tmp_path / "primary" / "state", early_seq + 3)
@@ -307,8 +309,8 @@ def _copy_tree(source: Path, target: Path, head_seq: int) -> None:
     (target / "backing").mkdir()
     uuid = UUID((source / "state" / "uuid").read_text())
     watermarks = WatermarkPage(target / "state" / "watermarks")
-    watermarks.durable_seq = Seq(head_seq)
-    watermarks.rooted_seq = Seq(0)
+    watermarks.write_durable(Seq(head_seq))
+    watermarks.write_rooted(Seq(0))
     watermarks.close()
     os.setxattr(
         target / "backing",

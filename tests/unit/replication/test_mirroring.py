@@ -571,7 +571,8 @@ async def test_a_mirror_that_was_level_applies_all_without_a_new_entry(tmp_path:
         head_seq = mirror.volume.journal.head_seq
     crash_system(tmp_path / "mirror" / "state", head_seq)
     page = WatermarkPage(tmp_path / "mirror" / "state" / "watermarks")
-    page.durable_seq = page.stopped_seq = Seq(0)
+    page.write_durable(Seq(0))
+    page.write_stopped(Seq(0))
     page.close()
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         assert mirror.opening.system_crash
@@ -586,7 +587,7 @@ async def test_what_its_base_tells_the_applier_asks_too(tmp_path: Path) -> None:
         assert mirror.applier._lookup().base is None
         base = JournalBase(uuid4(), Epoch(1), Seq(0), 1, 1, "", "", "", "", Fid(3), 0)
         reader = mirror.volume.journal.reader
-        reader.base = base_tree(base)
-        found, reader.base = mirror.applier._lookup().base, None
+        reader.begin_behind(base_tree(base))
+        found = mirror.applier._lookup().base
         assert found is not None
         assert found.base == base

@@ -101,7 +101,7 @@ async def test_a_peer_that_claims_what_cannot_be_stops_no_promotion(tmp_path: Pa
         open_volume(tmp_path / "high", mirror=True, uuid=mirror.volume.journal.uuid) as high,
         open_volume(tmp_path / "other", mirror=True, uuid=uuid4()) as other,
     ):
-        high.opening.page.fence = Reign(Epoch(EPOCH_MAX), 7)
+        high.opening.page.write_fence(Reign(Epoch(EPOCH_MAX), 7))
         for side in (mirror, high, other):
             side.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror, high, other):
@@ -117,7 +117,7 @@ async def test_a_peer_that_claims_what_cannot_be_stops_no_promotion(tmp_path: Pa
             promotion = Promotion("vol", mirror.volume, mirror.replication, mirror.receiver)
             plan = await promotion.prepare(force=True)
             assert [peer.counts for peer in plan.peers] == [False, False]
-            high.opening.page.fence = Reign(Epoch(EPOCH_MAX + 1), 7)
+            high.opening.page.write_fence(Reign(Epoch(EPOCH_MAX + 1), 7))
             assert (await promotion.plan()).peers[0].role is None
 
 
@@ -183,7 +183,8 @@ async def test_the_last_entry_is_decided_before_the_reign_begins(
         with open_volume(mirror_dir, mirror=True, uuid=journal.uuid) as mirror:
             receive(mirror, primary, seq)
             assert mirror.watermarks is not None
-            mirror.watermarks.committed_seq = mirror.watermarks.durable_seq = before
+            mirror.watermarks.write_committed(before)
+            mirror.watermarks.write_durable(before)
             mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
             async with running(mirror):
                 await until("it is applied", lambda: applied(mirror) == before)
@@ -210,7 +211,8 @@ def receive(mirror: OpenVolume, source: OpenVolume, last_seq: Seq) -> None:
     reader.close()
     mirror.volume.journal.sync()
     assert mirror.watermarks is not None
-    mirror.watermarks.committed_seq = mirror.watermarks.durable_seq = last_seq
+    mirror.watermarks.write_committed(last_seq)
+    mirror.watermarks.write_durable(last_seq)
 
 
 async def test_a_mirror_tells_of_the_epoch_that_it_holds(tmp_path: Path) -> None:

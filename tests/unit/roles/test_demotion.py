@@ -56,7 +56,7 @@ async def test_it_goes_on_where_nobody_has_everything(tmp_path: Path) -> None:
 async def test_a_fenced_primary_waits_for_nobody(tmp_path: Path) -> None:
     async with mirror_and_primary(tmp_path) as (primary, _):
         reign = Reign(Epoch(7), 0xFEED)
-        primary.opening.page.fence = reign
+        primary.opening.page.write_fence(reign)
         primary.replication.quorum.fence()
         primary.volume.fail("fenced")
         assert await demotion(primary).prepare(force=False, timeout_seconds=0) == reign

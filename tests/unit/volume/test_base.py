@@ -185,7 +185,7 @@ def test_an_older_backing_is_refused(based: tuple[Path, JournalBase]) -> None:
         root: BackingRoot = volume.opening.root
         early = Position(Epoch(1), Seq(base.seq - 1), 1)
         assert root.try_mark(early)
-        volume.opening.page.rooted_seq = Seq(0)
+        volume.opening.page.write_rooted(Seq(0))
         volume.orderly = False
     _refused(directory, RecoveryError, f"the journal begins after entry {base.seq}")
 

@@ -251,6 +251,7 @@ async def test_a_full_disk_is_not_asked_again_and_again_to_hold_a_compressed_seg
             JournalConfig(compress=True),
             volume.fail,
             opening.page,
+            opening.commit_due,
             FlushHooks(),
         )
         before = len(volume.journal.sealed.compressible())

@@ -210,11 +210,11 @@ def test_mirror_loses_what_it_has_of_an_import(tmp_path: Path, pieces: int) -> N
         mirror.volume.journal.receive(everything)
         mirror.volume.journal.sync()
         assert mirror.watermarks is not None
-        mirror.watermarks.durable_seq = mirror.volume.journal.head_seq
-        mirror.watermarks.committed_seq = applied_seq
+        mirror.watermarks.write_durable(mirror.volume.journal.head_seq)
+        mirror.watermarks.write_committed(applied_seq)
         for entry, void in entries:
             if entry.seq <= applied_seq:
-                mirror.watermarks.applying_seq = entry.seq
+                mirror.watermarks.write_applying(entry.seq)
                 mirror.volume.apply_received(entry, void, redo=False)
     remove(copy / "backing" / "found")
     begin_another_boot(copy / "state")

@@ -8,7 +8,7 @@ it was away, another may have been promoted.
 
 Used from the event loop's thread."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -130,15 +130,27 @@ async def has_words(
         for one in answers:
             if reign.epoch <= one.given_epoch < reign.epoch + _AHEAD_MAX:
                 given(one.given_epoch)
-        silent = "".join(f"; {one.peer}: {one.error}" for one in answers if one.error)
+        why_not = _why_not(members, answers)
         report(
             f"reign {reign} begins with the word of {needed} nodes, and {words} have given it: "
-            f"waiting, because another may have been promoted meanwhile{silent}; where those are "
+            f"waiting, because another may have been promoted meanwhile{why_not}; where those are "
             "gone for good, and none was promoted, stop this start, and mount again with "
             f'begin_alone = "{reign}" under [replication]'
         )
         return False
     return True
+
+
+def _why_not(members: Members | None, answers: Sequence[PeerAnswer]) -> str:
+    """Returns why those of *answers* do not count of which that can be told, in words that go on a
+    sentence."""
+    why = [f"{one.peer}: {one.error}" for one in answers if one.error]
+    why += [
+        f"{one.peer} lacks what it had acknowledged, and so does not count"
+        for one in answers
+        if has_lost_entries(members, one)
+    ]
+    return "".join(f"; {one}" for one in why)
 
 
 def _needs_words(local: LocalNode) -> bool:

@@ -1,9 +1,9 @@
 """Histories of a primary and its mirrors, each from a seed: changes, cut links, kills at any call
-of a disk, machines that lose what they had not flushed, primaries that are put back from an older
-copy, slow disks, clocks that leap, promotions with the words of enough or by force, demotions, and
-rejoins of those whose history lost. One node takes changes in an epoch. When all is well again all
-are level, nothing that was answered is lost (where no node was promoted by force: or it is in a
-branch), every entry that lost is in a branch, and a fid never means two files.
+of a disk, machines that lose what they had not flushed, primaries and mirrors that are put back
+from an older copy, slow disks, clocks that leap, promotions with the words of enough or by force,
+demotions, and rejoins of those whose history lost. One node takes changes in an epoch. When all is
+well again all are level, nothing that was answered is lost (where no node was promoted by force: or
+it is in a branch), every entry that lost is in a branch, and a fid never means two files.
 
 Of two ways a primary goes by one in each run. It begins an epoch where no peer answers: then its
 history parts from its mirrors', but it is never put back from an older copy, with which what was
@@ -15,6 +15,7 @@ which seed to begin: a run that failed says its own, and comes out the same with
 import gc
 import os
 import random
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,10 +37,19 @@ KNOWN_SEEDS: tuple[int, ...] = (12, 28, 47, 111, 116, 118, 352, 356, 1070, 1083,
 """Seeds of runs that found a bug."""
 
 
-class History:
-    """One run."""
+FIRST_STEPS: Mapping[str, int] = {
+    "work": 6, "cut": 2, "mend": 2, "kill": 1, "die": 2, "crash": 2, "stop": 1, "start": 3,
+    "slow": 1, "clock": 1, "rejoin": 2, "part": 2, "promote": 2, "force": 1, "move": 1,
+}  # fmt: skip
+"""The things that happen, and how often: the histories of KNOWN_SEEDS are of these."""
+STEPS: Mapping[str, int] = {**FIRST_STEPS, "back": 1}
 
-    def __init__(self, seed: int, base: Path) -> None:
+
+class History:
+    """One run, in which *steps* happen, each as often as its number says."""
+
+    def __init__(self, seed: int, base: Path, steps: Mapping[str, int]) -> None:
+        self._steps = steps
         self.world = World(seed)
         self._dice = random.Random(seed ^ 0x5EED)
         self._base = base
@@ -68,12 +78,7 @@ class History:
     async def _step(self, cluster: Cluster) -> None:
         dice = self._dice
         node = dice.choice(cluster.nodes)
-        steps = {
-            "work": 6, "cut": 2, "mend": 2, "kill": 1, "die": 2, "crash": 2, "stop": 1,
-            "start": 3, "slow": 1, "clock": 1, "rejoin": 2, "part": 2, "promote": 2,
-            "force": 1, "move": 1,
-        }  # fmt: skip
-        what = dice.choices(list(steps), list(steps.values()))[0]
+        what = dice.choices(list(self._steps), list(self._steps.values()))[0]
         self.world.note(f"{what} {node.name}")
         match what:
             case "work":
@@ -110,6 +115,9 @@ class History:
                     cluster.look_for_primary()
             case "part":
                 await self._part(cluster)
+            case "back" if node.is_mirror and cluster.can_be_put_back(node):
+                await node.crash(dice.randint(1, 30))
+                node.start()
             case "rejoin":
                 for one in cluster.mirrors:
                     if one.has_parted:
@@ -150,17 +158,18 @@ class History:
         for mirror in cluster.mirrors:
             if dice.random() < 0.8:
                 self.world.link(primary.machine, mirror.machine).cut()
-        await primary.crash(dice.randint(0, 9) if cluster.waits_for_peers else 0)
+        is_older = cluster.waits_for_peers and cluster.can_be_put_back(primary)
+        await primary.crash(dice.randint(0, 9) if is_older else 0)
         primary.machine.disk_seconds = 0.001
         primary.start()
         await trio.sleep(10.0)
         cluster.work(dice.randint(1, 12))
 
 
-def play(seed: int) -> list[str]:
-    """Play the history of *seed*; what happened."""
+def play(seed: int, steps: Mapping[str, int] = STEPS) -> list[str]:
+    """Play the history of *seed*, of *steps*; what happened."""
     with workspace() as base:
-        history = History(seed, base)
+        history = History(seed, base, steps)
         clock = MockClock(autojump_threshold=0)  # (Before there is no other time any more.)
         try:
             with history.world.running(seed):
@@ -182,12 +191,18 @@ def _descriptors() -> dict[int, str]:
 def _close_left(base: Path) -> None:
     """Close what killed processes had open in *base*: a kernel would."""
     gc.collect()  # so that nothing closes those again that another may have by then
+    gc.freeze()  # what lives on does so for long: it need not be looked through after each run
     for descriptor, path in _descriptors().items():
         if path.startswith(f"{base}/"):
             os.close(descriptor)
 
 
-@pytest.mark.parametrize("seed", [*KNOWN_SEEDS, *range(_FIRST_SEED, _FIRST_SEED + _RUNS)])
+@pytest.mark.parametrize("seed", KNOWN_SEEDS)
+def test_a_history_that_found_a_bug_ends_well(seed: int) -> None:
+    assert play(seed, FIRST_STEPS)[-1].endswith("ends")
+
+
+@pytest.mark.parametrize("seed", range(_FIRST_SEED, _FIRST_SEED + _RUNS))
 def test_a_history_ends_well(seed: int) -> None:
     assert play(seed)[-1].endswith("ends")
 
@@ -195,7 +210,7 @@ def test_a_history_ends_well(seed: int) -> None:
 def test_a_history_leaves_no_descriptor_open() -> None:
     before = len(_descriptors())
     for seed in (12, 1215):  # in which a process is killed as it makes a file
-        play(seed)
+        play(seed, FIRST_STEPS)
     assert len(_descriptors()) == before
 
 

@@ -27,6 +27,7 @@ from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalFailedError, PeerLostError
 from fusejournal.journal.index_making import write_index
 from fusejournal.replication import canvass, fetch_lost, parting, shipper, supervisor
+from fusejournal.replication.member_record import MEMBERS_FILE
 from fusejournal.wire.connection import Connection
 
 _NODE_ID = re.compile(r"(\d+)/[0-9a-f]{16}")
@@ -60,6 +61,8 @@ class Machine:
         self.page: Path | None = None
         self.synced_page = b""
         """The page of watermarks as it was on the disk."""
+        self.older: list[tuple[bytes, bytes | None]] = []
+        """That, and the record of members, at each time that the page was flushed."""
 
     def boot(self) -> None:
         """A process begins."""
@@ -318,6 +321,8 @@ class World:
             raise Died(label)
         if label == "watermarks.sync" and here.page is not None:
             here.synced_page = here.page.read_bytes()
+            record = here.page.parent / MEMBERS_FILE
+            here.older.append((here.synced_page, record.read_bytes() if record.exists() else None))
 
     # -- time --------------------------------------------------------------------------------------
 

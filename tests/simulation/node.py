@@ -1,0 +1,389 @@
+"""A node in a :class:`~tests.simulation.world.World`: its process, its roles, its crashes."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import trio
+
+from fusejournal.address import node_name
+from fusejournal.admin.rejoin import RejoinRequest
+from fusejournal.config import ReplicationConfig
+from fusejournal.errors import FusejournalError
+from fusejournal.journal.branches import list_branches
+from fusejournal.journal.reader import END, JournalReader
+from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node import start
+from fusejournal.node.state_dir import VolumeState
+from fusejournal.operations import NewEpoch
+from fusejournal.replication.common_ancestor import first_error
+from fusejournal.replication.fence import node_id_of
+from fusejournal.replication.member_record import MEMBERS_FILE
+from fusejournal.replication.parting import PartingInquiry
+from fusejournal.replication.peers import PeerBook
+from fusejournal.roles.demote import Demotion
+from fusejournal.roles.promote import Promotion
+from fusejournal.roles.role import Role
+from fusejournal.types import Reign, Seq, reign_of_text
+from fusejournal.volume.rollback import REJOIN_FILE
+from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.session import HandshakeState
+from tests.simulation.world import Died, Machine, current
+from tests.support.losses import crash_system
+from tests.support.pairs import running
+from tests.support.volumes import OpenVolume, Quiet, open_volume
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+
+_DURABLE: Final = slice(24, 32)
+_FENCE: Final = slice(40, 56)
+_ROOTED: Final = slice(64, 72)
+"""The places of these in a page of watermarks."""
+_ASKING_SECONDS: Final = 3.0
+_BEGIN_ALONE: Final = re.compile(r'begin_alone = "([^"]*)"')
+
+
+class Noting(Quiet):
+    """Has what a start of *node* warns of in the world's trace, once."""
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+        self._last = ""
+
+    def ready(self, imported: int) -> None: ...
+
+    def warning(self, message: str) -> None:
+        if (told := _BEGIN_ALONE.search(message)) is not None:
+            self._node.could_begin = told[1]
+        if message != self._last:
+            self._last = message
+            self._node.cluster.world.note(f"{self._node.name}: {message}")
+
+
+@contextmanager
+def at(machine: Machine) -> Iterator[None]:
+    """Does the block in a process of *machine*."""
+    token = current.set(machine)
+    try:
+        yield
+    finally:
+        current.reset(token)
+
+
+class Node:
+    """One node, whose process may live or not."""
+
+    def __init__(self, cluster: "Cluster", name: str, *, is_mirror: bool) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.is_mirror = is_mirror
+        self.reign: Reign | None = None
+        """The one that its role came with, which is one record with the role."""
+        self._has_asked = False
+        self.machine = cluster.world.machine(name)
+        self.directory = cluster.base / name
+        self.state_dir = self.directory / "state"
+        self.state_dir.mkdir(parents=True)
+        (self.directory / "mount").mkdir()
+        self.machine.page = self.state_dir / "watermarks"
+        self.side: OpenVolume | None = None
+        """While it is up."""
+        self.refusal = ""
+        """Why its last start was refused."""
+        self.could_begin = ""
+        """The reign that its start has said it may be told to begin alone."""
+        self._begin_alone: str | None = None
+        self._scope: trio.CancelScope | None = None
+        self._stopping = trio.Event()
+        self._over = trio.Event()
+
+    # -- a process ---------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        """True while it has a process."""
+        return self._scope is not None
+
+    def start(self) -> None:
+        """Begin a process, unless there is one."""
+        if self._scope is None:
+            self._scope, self._over = trio.CancelScope(), trio.Event()
+            self._stopping = trio.Event()
+            self.machine.boot()
+            self.machine.scope = self._scope
+            self.cluster.world.note(f"{self.name} starts")
+            self.cluster.nursery.start_soon(self._live)
+
+    async def _live(self) -> None:
+        current.set(self.machine)
+        assert self._scope is not None
+        try:
+            with self._scope:
+                await self._serve()
+        except* Died:
+            pass
+        except* (FusejournalError, OSError) as group:
+            if not self.machine.is_dead:
+                self.refusal = str(first_error(group))
+                self.cluster.world.note(f"{self.name} is refused: {self.refusal}")
+        finally:
+            self.side = self._scope = self.machine.scope = None
+            self._over.set()
+
+    async def _serve(self) -> None:
+        with open_volume(
+            self.directory, mirror=self.is_mirror, orderly=False, begin=self.is_mirror
+        ) as side:
+            config = ReplicationConfig(
+                mirrors=self.cluster.mirrors_wanted,
+                on_timeout="block",
+                take_back_seconds=_ASKING_SECONDS,
+                without_peers="wait" if self.cluster.waits_for_peers else "new-epoch",
+                begin_alone=self._begin_alone,
+            )
+            self._know_peers()
+            side.replicate(config, str(self.machine.address), reign=self.reign)
+            if not self.is_mirror:
+                await self._begin(side)
+            async with running(side):
+                self.side, self.refusal = side, ""
+                await self._stopping.wait()
+                self.side = None
+            side.orderly = True
+
+    def _know_peers(self) -> None:
+        book = PeerBook.load(self.state_dir)
+        if book.list():
+            return
+        for other in self.cluster.nodes:
+            if other is not self:
+                key = load_or_make(other.state_dir / "identity", node_name(other.name))
+                address = None if self.is_mirror else other.machine.address
+                book.pair(other.name, address, key.certificate)
+                book.note_return(other.name, other.machine.address)
+        book.save()
+
+    async def _begin(self, side: OpenVolume) -> None:
+        """Begins as a primary's start does (node/start.py), and with that replication again."""
+        opening, local = side.opening, side.replication.local
+        parts: Any = SimpleNamespace(startup=opening, local=local, role=Role.PRIMARY)
+        standing = await start._ask_peers(Noting(self), parts, has_asked=self._has_asked)
+        self._has_asked = False
+        opening.recover(read_only=False, held_seq=standing.held_seq)
+        for _ in opening.start_epoch_and_import(read_only=False, standing=standing):
+            pass
+        side.replicate(local.config, str(self.machine.address), reign=self.reign)
+
+    # -- roles -------------------------------------------------------------------------------------
+
+    async def promote(self, *, force: bool = False) -> bool:
+        """Make this mirror the primary, if nothing speaks against it, or by force. Returns whether
+        it is."""
+        side, world = self.side, self.cluster.world
+        if side is None or not self.is_mirror or side.opening.is_uninitialized:
+            return False
+        promotion = Promotion(self.name, side.volume, side.replication, side.receiver)
+        with at(self.machine):
+            try:
+                plan = await promotion.prepare(force=force)
+                with trio.fail_after(100):
+                    await promotion.apply_all()
+                promotion.check_reign(reign_of_text(plan.reign))
+            except (FusejournalError, OSError, Died, trio.TooSlowError) as error:
+                world.note(f"{self.name} is not promoted: {error}")
+                return False
+        if self.side is not side:
+            return False
+        self.cluster.was_forced |= bool(plan.objections) or not plan.is_covered
+        await self.stop()
+        self.is_mirror, self.reign, self._has_asked = False, reign_of_text(plan.reign), True
+        world.note(f"{self.name} is promoted to {self.reign.epoch}")
+        self.start()
+        return True
+
+    async def demote(self) -> bool:
+        """Make this primary a mirror, once its mirrors have everything, or where another reigns.
+        Returns whether it is."""
+        side = self.side
+        if side is None or self.is_mirror:
+            return False
+        demotion = Demotion(side.volume, side.replication)
+        with at(self.machine):
+            try:
+                reign = await demotion.prepare(force=False, timeout_seconds=5.0)
+            except (FusejournalError, OSError, Died) as error:
+                self.cluster.world.note(f"{self.name} is not demoted: {error}")
+                return False
+        if self.side is not side:
+            return False
+        side.becomes_mirror = True
+        await self.stop()
+        self.is_mirror, self.reign = True, reign
+        self.cluster.world.note(f"{self.name} is demoted")
+        self.start()
+        return True
+
+    async def begin_alone(self) -> None:
+        """Do as its start has advised: no other was promoted."""
+        await self.kill()
+        self._begin_alone, self.could_begin = self.could_begin, ""
+        self.cluster.world.note(f"{self.name} may begin {self._begin_alone} alone")
+        self.start()
+
+    async def ask_where_parted(self) -> None:
+        """Have it noted where this node's journal parts from the present primary's."""
+        page = WatermarkPage(self.state_dir / "watermarks")
+        identity = load_or_make(self.state_dir / "identity", node_name(self.name))
+        journal = RejoinRequest(self._state(), None, None, insecure=True)._look(page)
+        me = HandshakeState(
+            *(node_name(self.name), self._state().uuid, journal, page.fence.epoch, journal.seq),
+            *(page.fence.node_id, node_id_of(identity.fingerprint), page.instance),
+        )
+        page.close()
+        inquiry = PartingInquiry(me, self.state_dir / "journal", identity, insecure=True)
+        book = PeerBook.load(self.state_dir)
+        others = [node for node in self.cluster.nodes if node is not self and node.side is not None]
+        for other in sorted(others, key=lambda node: node.is_mirror):
+            with at(self.machine), suppress(FusejournalError, OSError, trio.TooSlowError):
+                self.machine.boot()
+                (await inquiry.ask(book.get(other.name))).keep(self.state_dir)
+                return
+
+    def _state(self) -> VolumeState:
+        """The state that commands go by."""
+        uuid = UUID((self.state_dir / "uuid").read_text())
+        places = (self.directory / "backing").resolve(), self.directory / "mount"
+        role = Role.MIRROR if self.is_mirror else Role.PRIMARY
+        return VolumeState(self.state_dir, uuid, self.name, *places, 0, role, None, self.reign)
+
+    async def stop(self) -> None:
+        """An orderly stop."""
+        self._stopping.set()
+        with trio.move_on_after(600) as waiting:
+            await self._over.wait()
+        if waiting.cancelled_caught:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """Kills the process alone."""
+        if self._scope is not None:
+            self.machine.die()
+            await self._over.wait()
+
+    async def crash(self, older: int = 0) -> None:
+        """Crashes the machine: what was not flushed is lost, from some entry on; *older*: and so
+        many entries that were, as where an older copy of its disk takes its place."""
+        dice = self.cluster.world.dice
+        side = self.side
+        span = None
+        if side is not None and side.volume.journal.head_seq:
+            journal = side.volume.journal
+            span = journal.durable_seq, journal.head_seq
+        await self.kill()
+        if self.machine.synced_page and self.machine.page is not None:
+            self.machine.page.write_bytes(self.machine.synced_page)
+        if not (self.state_dir / "boot").exists():
+            return
+        reader = JournalReader(self.state_dir / "journal")
+        if not reader.segments() or (self.state_dir / REJOIN_FILE).exists():
+            return
+        head_seq, _ = reader.head()
+        if not head_seq:
+            return
+        first, last = span if span is not None else (head_seq, head_seq)
+        kept_seq = Seq(min(head_seq, dice.randint(max(1, first), max(1, last))))
+        if older:
+            # (One from before its own reign is fenced for good: by its own page, or by its peers.)
+            floor = Seq(1) if self.is_mirror else min(kept_seq, last_epoch_seq(reader))
+            kept_seq = max(Seq(kept_seq - older), floor)
+            self.cluster.put_back(self, kept_seq)
+            self._put_back_page(kept_seq)
+            if self.is_mirror:
+                # Of what it lacks nothing is in the backing, which is on the same disk; what it has
+                # comes from the journal, as after any crash.
+                for path in (self.directory / "backing").iterdir():
+                    path.unlink()
+        self.cluster.world.note(f"{self.name} loses {kept_seq + 1} to {head_seq}")
+        crash_system(self.state_dir, kept_seq)
+        assert self.machine.page is not None
+        self.machine.synced_page = self.machine.page.read_bytes()
+
+    def _put_back_page(self, kept_seq: Seq) -> None:
+        """Has the page and the record of members be as they were when the disk had nothing after
+        *kept_seq*; but as they were after the last word that was given: no vote outlives a voter
+        who forgets it."""
+        path = self.machine.page
+        assert path is not None
+        given = path.read_bytes()[_FENCE]
+        for page, members in reversed(self.machine.older):
+            if page[_FENCE] != given:
+                return
+            path.write_bytes(page[: _ROOTED.start] + bytes(8) + page[_ROOTED.stop :])
+            if members is None:
+                (path.parent / MEMBERS_FILE).unlink(missing_ok=True)
+            else:
+                (path.parent / MEMBERS_FILE).write_bytes(members)
+            if int.from_bytes(page[_DURABLE], "little") <= kept_seq:
+                return
+
+    # -- rejoining ---------------------------------------------------------------------------------
+
+    def rejoin(self, dies_in: int | None = None) -> None:
+        """Bring it level while it is down; killed after so many calls of the disk."""
+        before = chains(self.state_dir / "journal")
+        had_begun = (self.state_dir / REJOIN_FILE).exists()
+        self.machine.boot()
+        self.machine.dies_in = dies_in
+        with at(self.machine):
+            try:
+                request = RejoinRequest(self._state(), None, None, insecure=True)
+                told = request.run(Noting(self), lambda: None)
+                self.cluster.world.note(f"{self.name} rejoins at {told.parted}")
+                self.is_mirror, self.reign = True, request._state.reign
+            except Died:
+                self.cluster.world.note(f"{self.name} dies as it rejoins")
+        self.machine.boot()
+        if not had_begun:
+            kept = chains(self.state_dir / "journal")
+            for branch in list_branches(self.state_dir):
+                kept |= chains(branch.directory)
+            assert before <= kept, "an entry that lost is in no branch"
+
+    @property
+    def is_gone_by(self) -> bool:
+        """True of a primary whose system crashed and that no start makes a mirror, while another
+        was promoted after it: it is refused, or waits for words that it does not get."""
+        is_old = self is not self.cluster.newest or "fenced" in self.refusal
+        return is_old and not self.is_mirror and self.side is None
+
+    @property
+    def held_seq(self) -> Seq:
+        """The end of its journal; 0 where it is down."""
+        return self.side.volume.journal.head_seq if self.side is not None else Seq(0)
+
+    @property
+    def has_parted(self) -> bool:
+        """True if it is up and says so."""
+        if self.side is None or not self.is_mirror:
+            return False
+        status = self.side.replication.status().mirror
+        return status is not None and status.state == "diverged"
+
+
+def last_epoch_seq(reader: JournalReader) -> Seq:
+    """Returns the entry with which the newest epoch in *reader*'s journal begins."""
+    entries = reader.read(Seq(1), END)
+    return max(entry.seq for entry in entries if isinstance(entry.operation, NewEpoch))
+
+
+def chains(directory: Path) -> set[tuple[int, int]]:
+    """Each entry of the segments in *directory* by its seq and chain."""
+    reader = JournalReader(directory)
+    if not reader.segments():
+        return set()
+    return {(frame.seq, frame.checksum) for _, frame in reader.frames(Seq(1), END)}

@@ -13,8 +13,9 @@ next one, which asks from the same place."""
 import base64
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from stat import S_IFDIR
 from typing import Any
 
 from fusejournal.admin.source import JournalSource
@@ -84,10 +85,12 @@ def entries(source: JournalSource, fields: Fields, scans: "Scans") -> dict[str, 
     if before is not None:
         end = Seq(min(end, before))
     criteria = replace(criteria, to_seq=end)
+    patterns = [PathPattern(path, source.lookup) for path in criteria.paths]
+    # From here on: what comes before is the same for each page.
     deadline = time.monotonic() + _SECONDS
     found: _Found = []
     reached = criteria.from_seq
-    for page, seq in _pages(source.lookup, criteria, scans, deadline):
+    for page, seq in _pages(source.lookup, criteria, patterns, scans, deadline):
         room = count - len(found)
         found += page[:room]
         if len(page) > room:
@@ -118,11 +121,14 @@ _Found = list[tuple[Entry, Outcome, tuple[bytes | None, bytes | None] | None]]
 
 
 def _pages(
-    lookup: Lookup, criteria: Criteria, scans: "Scans", deadline: float
+    lookup: Lookup,
+    criteria: Criteria,
+    patterns: Sequence[PathPattern],
+    scans: "Scans",
+    deadline: float,
 ) -> Iterator[tuple[_Found, Seq]]:
     """Yields what fits, newest first, in pieces, each with the seq down to which was looked."""
     kinds = sum(1 << kind for kind in criteria.kinds)
-    patterns = [PathPattern(path, lookup) for path in criteria.paths]
     spans = lookup.segments(criteria.from_seq, criteria.to_seq, newest_first=True)
     for span in spans:
         if patterns or kinds or criteria.uid is not None:
@@ -193,7 +199,9 @@ class Scans:
         index = lookup.index(span)
         key = span.first_seq, index.last_seq, pattern.text
         if key not in self._candidates:
-            self._candidates[key] = candidates(index, pattern.text, pattern.fids)
+            self._candidates[key] = candidates(
+                index, pattern.text, pattern.fids, lambda fids: _are_files(lookup, fids)
+            )
         self._candidates.move_to_end(key)
         while len(self._candidates) > _CANDIDATES_KEPT:
             self._candidates.popitem(last=False)
@@ -212,7 +220,8 @@ class Scans:
         key = span.first_seq, criteria
         known = self._scans.pop(key, None)
         walk, found = known or (walk_segment(lookup, span, criteria, patterns), [])
-        for count, (match, is_meant) in enumerate(walk):
+        # A piece at least, however late it is: else it would never come to an end.
+        for count, (match, is_meant) in enumerate(walk, 1):
             if is_meant:
                 found.append(match)
             if count % _PIECE == 0 and time.monotonic() > deadline:
@@ -221,6 +230,11 @@ class Scans:
                     self._scans.popitem(last=False)
                 return None
         return [(one.entry, one.outcome, one[2:]) for one in reversed(found)]
+
+
+def _are_files(lookup: Lookup, fids: Collection[Fid]) -> bool:
+    types = lookup.types_of_many(fids)
+    return len(types) == len(fids) and S_IFDIR not in types.values()
 
 
 def _windows(lookup: Lookup, span: Span, criteria: Criteria) -> Iterator[tuple[_Found, Seq]]:

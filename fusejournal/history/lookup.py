@@ -32,6 +32,8 @@ from fusejournal.operations import (
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 
+_NAMING = sum(1 << kind for kind in NAME_KINDS)
+
 
 class Tenure(NamedTuple):
     """A time in which a path stood for a fid: the entries in [from_seq, to_seq)."""
@@ -141,6 +143,24 @@ class Lookup:
                 for fid in index.which_of(fids)
                 for posting in index.of_fid(fid)
                 if wanted(posting) and index.first_seq + posting.number < before_seq
+            }
+            yield from self.reader.pick(span.path, sorted(numbers))
+
+    def _namings(self, fids: Collection[Fid], before_seq: Seq) -> Iterator[tuple[Entry, Outcome]]:
+        """Yields the entries below *before_seq* that held and gave or took a name of any of *fids*,
+        in order."""
+        yield from self._from_base(
+            fids,
+            before_seq,
+            lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
+        )
+        for span in self.segments(to_seq=before_seq):
+            index = self.index(span)
+            numbers = {
+                number
+                for fid in index.which_of(fids)
+                for number in index.held_of_fid(fid, _NAMING)
+                if index.first_seq + number < before_seq
             }
             yield from self.reader.pick(span.path, sorted(numbers))
 
@@ -259,12 +279,7 @@ class Lookup:
     def places(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*, the oldest first."""
         places: dict[Dentry, None] = {}
-        entries = self.entries_of(
-            fid,
-            before_seq,
-            wanted=lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
-        )
-        for entry, _ in entries:
+        for entry, _ in self._namings((fid,), before_seq):
             for change in name_changes(entry.operation):
                 if change.before == fid:
                     places.pop((change.parent, change.name), None)
@@ -275,12 +290,7 @@ class Lookup:
     def places_of_many(self, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, list[Dentry]]:
         """Every name of each of *fids*, the oldest first, read in one pass."""
         places: dict[Fid, dict[Dentry, None]] = {fid: {} for fid in fids}
-        entries = self.entries_of_many(
-            fids,
-            before_seq,
-            lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
-        )
-        for entry, _ in entries:
+        for entry, _ in self._namings(fids, before_seq):
             for change in name_changes(entry.operation):
                 place = change.parent, change.name
                 if change.before in places:
@@ -361,11 +371,7 @@ class Lookup:
     def _moves_of(self, fid: Fid) -> Moves:
         moves = self._moves.get(fid)
         if moves is None:
-            entries = self.entries_of(
-                fid,
-                wanted=lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
-            )
-            moves = self._moves[fid] = list(moves_in(fid, entries))
+            moves = self._moves[fid] = list(moves_in(fid, self._namings((fid,), END)))
         return moves
 
     def learn_moves(self, fids: Collection[Fid]) -> None:
@@ -374,12 +380,7 @@ class Lookup:
         todo = {fid for fid in fids if fid not in self._moves and fid != ROOT_FID}
         while todo:
             found: dict[Fid, list[tuple[Entry, Outcome]]] = {fid: [] for fid in todo}
-            entries = self.entries_of_many(
-                todo,
-                END,
-                lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
-            )
-            for entry, outcome in entries:
+            for entry, outcome in self._namings(todo, END):
                 changes = name_changes(entry.operation)
                 for fid in {one for change in changes for one in (change.before, change.after)}:
                     if fid in found:

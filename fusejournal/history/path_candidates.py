@@ -7,7 +7,7 @@ below it, and, from there on, what gets a name in one of these directories, with
 below that."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from fusejournal.journal.index import SegmentIndex, ToldPath
 from fusejournal.operations import MOVES, Kind
@@ -19,22 +19,28 @@ _NAMERS = frozenset(
 """Kinds of entries by which something gets a name."""
 
 
-def candidates(index: SegmentIndex, path: bytes, fids: Iterable[Fid]) -> list[int] | None:
+def candidates(
+    index: SegmentIndex,
+    path: bytes,
+    fids: Collection[Fid],
+    are_files: Callable[[Collection[Fid]], bool],
+) -> list[int] | None:
     """Returns the numbers of the entries that can be about *path* or what is below it, in order.
 
     Args:
         fids: the files that the path stood for at any time.
+        are_files: returns True if none of some of them was ever a directory.
 
     None where any may be: a directory on the way to the path, or it itself, got its name in the
-    segment by a move, so that what is told before is told by another path. Raises
-    JournalDamagedError."""
+    segment by a move, so that what is told before is told by another path. (A file that got it so,
+    as editors save, has nothing below it, and is one of *fids*.) Raises JournalDamagedError."""
     told = index.told_paths()
     found: set[int] = set()
     names = path.split(b"/")
     for depth, name in enumerate(names):
         for one in _told_as(told, b"/".join(names[:depth])):
             for posting in index.of_name(one.fid, name):
-                if posting.kind in MOVES:
+                if posting.kind in MOVES and not (depth + 1 == len(names) and are_files(fids)):
                     return None
                 found.add(posting.number)
     inside = _Inside(index, told)

@@ -4,7 +4,7 @@ and path. One way for ``log``, ``stats``, ``replay`` and ``undo``."""
 import itertools
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -117,9 +117,9 @@ class PathPattern:
                 self._tenures.setdefault(tenure.fid, []).append(tenure)
 
     @property
-    def fids(self) -> Iterable[Fid]:
+    def fids(self) -> Collection[Fid]:
         """The files that it stood for, where it is no pattern and there is a lookup."""
-        return self._tenures
+        return self._tenures.keys()
 
     def may_be_in(self, index: SegmentIndex) -> bool:
         """Returns True if a segment can have an entry that matches."""

@@ -164,6 +164,15 @@ class SegmentIndex:
         """The entries that name *fid*, in order."""
         return _postings(self._fids, self._fid_starts, self._fid_postings, fid)
 
+    def held_of_fid(self, fid: Fid, kinds: int) -> list[int]:
+        """Returns the numbers of the entries of *kinds*, a bit mask, that are about *fid* itself
+        and were not refused, in order. It costs little however often *fid* is a directory."""
+        at = bisect_left(self._fids, fid)
+        if at == len(self._fids) or self._fids[at] != fid:
+            return []
+        packed = self._fid_postings[self._fid_starts[at] : self._fid_starts[at + 1]]
+        return [one >> 8 for one in packed if not one & 3 and kinds >> (one >> 2 & 63) & 1]
+
     def by_fid(self) -> Iterator[tuple[Fid, Sequence[int]]]:
         """Yields each fid with its postings, as they are packed."""
         for at, fid in enumerate(self._fids):

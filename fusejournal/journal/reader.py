@@ -8,8 +8,8 @@ segment to the next. It changes nothing and holds no file open between calls.
 The end: in the newest segment a frame that is not whole is the end of the journal (an append under
 way, or a torn tail). Anything else that is wrong is JournalDamagedError."""
 
+import random
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
@@ -56,7 +56,7 @@ class JournalReader:
         self._source = source
         self.uuid = uuid
         """The volume's; None until a segment was read."""
-        self._indexes: OrderedDict[Path, SegmentIndex] = OrderedDict()
+        self._indexes: dict[Path, SegmentIndex] = {}
         self._index_bytes = 0
         self._growing: Path | None = None
         """The segment whose index was made while it was the newest."""
@@ -305,7 +305,6 @@ class JournalReader:
         JournalDamagedError."""
         known = self._indexes.get(path)
         if known is not None and path not in self._stale:
-            self._indexes.move_to_end(path)
             return known
         newest = path == self.segments()[-1]
         try:
@@ -333,9 +332,14 @@ class JournalReader:
             self._index_bytes -= len(replaced.content)
         self._indexes[path] = index
         self._index_bytes += len(index.content)
-        while self._index_bytes > _INDEX_BYTES_KEPT and len(self._indexes) > 1:
-            _, dropped = self._indexes.popitem(last=False)
-            self._index_bytes -= len(dropped.content)
+        # Any of the others goes, not the oldest: of segments that are gone through in order, again
+        # and again, and of which not quite all can be kept, the oldest is the next to be wanted.
+        # That of the segment that grows stays, because no file has it.
+        while self._index_bytes > _INDEX_BYTES_KEPT:
+            others = [one for one in self._indexes if one not in (path, self._growing)]
+            if not others:
+                return
+            self._index_bytes -= len(self._indexes.pop(random.choice(others)).content)
 
     def pick(self, path: Path, numbers: Iterable[int]) -> Iterator[tuple[Entry, Outcome]]:
         """The entries with *numbers* (growing) of segment *path*, with their outcomes. Reads from

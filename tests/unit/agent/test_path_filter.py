@@ -145,3 +145,43 @@ def test_a_reading_goes_on_with_the_next_page(
     first = timeline.entries(source, Fields({"path": "*a"}), scans)
     assert (first["entries"], first["next_before_seq"]) == ([], source.head_seq + 1)
     assert _shown(source, "*a", scans) == whole
+    # Each page reads a piece at least, however late it is.
+    pages, before, scans = 0, None, Scans()
+    while pages == 0 or before is not None:
+        page = timeline.entries(source, Fields({"path": "*a", "before_seq": before}), scans)
+        before = page["next_before_seq"]
+        pages += 1
+        assert pages <= source.head_seq // 64 + 3 * len(source.reader.segments())
+
+
+def test_a_file_that_editors_save_is_found_by_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each save is a new file that is renamed over the old; a directory in its place is not."""
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
+    make_volume(tmp_path / "state", "data")
+    with open_volume(tmp_path, uuid=load_state(tmp_path / "state").uuid) as volume:
+        old = Fid(0)
+        for name in (b"plan", b"old"):
+            fid = volume.volume.new_fid()
+            volume.volume.commit(Mkdir(fid, ROOT_FID, name, 0o40755, 0, 0, None, None), _WHO)
+        docs = fid
+        for number in range(200):
+            fid = volume.volume.new_fid()
+            volume.volume.commit(Create(fid, docs, b".tmp", 0o100644, 0, 0, 0, None), _WHO)
+            volume.volume.commit(Write(fid, 0, None), _WHO, b"%d" % number)
+            volume.volume.commit(Rename(fid, docs, b".tmp", docs, b"text", 0, old), _WHO)
+            old = fid
+        other = volume.volume.new_fid()
+        volume.volume.commit(Create(other, ROOT_FID, b"x", 0o100644, 0, 0, 0, None), _WHO)
+        volume.volume.commit(Rename(docs, ROOT_FID, b"old", ROOT_FID, b"new", 0, Fid(0)), _WHO)
+    source = open_source("data")
+    for path in ("old/text", "new"):
+        scans = Scans()
+        matches = find(source.lookup, source.criteria(paths=[path]), newest_first=True)
+        found = [int(match.entry.seq) for match in matches]
+        assert _shown(source, path, scans) == found
+        assert len(found) >= (200 if path == "old/text" else 1)
+        by_index = [one is not None for one in scans._candidates.values()]
+        assert by_index[0] is False  # the newest segment, where the directory was moved
+        assert path == "new" or (all(by_index[1:]) and len(by_index) > 1)

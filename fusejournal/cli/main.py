@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -101,8 +102,9 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """Run the command line; every failure is one line on stderr and an exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, that of the process or *arguments*; every failure is one line on stderr
+    and an exit code."""
     failpoints.listen_to_environment()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -111,7 +113,7 @@ def main() -> None:
     # Paths are followed directory by directory, and trees are deep at times.
     sys.setrecursionlimit(_STEPS_MAX)
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(arguments, standalone_mode=False)
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)

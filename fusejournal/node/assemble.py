@@ -25,6 +25,7 @@ from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs.delegations import Recaller
 from fusejournal.node.export_watch import ExportWatch
+from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.status import StatusPage
@@ -82,6 +83,7 @@ class StartParts:
     local: LocalNode | None
     append_notifier: AppendNotifier
     startup: VolumeStartup
+    hooks: RoleHooks
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def assemble_start(
     spec: MountSpec,
     state: VolumeState,
     reporter: Reporter,
+    hooks: RoleHooks,
     root_fd: int,
     table_fd: int,
     *,
@@ -127,6 +130,7 @@ def assemble_start(
     Args:
         spec, state: what was asked for, and the volume's state.
         reporter: told how far a long step is.
+        hooks: the programs around a change of the role, which outlive these parts.
         root_fd: of the backing; the startup closes it.
         table_fd: of the table of open files, of this mount or of the process before.
         is_taken_over: the kernel may know any fid from that process.
@@ -176,7 +180,7 @@ def assemble_start(
         base_tree=partial(open_base, spec.state_dir, config=spec.config.store),
     )
     return StartParts(
-        role, page, files, policy, exports, kernel_cache, local, append_notifier, startup
+        role, page, files, policy, exports, kernel_cache, local, append_notifier, startup, hooks
     )
 
 

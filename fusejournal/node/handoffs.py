@@ -107,6 +107,7 @@ class Handoffs:
         )
         work = HandOver(self._startup.volume, replication, str(request.get("peer")), seams)
         self._running, self._error = work, None
+        self._hooks.prepare()
         nursery.start_soon(self._run, work, seconds)
         return self._progress(work).to_json()
 

@@ -13,7 +13,8 @@ be one that only root can change. What it is to know is in its environment:
 ``FUSEJOURNAL_VOLUME``     the volume's name; ``_MOUNTPOINT`` and ``_STATE`` its places
 =========================  =======================================================================
 
-Its output goes to the log. Used from the event loop's thread."""
+Its output goes to the log. Those that are shipped run in one process (hook_process.py), as long as
+a change goes on. Used from the event loop's thread."""
 
 import logging
 import os
@@ -21,8 +22,8 @@ import shlex
 import shutil
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -30,6 +31,7 @@ import trio
 from fusejournal.config import HooksConfig
 from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import HookFailedError
+from fusejournal.node.hook_process import HookProcess, shipped
 from fusejournal.node.spec import MountSpec
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ _LINES_MAX = 20
 
 
 class RoleHooks:
-    """The hooks of the mount *spec*."""
+    """The hooks of the mount *spec*, which lives as long as the process does."""
 
     def __init__(self, spec: MountSpec) -> None:
         self._config: HooksConfig = spec.config.hooks
@@ -48,16 +50,40 @@ class RoleHooks:
             "FUSEJOURNAL_MOUNTPOINT": str(spec.mountpoint),
             "FUSEJOURNAL_STATE": str(spec.state_dir),
         }
+        self._process = HookProcess()
+        self._owed: str | None = None
+        """The reign of the change before which some were called, and after which none were yet."""
 
     @property
     def can_fence(self) -> bool:
         """True if there is a program that makes sure that an old primary is off."""
         return self._config.fence is not None
 
+    def prepare(self) -> None:
+        """Have the process of the shipped ones start, because a change begins: callers wait once
+        they are due."""
+        config = self._config
+        commands = (*config.before, *config.after, *([config.fence] if config.fence else ()))
+        with suppress(HookFailedError, OSError):  # told when they are called
+            if any(shipped(_checked(command)) is not None for command in commands):
+                self._process.begin()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Prepare for a change that the block goes on to, unless it raises."""
+        self.prepare()
+        try:
+            yield
+        except BaseException:
+            self._process.end()
+            raise
+
     async def before(self, role: str, reign: str, peer: str) -> None:
         """Call what comes before the node gets *role*. Raises HookFailedError; those behind it are
         not called then. Cancelling ends the program."""
+        self.prepare()
         for command in self._config.before:
+            self._owed = reign
             await self._run(command, "before", role, reign, peer)
 
     async def after(self, role: str, reign: str, peer: str) -> list[str]:
@@ -70,7 +96,20 @@ class RoleHooks:
             except HookFailedError as error:
                 log.error("%s", error)
                 failures.append(str(error))
+        self._owed = None
+        self._process.end()
         return failures
+
+    def end(self, *, goes_on: bool) -> None:
+        """End with the volume's process. Unless that *goes_on* as another program, which is to call
+        what comes after, a change that was begun and has come to no end, because the process was
+        stopped or failed, is followed by what comes after a node is a mirror: it serves nothing.
+        Blocks."""
+        try:
+            if self._owed is not None and not goes_on:
+                trio.run(self.after, "mirror", self._owed, "")
+        finally:
+            self._process.end()
 
     async def fence(self, reign: str, peer: str) -> None:
         """Return when *peer*, the old primary, is known to be off. Raises HookFailedError where it
@@ -90,31 +129,49 @@ class RoleHooks:
         arguments = _checked(command)
         told = {"WHEN": when, "ROLE": role, "REIGN": reign, "PEER": peer}
         environment = {
-            **os.environ,
             **self._places,
             **{f"FUSEJOURNAL_{key}": value for key, value in told.items()},
         }
+        began = trio.current_time()
         try:
             with trio.fail_after(self._config.timeout_seconds):
-                done = await trio.run_process(
-                    arguments,
-                    capture_stdout=True,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                    cwd=WORKING_DIRECTORY,
-                    env=environment,
-                )
+                status, output = await self._outcome(arguments, environment)
         except trio.TooSlowError:
             seconds = self._config.timeout_seconds
             raise HookFailedError(command, f"has not ended after {seconds:g} s") from None
         except OSError as error:
             raise HookFailedError(command, error.strerror or str(error)) from None
-        lines = _lines(done.stdout or b"")
+        lines = _lines(output)
         for line in lines:
             log.info("%s: %s", arguments[0], line)
-        if done.returncode != 0:
+        log.info("hook %s, %s: took %.2f s", command, when, trio.current_time() - began)
+        if status != 0:
             last = f": {lines[-1]}" if lines else ""
-            raise HookFailedError(command, f"ended with status {done.returncode}{last}")
+            raise HookFailedError(command, f"ended with status {status}{last}")
+
+    async def _outcome(
+        self, arguments: Sequence[str], environment: dict[str, str]
+    ) -> tuple[int, bytes]:
+        """Returns the status and the output of the program with *arguments*. Cancelling ends it.
+        Raises OSError."""
+        ours = shipped(arguments)
+        if ours is None:
+            done = await trio.run_process(
+                arguments,
+                capture_stdout=True,
+                stderr=subprocess.STDOUT,
+                check=False,
+                cwd=WORKING_DIRECTORY,
+                env={**os.environ, **environment},
+            )
+            return done.returncode, done.stdout or b""
+        try:
+            return await trio.to_thread.run_sync(
+                self._process.run, ours, environment, abandon_on_cancel=True
+            )
+        except (trio.Cancelled, OSError):
+            self._process.end()
+            raise
 
 
 @asynccontextmanager

@@ -45,7 +45,7 @@ from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.nfs import exports
 from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
 from fusejournal.node.handoffs import Handoffs
-from fusejournal.node.hooks import RoleHooks, undoing
+from fusejournal.node.hooks import undoing
 from fusejournal.node.journal_limits import PruningRefusedError
 from fusejournal.node.live_pruning import prune_running
 from fusejournal.node.metrics import serve_metrics
@@ -118,7 +118,7 @@ class Node:
         """Replication, while requests are served; None in a read-only mount."""
         self._exports = parts.exports
         self._policy = parts.policy
-        self._hooks = RoleHooks(spec)
+        self._hooks = parts.hooks
         self._loop: RequestLoop | None = None
         """The loop that serves requests, while it does."""
         self._tasks: trio.Nursery | None = None
@@ -379,8 +379,7 @@ class Node:
         if replication is None or receiver is None or self.state.role is not Role.MIRROR:
             word = "primary" if receiver is None else "mirror that has no volume yet"
             raise UsageError(f"volume {self.state.name} is a {word}: only a mirror is promoted")
-        volume = self._startup.volume
-        hooks = self._hooks
+        volume, hooks = self._startup.volume, self._hooks
 
         async def fence(plan: PromotionPlan) -> None:
             await hooks.fence(plan.reign, plan.primary or "")
@@ -389,8 +388,9 @@ class Node:
         promotion = Promotion(self.state.name, volume, replication, receiver, fence_hook)
         if request.get("dry_run"):
             return (await promotion.plan()).to_json()
-        plan = await promotion.prepare(bool(request.get("force")))
-        await promotion.apply_all()
+        with hooks.prepared():
+            plan = await promotion.prepare(bool(request.get("force")))
+            await promotion.apply_all()
         reign = reign_of_text(plan.reign)
         async with undoing(self.call_after_hooks, self._tasks):
             try:

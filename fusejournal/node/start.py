@@ -27,7 +27,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -53,6 +54,7 @@ from fusejournal.node.assemble import (
     assemble_start,
 )
 from fusejournal.node.holding import hold_or_make_volume
+from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.node import Node
 from fusejournal.node.refusals import check_file_limit
 from fusejournal.node.spec import MountSpec, Reporter
@@ -100,7 +102,10 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
         return is_live() or (node is not None and parts.startup.root.was_marked)
 
     backing_fd = lock.inherited_backing()
-    with hold_or_make_volume(spec, check, has_begun, is_live) as state:  # step 1
+    with (
+        hold_or_make_volume(spec, check, has_begun, is_live) as state,  # step 1
+        _hooks_of(spec) as hooks,
+    ):
         while True:
             mount = _take_place(spec, reporter, backing_fd)  # step 2
             backing_fd = os.dup(mount.root_fd)
@@ -108,6 +113,7 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
                 spec,
                 state,
                 reporter,
+                hooks,
                 mount.root_fd,
                 mount.table_fd,
                 is_taken_over=mount.is_taken_over,
@@ -139,9 +145,20 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
                 lock.pass_backing_on(backing_fd)
                 break
         if node.is_restarting:
+            hooks.end(goes_on=True)
             lock.pass_on(state.directory)
             command = python_module("fusejournal", *sys.argv[1:])
             os.execv(command[0], command)
+
+
+@contextmanager
+def _hooks_of(spec: MountSpec) -> Iterator[RoleHooks]:
+    """Yields the hooks of *spec*, and ends them while no other process can run the volume."""
+    hooks = RoleHooks(spec)
+    try:
+        yield hooks
+    finally:
+        hooks.end(goes_on=False)
 
 
 async def _run(

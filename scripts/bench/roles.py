@@ -145,6 +145,8 @@ def measure_nfs(options: argparse.Namespace) -> None:
             if guest.wait(1.0):
                 raise GuestError(guest.words())
         result = json.loads((out / "result.json").read_text())
+        if options.timeline:
+            print((out / "output").read_text())
     print(f"{'median':>30}{'worst':>13}")
     for name, pauses in result.items():
         print(f"{name:17}{statistics.median(pauses):11.1f} s{max(pauses):11.1f} s", flush=True)
@@ -162,6 +164,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", choices=["handoff", "promotion"])
     parser.add_argument("--nfs", action="store_true", help="what NFS clients notice")
+    parser.add_argument("--timeline", action="store_true", help="with --nfs: what happened when")
     options = parser.parse_args()
     if options.nfs:
         if (reason := unavailable()) is not None:

@@ -349,6 +349,39 @@ def test_a_promotion_that_is_interrupted_has_the_hooks_undone(tmp_path: Path) ->
         assert mirror.ask()["role"] == "mirror"
 
 
+@pytest.mark.parametrize("command", ["promote", "demote", "handoff"])
+def test_a_change_that_ends_with_the_process_has_the_hooks_undone(
+    tmp_path: Path, command: str
+) -> None:
+    """By SIGTERM, as a service is stopped: what serves others, too, is not left stopped."""
+    taken, brought_back = tmp_path / "taken", tmp_path / "brought-back"
+    before, after = tmp_path / "stops-what-runs", tmp_path / "starts-it"
+    before.write_text(f"#!/bin/sh\nrm {brought_back}\ntouch {taken}\nexec sleep 100\n")
+    after.write_text(f'#!/bin/sh\necho "$FUSEJOURNAL_ROLE" >{brought_back}\n')
+    for program in (before, after):
+        program.chmod(0o755)
+    hooks = f"[hooks]\nbefore = ['{before}']\nafter = ['{after}']\n"
+    with nodes(tmp_path, None) as (primary, mirror):
+        node = mirror if command == "promote" else primary
+        node.reconfigure(CONFIG + hooks)
+        primary.start()
+        mirror.start()
+        work(primary, "first")
+        await_level(primary, mirror)
+        if command == "promote":
+            primary.kill()
+        wait_for(brought_back.exists, node.ask)
+        words = {"promote": ("--force",), "demote": (), "handoff": (mirror.name,)}[command]
+        line = node.command(command, str(node.state), *words)
+        with subprocess.Popen(line, env=node.environment, stderr=subprocess.DEVNULL) as asking:
+            wait_for(taken.exists, node.ask)
+            os.kill(node.pid, signal.SIGTERM)
+            node.wait()
+            asking.kill()  # it may wait for the next start
+        # Whatever it is: it serves nothing.
+        assert brought_back.read_text() == "mirror\n"
+
+
 def test_a_fenced_primary_becomes_a_mirror_of_its_successor(tmp_path: Path) -> None:
     with started(tmp_path, None) as (primary, mirror):
         work(primary, "before")
@@ -423,7 +456,7 @@ def has_floating(node: Node) -> bool:
 
 def test_the_address_goes_where_the_primary_is(tmp_path: Path) -> None:
     """By the hook that is shipped: clients need not ask where it is, they are told."""
-    tool = f"{sys.executable} -m fusejournal hook address {FLOATING}/24 eth0"
+    tool = f"{sys.executable} -P -m fusejournal hook address {FLOATING}/24 eth0"
     hooks = f"[hooks]\nbefore = ['{tool}']\nafter = ['{tool}']\n"
     with network() as net:
         client = net.host()

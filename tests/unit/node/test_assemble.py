@@ -14,6 +14,7 @@ from fusejournal.config import Config
 from fusejournal.layer.open_files import new_table
 from fusejournal.node.assemble import ServingParts, StartParts, assemble_serving, assemble_start
 from fusejournal.node.holding import hold_or_make_volume
+from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.start import _ask_peers
 from fusejournal.node.state_dir import VolumeState
@@ -50,6 +51,7 @@ def _assemble(spec: MountSpec, state: VolumeState) -> tuple[StartParts, ServingP
         spec,
         state,
         Silent(),
+        RoleHooks(spec),
         root_fd,
         new_table(),
         is_taken_over=False,

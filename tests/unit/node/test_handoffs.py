@@ -40,7 +40,9 @@ def spec_of(base: Path, overrule: str | None) -> MountSpec:
 
 def opened(spec: MountSpec, state: VolumeState) -> tuple[Handoffs, StartParts, SimpleNamespace]:
     root_fd = os.open(spec.backing, os.O_RDONLY | os.O_DIRECTORY)
-    parts = assemble_start(spec, state, Silent(), root_fd, new_table(), is_taken_over=False)
+    parts = assemble_start(
+        spec, state, Silent(), RoleHooks(spec), root_fd, new_table(), is_taken_over=False
+    )
     parts.startup.open(read_only=False)
     node = SimpleNamespace(state=state, saving=trio.Lock(), next_role=None)
     owner: Any = node

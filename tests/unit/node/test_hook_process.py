@@ -1,0 +1,143 @@
+"""The process that runs shipped hooks: which are shipped, what they are told and answer, and what
+comes of its end."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from fusejournal.config import Config
+from fusejournal.disk.process import python_module
+from fusejournal.errors import HookFailedError
+from fusejournal.node.hook_process import HookProcess, shipped
+from fusejournal.node.hooks import RoleHooks
+from fusejournal.node.spec import MountSpec
+
+pytestmark = pytest.mark.mount  # as for hooks: whose owner is root
+
+_NOTIFY = ("hook", "notify", "192.0.2.9/24")
+_TOLD = {"FUSEJOURNAL_WHEN": "after", "FUSEJOURNAL_ROLE": "primary", "FUSEJOURNAL_VOLUME": "vol"}
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of an NFS server, one of whose NFSv3 clients is to be told; its program writes that
+    down, and goes on as long as there is a file."""
+    root = tmp_path / "server"
+    (root / "usr/sbin").mkdir(parents=True)
+    (root / "var/lib/nfs/fusejournal-vol/sm").mkdir(parents=True)
+    (root / "var/lib/nfs/fusejournal-vol/sm/client").touch()
+    program = root / "usr/sbin/sm-notify"
+    lines = ("#!/bin/sh", f"echo $$ >>{root}/told", f"while test -e {root}/goes-on", "do sleep 0.1")
+    program.write_text("\n".join((*lines, "done", "")))
+    program.chmod(0o755)
+    monkeypatch.setenv("FUSEJOURNAL_NFS_ROOT", str(root))
+    return root
+
+
+@pytest.fixture
+def process() -> Iterator[HookProcess]:
+    made = HookProcess()
+    yield made
+    made.end()
+
+
+def pid_of(process: HookProcess) -> int:
+    assert process._process is not None
+    return process._process.pid
+
+
+def test_which_hooks_are_shipped() -> None:
+    module = python_module("fusejournal")
+    script = str(Path(sys.executable).parent / "fusejournal")
+    assert shipped([*module, *_NOTIFY]) == list(_NOTIFY)
+    assert shipped([script, *_NOTIFY]) == list(_NOTIFY)
+    assert shipped([script, "status"]) is None
+    assert shipped([script]) is None
+    assert shipped(["/bin/true", "hook"]) is None
+
+
+def test_one_process_runs_them_all(server: Path, process: HookProcess) -> None:
+    assert process.run(_NOTIFY, _TOLD) == (0, b"NFSv3 clients are told\n")
+    first = pid_of(process)
+    told = {**_TOLD, "FUSEJOURNAL_VOLUME": "other"}
+    assert process.run(_NOTIFY, told) == (0, b"no NFSv3 client has to be told\n")
+    status, output = process.run(("hook", "notify", "nowhere"), _TOLD)
+    assert (status, pid_of(process)) == (2, first)
+    assert b"fusejournal: 'nowhere' is no address" in output
+    assert process.run(("hook", "nothing"), _TOLD)[0] == 2
+    # As when a unit stops: systemd ends all of its processes, and what was done is to be undone.
+    os.kill(first, signal.SIGTERM)
+    assert process.run(_NOTIFY, told)[0] == 0
+    assert pid_of(process) == first
+
+
+def test_one_that_is_gone_gets_a_successor(server: Path, process: HookProcess) -> None:
+    process.begin()
+    first = pid_of(process)
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    assert process.run(_NOTIFY, _TOLD)[0] == 0
+    assert pid_of(process) != first
+    (server / "goes-on").touch()
+
+    def end() -> None:
+        await_told(server, 2)
+        process.end()
+
+    ended = threading.Thread(target=end)
+    ended.start()
+    with pytest.raises(ChildProcessError, match="its process has died"):
+        process.run(_NOTIFY, _TOLD)
+    ended.join()
+    (server / "goes-on").unlink()
+
+
+def await_told(server: Path, times: int) -> None:
+    """Return when the program was called so often."""
+    while True:
+        with suppress(FileNotFoundError):
+            if len((server / "told").read_text().split()) >= times:
+                return
+        time.sleep(0.01)
+
+
+async def test_one_that_hangs_is_ended(server: Path, tmp_path: Path) -> None:
+    (server / "goes-on").touch()
+    command = " ".join((*python_module("fusejournal"), *_NOTIFY))
+    config = Config.model_validate({"hooks": {"after": [command], "timeout_seconds": 1.5}})
+    spec = MountSpec("vol", tmp_path, tmp_path, tmp_path, config, False, frozenset())
+    called = RoleHooks(spec)
+    try:
+        with trio.fail_after(20):
+            (failure,) = await called.after("primary", "2/beef", "")
+        assert "not ended after 1.5 s" in failure
+        assert called._process._process is None
+    finally:
+        (server / "goes-on").unlink()
+
+
+async def test_a_change_without_an_end_is_followed_by_what_gives_back(tmp_path: Path) -> None:
+    """Once, and not where the process goes on as another program."""
+    out = tmp_path / "out"
+    program = tmp_path / "hook"
+    program.write_text(f'#!/bin/sh\necho "$FUSEJOURNAL_WHEN $FUSEJOURNAL_ROLE" >>{out}\n')
+    program.chmod(0o755)
+    config = Config.model_validate({"hooks": {"before": [str(program), "/bin/false"],
+                                              "after": [str(program)]}})  # fmt: skip
+    spec = MountSpec("vol", tmp_path, tmp_path, tmp_path, config, False, frozenset())
+    called = RoleHooks(spec)
+    with pytest.raises(HookFailedError):
+        await called.before("primary", "2/beef", "")
+    called.end(goes_on=True)
+    assert out.read_text() == "before primary\n"
+    await trio.to_thread.run_sync(lambda: called.end(goes_on=False))
+    await trio.to_thread.run_sync(lambda: called.end(goes_on=False))
+    assert out.read_text() == "before primary\nafter mirror\n"

@@ -90,7 +90,7 @@ async def _serve(directory: Path, address: Address, ready: Callable[[Address, st
     bound: Address | None = None
 
     def changed() -> None:
-        witness.keep_only(book.certificates())
+        witness.reception.keep_only(book.certificates())
 
     commands = PeerCommands(book, identity, name, changed, lambda: bound)
 
@@ -141,7 +141,7 @@ async def _listen(
         identity,
         book.certificates,
         insecure=False,
-        on_connection=witness.serve,
+        on_connection=witness.reception.serve,
         on_pairing=commands.on_pairing,
         is_pairing_open=commands.is_open,
         task_status=task_status,

@@ -3,8 +3,7 @@ higher reign is judged.
 
 Used from the event loop's thread, by one task a connection."""
 
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,14 +13,13 @@ from fusejournal.address import Address, parse_address
 from fusejournal.errors import (
     FusejournalError,
     JournalFailedError,
-    PeerLostError,
-    PeerRefusedError,
 )
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.fetch_lost import serve_fetch
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.receiver import Receiver
+from fusejournal.replication.reception import Reception
 from fusejournal.types import Seq
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.connection import Connection
@@ -37,15 +35,11 @@ from fusejournal.wire.session import (
     HandshakeState,
     RefusedError,
     claim_of,
-    expect,
     reign_of,
     speaks_of_same,
     wanted_reign,
     welcome,
 )
-
-_GREETING_SECONDS = 30.0
-_FAREWELL_SECONDS = 1.0
 
 Heed = Callable[[Claim, str], Awaitable[None]]
 """Judges a claim of a peer, which is named; returns when what was seen of reigns is on the disk."""
@@ -108,41 +102,7 @@ class Inbound:
         self._heed_claim = heed
         self._mirror = mirror
         self._peers_changed = peers_changed
-        self._connections: dict[trio.CancelScope, str | None] = {}
-        """Each with the name of the peer."""
-
-    def keep_only(self, names: Collection[str]) -> None:
-        """Cut off the peers that have a name which is not among *names*."""
-        for scope, name in self._connections.items():
-            if name is not None and name not in names:
-                scope.cancel()
-
-    async def serve(self, connection: Connection) -> None:
-        """Hear what the peer wants, and do that. Cancelling cuts it off. Raises FusejournalError
-        for the listener to log."""
-        with trio.CancelScope() as scope:
-            # Before anything is awaited: a peer that is removed is cut off, greeted or not.
-            self._connections[scope] = connection.peer
-            try:
-                await self._greet(connection)
-            finally:
-                del self._connections[scope]
-
-    async def _greet(self, connection: Connection) -> None:
-        try:
-            with trio.fail_after(_GREETING_SECONDS):
-                greeting = expect(await connection.receive(), Hello)
-        except trio.TooSlowError:
-            where, seconds = connection.where, _GREETING_SECONDS
-            raise PeerLostError(where, f"no greeting within {seconds:g} s") from None
-        try:
-            await self._serve_greeted(connection, greeting)
-        except* RefusedError as group:
-            error = first_error(group)
-            assert isinstance(error, RefusedError)
-            with trio.move_on_after(_FAREWELL_SECONDS), suppress(FusejournalError):
-                await connection.send(error.message())
-            raise PeerRefusedError(connection.where, f"refused: {error}") from None
+        self.reception = Reception(self._serve_greeted)
 
     async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
         await self._heed(connection, greeting)
@@ -263,5 +223,3 @@ class Inbound:
             )
         except* OSError as group:
             raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
-        except* trio.TooSlowError:
-            raise PeerLostError(connection.where, "said nothing for too long") from None

@@ -302,7 +302,7 @@ class Replication:
             self.local.identity,
             self.local.book.certificates,
             insecure=self.local.insecure,
-            on_connection=self._inbound.serve,
+            on_connection=self._inbound.reception.serve,
             on_pairing=self._peer_commands.on_pairing,
             is_pairing_open=self._peer_commands.is_open,
             task_status=task_status,
@@ -357,7 +357,7 @@ class Replication:
         """Start shippers of new peers, end those of removed ones, tell the others to look again."""
         if self._nursery is None:
             return
-        self._inbound.keep_only(self.local.book.certificates())
+        self._inbound.reception.keep_only(self.local.book.certificates())
         if self._membership is not None:
             self._membership.look_again()
         peers = {peer.name: peer for peer in self.local.book.list() if peer.address is not None}

@@ -17,7 +17,6 @@ Used from the event loop's thread, by one task a connection."""
 
 import json
 import logging
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,10 +26,11 @@ from uuid import UUID
 import trio
 
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
-from fusejournal.errors import FusejournalError, PeerLostError, PeerRefusedError
-from fusejournal.replication.common_ancestor import SILENCE_SECONDS, first_error
+from fusejournal.errors import FusejournalError
+from fusejournal.replication.common_ancestor import SILENCE_SECONDS
 from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.member_record import MemberRecord
+from fusejournal.replication.reception import Reception
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire import session
 from fusejournal.wire.connection import Connection
@@ -61,8 +61,6 @@ log = logging.getLogger(__name__)
 WITNESS_FILE: Final = "witness.json"
 _FORMAT: Final = 1
 _FILE_BYTES_MAX: Final = 1 << 16
-_GREETING_SECONDS: Final = 30.0
-_FAREWELL_SECONDS: Final = 1.0
 _SAVE_SECONDS: Final = 10.0
 _NO_REIGN: Final = Reign(Epoch(0), 0)
 
@@ -135,8 +133,7 @@ class Witness:
         self.primary: str | None = None
         """The peer that tells who counts, as long as it does."""
         self._session: trio.CancelScope | None = None
-        self._connections: dict[trio.CancelScope, str | None] = {}
-        """Each with the name of the peer."""
+        self.reception = Reception(self._serve_greeted)
         self._noting = trio.Lock()
 
     @property
@@ -159,40 +156,7 @@ class Witness:
             with suppress(FusejournalError):  # a full disk: it is tried again
                 await self.members.save()
 
-    def keep_only(self, names: Collection[str]) -> None:
-        """Cut off the peers that have a name which is not among *names*."""
-        for scope, name in self._connections.items():
-            if name is not None and name not in names:
-                scope.cancel()
-
-    async def serve(self, connection: Connection) -> None:
-        """Serve a peer. Cancelling cuts it off. Raises FusejournalError for the listener to log."""
-        with trio.CancelScope() as scope:
-            self._connections[scope] = connection.peer
-            try:
-                await self._greet(connection)
-            finally:
-                del self._connections[scope]
-
-    async def _greet(self, connection: Connection) -> None:
-        try:
-            with trio.fail_after(_GREETING_SECONDS):
-                greeting: Hello = expect(await connection.receive(), Hello)
-        except trio.TooSlowError:
-            words = f"no greeting within {_GREETING_SECONDS:g} s"
-            raise PeerLostError(connection.where, words) from None
-        try:
-            await self._serve(connection, greeting)
-        except* RefusedError as group:
-            error = first_error(group)
-            assert isinstance(error, RefusedError)
-            with trio.move_on_after(_FAREWELL_SECONDS), suppress(FusejournalError):
-                await connection.send(error.message())
-            raise PeerRefusedError(connection.where, f"refused: {error}") from None
-        except* trio.TooSlowError:
-            raise PeerLostError(connection.where, "said nothing for too long") from None
-
-    async def _serve(self, connection: Connection, greeting: Hello) -> None:
+    async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
         if greeting.purpose == HANDOFF:
             raise RefusedError(HANDOFF, f"{self._name} is a witness, and has no data to serve")
         if not tells_members(self.me.versions, versions_of(greeting)):

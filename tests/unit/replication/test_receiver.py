@@ -77,7 +77,7 @@ async def test_a_primary_that_is_not_known_any_more_is_waited_for(tmp_path: Path
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
         await until("it streams", lambda: mirror_status(mirror).state == "streaming")
-        (scope,) = mirror.replication._inbound._connections
+        (scope,) = mirror.replication._inbound.reception._connections
         primary.replication.local.book.pause("east")  # so that it does not come back
         scope.cancel()
         await until("it is over", lambda: mirror_status(mirror).address is None)

@@ -80,8 +80,8 @@ async def witnessing(cluster: Nodes, *names: str) -> AsyncIterator[tuple[Witness
                 identity,
                 book.certificates,
                 insecure=False,
-                on_connection=witness.serve,
-                on_pairing=witness.serve,
+                on_connection=witness.reception.serve,
+                on_pairing=witness.reception.serve,
                 is_pairing_open=lambda: False,
                 task_status=task_status,
             )
@@ -168,7 +168,7 @@ class _Asked:
             async def serve_it() -> None:
                 async with Connection(other, "192.0.2.1:7", "node") as connection:
                     try:
-                        await self.witness.serve(connection)
+                        await self.witness.reception.serve(connection)
                     except* FusejournalError:
                         pass
 

@@ -20,7 +20,7 @@ from fusejournal.node.disk_space import disk_space, low_disk
 from fusejournal.node.registry import all_volumes, copies_of
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.version_record import load_version_status
-from fusejournal.node.volume_status import BranchesStatus, ScrubStatus, VolumeStatus
+from fusejournal.node.volume_status import BranchesStatus, Condition, ScrubStatus, VolumeStatus
 from fusejournal.types import Seq
 from fusejournal.volume.rollback import load_intent
 
@@ -53,15 +53,15 @@ def _status(state: VolumeState) -> VolumeStatus:
     except NotRunningError:
         holder = state.holder()
         if holder is None and is_held(state.directory / "connection"):
-            return _status_from_disk(state, "held", None)
-        return _status_from_disk(
-            state, "starting" if holder else "stopped", holder.get("pid") if holder else None
-        )
+            return _status_from_disk(state, Condition.HELD, None)
+        if holder is None:
+            return _status_from_disk(state, Condition.STOPPED, None)
+        return _status_from_disk(state, Condition.STARTING, holder.get("pid"))
 
 
-def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> VolumeStatus:
+def _status_from_disk(state: VolumeState, condition: Condition, pid: int | None) -> VolumeStatus:
     degraded: list[str] = []
-    if condition == "stopped" and _is_mounted(state):
+    if condition is Condition.STOPPED and _is_mounted(state):
         degraded.append(
             f"its mount is dead: 'fusejournal mount {state.name}' makes it anew, "
             f"'fusejournal umount {state.name}' takes it away"
@@ -74,15 +74,15 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
             journal, clean = _open_journal(state)
             if journal.damage is not None:
                 degraded.append(f"{journal.damage.verdict}: {journal.damage}")
-            elif condition == "held":
+            elif condition is Condition.HELD:
                 degraded.append(
                     f"its layer died, and its users wait: 'fusejournal mount {state.name}' goes on"
                 )
-            elif not clean and condition == "stopped":
+            elif not clean and condition is Condition.STOPPED:
                 degraded.append("was not stopped in order; the next mount recovers it")
     except (JournalError, OSError) as error:
         degraded.append(str(error))
-    if condition == "stopped":
+    if condition is Condition.STOPPED:
         degraded += _unfinished(state)
     count, occupied_bytes = occupied_by_branches(state.directory)
     disk = disk_space(state.directory)
@@ -95,7 +95,7 @@ def _status_from_disk(state: VolumeState, condition: str, pid: int | None) -> Vo
         mountpoint=str(state.mountpoint),
         state=condition,
         exported=is_exported(state.mountpoint),
-        held=condition == "held",
+        held=condition is Condition.HELD,
         disk_free_bytes=disk.free_bytes,
         backing_free_bytes=_free(state),
         branches=BranchesStatus(count=count, bytes=occupied_bytes),

@@ -12,7 +12,7 @@ from typing import Any, Final
 from fusejournal.config import VersionsConfig, find_config, load_config
 from fusejournal.errors import FusejournalError
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.node.volume_status import VolumeStatus
+from fusejournal.node.volume_status import Condition, VolumeStatus
 from fusejournal.replication.states import MirrorState, PeerState
 from fusejournal.replication.status import MirrorStatus, PeerStatus
 
@@ -76,9 +76,11 @@ class Problem:
 def problems_of(status: VolumeStatus) -> list[Problem]:
     """Returns all that a status says is wrong with a volume, each key once."""
     found = [Problem(_key_of(line), line, True) for line in status.degraded]
-    if status.state in ("stopped", "held") and not status.degraded:
+    if status.state in (Condition.STOPPED, Condition.HELD) and not status.degraded:
         advice = f"fusejournal mount {status.name}"
-        found.append(Problem("stopped", "no layer serves it", status.state == "held", advice))
+        found.append(
+            Problem("stopped", "no layer serves it", status.state is Condition.HELD, advice)
+        )
     found += _problems_of_space(status)
     if (told := status.replication) is not None:
         for peer in told.peers:

@@ -11,10 +11,12 @@ from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
 from fusejournal.node.volume_status import (
     BranchesStatus,
+    Condition,
     ScrubStatus,
     VersionStatus,
     VolumeStatus,
 )
+from fusejournal.replication.states import PeerState
 from fusejournal.replication.status import MirrorStatus, PeerInfo, PeerStatus, ReplicationStatus
 
 
@@ -44,7 +46,7 @@ def status(volume: str | None, as_json: bool) -> None:
     if as_json:
         text.echo_json(one.to_json())
     else:
-        _show(one, list_peers(state).peers if one.state == "stopped" else ())
+        _show(one, list_peers(state).peers if one.state is Condition.STOPPED else ())
 
 
 def _show_all(statuses: list[VolumeStatus]) -> None:
@@ -117,8 +119,8 @@ def _mirror(mirror: MirrorStatus) -> list[tuple[str, str]]:
 
 
 def _state(told: PeerStatus | MirrorStatus) -> str:
-    state = told.state
-    if state == "catching up" and told.eta_seconds is not None:
+    state: str = told.state
+    if state == PeerState.CATCHING_UP and told.eta_seconds is not None:
         state += f", {text.duration(told.eta_seconds)} to go"
     return state
 

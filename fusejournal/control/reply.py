@@ -3,20 +3,34 @@ objects, with the names of their fields as keys."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from fusejournal.errors import FusejournalError
 
 
+class ToldState(StrEnum):
+    """The base of states that answers tell, in JSON by their values. A value that only a later
+    version knows is a member by itself, which no list has."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        member = str.__new__(cls, value)
+        member._name_ = member._value_ = value
+        return member
+
+
 @dataclass(frozen=True)
 class Reply:
-    """The base of typed answers. Fields hold strings, numbers, booleans, None, other replies, and
-    tuples of these."""
+    """The base of typed answers. Fields hold strings, states, numbers, booleans, None, other
+    replies, and tuples of these."""
 
     OMITTED: ClassVar[frozenset[str]] = frozenset()
     """Fields that have no key in the JSON object where they are None."""
-    NESTED: ClassVar[Mapping[str, type["Reply"]]] = {}
-    """Fields that hold a reply, or a tuple of replies, and of which class."""
+    NESTED: ClassVar[Mapping[str, type["Reply"] | type[ToldState]]] = {}
+    """Fields that hold a reply, a state, or a tuple of these, and of which class."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object, keys in the order of the fields."""
@@ -49,10 +63,12 @@ def _to_json(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, tuple):
         return [_to_json(part) for part in value]
-    return value
+    return value.value if isinstance(value, ToldState) else value
 
 
-def _from_json(value: Any, nested: type[Reply] | None) -> Any:
+def _from_json(value: Any, nested: type[Reply] | type[ToldState] | None) -> Any:
     if isinstance(value, list):
         return tuple(_from_json(part, nested) for part in value)
-    return nested.from_json(value) if nested is not None and value is not None else value
+    if nested is None or value is None:
+        return value
+    return nested.from_json(value) if issubclass(nested, Reply) else nested(value)

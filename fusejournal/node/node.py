@@ -70,9 +70,9 @@ from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, reign_of_text
+from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.marks import MarkPlace, make_mark, remove_mark
-from fusejournal.volume.volume import EHELD
 
 log = logging.getLogger(__name__)
 
@@ -447,7 +447,7 @@ class Node:
         if self._replication is not None:
             self._replication.quorum.close()  # no caller waits for mirrors any more
         volume = self._startup.volume
-        if volume.write_errno == EHELD:
+        if volume.acceptance is Acceptance.HOLDING:
             volume.refuse_changes(errno.EAGAIN)  # of what was held nothing is done
         if self._loop is not None:
             self._loop.leave()

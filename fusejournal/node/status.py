@@ -13,14 +13,20 @@ from fusejournal.node.disk_space import disk_space, low_disk
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.version_schedule import VersionSchedule
-from fusejournal.node.volume_status import BranchesStatus, FlushWaits, VolumeStatus
+from fusejournal.node.volume_status import BranchesStatus, Condition, FlushWaits, VolumeStatus
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.role import Role
+from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.startup import VolumeStartup
-from fusejournal.volume.volume import EHELD
 
 _RATE_WINDOW_SECONDS = 10
+_CONDITIONS = {
+    Acceptance.TAKING: Condition.RUNNING,
+    Acceptance.HOLDING: Condition.HANDING_OVER,
+    Acceptance.REFUSING: Condition.READ_ONLY,
+    Acceptance.FAILED: Condition.READ_ONLY,
+}
 
 
 class StatusPage:
@@ -73,7 +79,7 @@ class StatusPage:
             pid=os.getpid(),
             backing=str(spec.backing),
             mountpoint=str(spec.mountpoint),
-            state=self._state_word(),
+            state=self._condition(),
             durability=durability,
             configuration=str(spec.config_file) if spec.config_file else None,
             exported=exported,
@@ -139,13 +145,11 @@ class StatusPage:
             )
         return lines + (self._replication.degraded() if self._replication is not None else [])
 
-    def _state_word(self) -> str:
-        volume = self._startup.volume
-        if volume.write_errno == EHELD:
-            return "handing over"
-        if volume.failure is not None or volume.write_errno is None:
-            return "read-only" if volume.write_errno is not None else "running"
-        return "running" if self._role.takes_batches else "read-only"
+    def _condition(self) -> Condition:
+        acceptance = self._startup.volume.acceptance
+        if acceptance is Acceptance.REFUSING and self._role.takes_batches:
+            return Condition.RUNNING
+        return _CONDITIONS[acceptance]
 
 
 def _free_bytes(fd: int) -> int:

@@ -8,8 +8,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fusejournal.backing.limits import BackingLimits
-from fusejournal.control.reply import Reply
+from fusejournal.control.reply import Reply, ToldState
 from fusejournal.replication.status import ReplicationStatus
+
+
+class Condition(ToldState):
+    """The state of a volume, as people see it: by its layer, and what that says of changes
+    (volume/acceptance.py)."""
+
+    RUNNING = "running"
+    READ_ONLY = "read-only"
+    HANDING_OVER = "handing over"
+    STARTING = "starting"
+    """A process has the volume, and does not answer yet."""
+    STOPPED = "stopped"
+    HELD = "held"
+    """The layer has died, and its mount waits for the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +143,8 @@ class VolumeStatus(Reply):
             "configuration", "versions",
         }
     )  # fmt: skip
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {
+    NESTED: ClassVar[Mapping[str, type[Reply] | type[ToldState]]] = {
+        "state": Condition,
         "waits": FlushWaits,
         "limits": BackingLimits,
         "replication": ReplicationStatus,
@@ -146,8 +161,7 @@ class VolumeStatus(Reply):
     pid: int | None = None
     backing: str
     mountpoint: str
-    state: str
-    """A word: running, read-only; or without a layer starting, stopped, held."""
+    state: Condition
     durability: str | None = None
     """The mode that is in force."""
     configuration: str | None = None

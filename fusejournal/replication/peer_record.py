@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _AWAY_SECONDS = 60.0
 """A peer that is behind and out of reach for longer is no small matter."""
 _NOTHING = Seq(0), Seq(0)
+_AS_WITNESS = PeerState(WITNESS)
+"""No state of its own, but what is shown in place of one."""
 _TROUBLES = frozenset(
     {
         PeerState.DIVERGED,
@@ -280,11 +282,11 @@ class PeerRecord:
             notes=self.facts.notes,
         )
 
-    def display_state(self) -> str:
+    def display_state(self) -> PeerState:
         """The state; a session that works is catching up or not by how far the peer is."""
         head_seq = self._shared.applied_seq
         if self.state is PeerState.STREAMING and self.is_witness:
-            return WITNESS
+            return _AS_WITNESS
         if self.state is PeerState.STREAMING and self._progress.is_catching_up(
             self.applied_seq, head_seq
         ):

@@ -119,7 +119,7 @@ class PrimaryRecord:
         """Called about once a second."""
         self._progress.sample(self._applied_seq, self.received_bytes)
 
-    def display_state(self) -> str:
+    def display_state(self) -> MirrorState:
         """The state; a session that works is catching up or not by how far this side is."""
         if self.state is MirrorState.STREAMING and self._progress.is_catching_up(
             self._applied_seq, self.source_head_seq

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
 from typing import Final, TypeVar
 
+from fusejournal.control.reply import ToldState
 
-class PeerState(StrEnum):
+
+class PeerState(ToldState):
     """A peer, as its shipper and people see it."""
 
     CONNECTING = "connecting"
@@ -40,7 +42,7 @@ class PeerEvent(Enum):
     LACKS = "not in the journal any more"
 
 
-class MirrorState(StrEnum):
+class MirrorState(ToldState):
     """A mirror, as its receiver and people see it."""
 
     WAITING = "waiting for a primary"
@@ -71,8 +73,8 @@ class MirrorEvent(Enum):
     PARTED = "DIVERGED"
 
 
-S = TypeVar("S", PeerState, MirrorState)
-E = TypeVar("E", PeerEvent, MirrorEvent)
+S = TypeVar("S", bound=StrEnum)
+E = TypeVar("E", bound=Enum)
 
 
 def _table(
@@ -189,5 +191,5 @@ def diagram(transitions: Mapping[S, Mapping[E, S]]) -> str:
     return "\n".join(lines)
 
 
-def _id(state: PeerState | MirrorState) -> str:
+def _id(state: StrEnum) -> str:
     return state.value.replace(" ", "_")

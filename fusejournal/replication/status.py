@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fusejournal.backing.limits import BackingLimits
-from fusejournal.control.reply import Reply
+from fusejournal.control.reply import Reply, ToldState
+from fusejournal.replication.states import MirrorState, PeerState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,15 @@ class PeerInfo(Reply):
 class PeerStatus(Reply):
     """Shipping to one peer. Counts are since the node began."""
 
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"limits": BackingLimits}
+    NESTED: ClassVar[Mapping[str, type[Reply] | type[ToldState]]] = {
+        "state": PeerState,
+        "limits": BackingLimits,
+    }
 
     name: str
     address: str | None
-    state: str
-    """The state in words, as the shipper has them."""
+    state: PeerState
+    """The state as the shipper has it."""
     retry_in_seconds: float | None
     shipped_seq: int
     acked_seq: int
@@ -75,11 +79,13 @@ class PeerStatus(Reply):
 class MirrorStatus(Reply):
     """Receiving from the primary, on a mirror."""
 
+    NESTED: ClassVar[Mapping[str, type[Reply] | type[ToldState]]] = {"state": MirrorState}
+
     primary: str | None
     """The node that sends, or sent last."""
     address: str | None
     """None while it is not connected."""
-    state: str
+    state: MirrorState
     source_head_seq: int
     """The last entry of the primary, as far as it has said."""
     received_seq: int
@@ -104,7 +110,10 @@ class ReplicationStatus(Reply):
     """One node's place among others. ``mirror`` is only there on a mirror."""
 
     OMITTED: ClassVar[frozenset[str]] = frozenset({"mirror"})
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peers": PeerStatus, "mirror": MirrorStatus}
+    NESTED: ClassVar[Mapping[str, type[Reply] | type[ToldState]]] = {
+        "peers": PeerStatus,
+        "mirror": MirrorStatus,
+    }
 
     node: str
     reign: str

@@ -27,7 +27,8 @@ from fusejournal.replication.peers import Peer
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.handoff import Move, Stage, told_by
 from fusejournal.types import Epoch, Reign
-from fusejournal.volume.volume import EHELD, Volume
+from fusejournal.volume.acceptance import Acceptance
+from fusejournal.volume.volume import Volume
 from fusejournal.wire.frames import Hello, Offer, Welcome
 from fusejournal.wire.members import words_needed
 from fusejournal.wire.session import (
@@ -95,9 +96,7 @@ class HandOver:
         peer = book.find(name)
         if peer is None:
             raise UnknownPeerError(name)
-        self._check_whole()
-        if self._volume.write_errno is not None:
-            raise HandoffRefusedError("the volume takes no changes now: it cannot be handed over")
+        self._check_takes()
         if peer.address is None:
             near = ", ".join(sorted(one.name for one in self._replication.records()))
             raise HandoffRefusedError(
@@ -125,6 +124,11 @@ class HandOver:
             )
         self._check_words()
         return peer, record
+
+    def _check_takes(self) -> None:
+        self._check_whole()
+        if self._volume.acceptance is not Acceptance.TAKING:
+            raise HandoffRefusedError("the volume takes no changes now: it cannot be handed over")
 
     def _check_whole(self) -> None:
         if (failure := self._volume.failure) is not None:
@@ -250,10 +254,10 @@ class HandOver:
             self._check_there()
             await trio.sleep(_POLL_SECONDS)
         self._check_words()
-        self._check_whole()
+        self._check_takes()
         # Nothing was awaited since no change was half done: from here on the journal has no new
         # entry, until changes are taken again.
-        volume.refuse_changes(EHELD)
+        volume.hold_changes()
         self.held_since = trio.current_time()
         self._take(Move.AGREED)
         failpoints.reached("handoff.held")
@@ -287,7 +291,7 @@ class HandOver:
 
     def _release(self) -> None:
         """Take changes again."""
-        if self._volume.write_errno == EHELD:
+        if self._volume.acceptance is Acceptance.HOLDING:
             self._volume.take_changes()
         self.held_since = None
         self._seams.serve_held()

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError, UsageError
 from fusejournal.history.marks import removal_of, removed_name
 from fusejournal.operations import Mark
+from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.durability import Durability
-from fusejournal.volume.volume import EHELD, Volume
+from fusejournal.volume.volume import Volume
 
 _NAME_MAX = 128
 
@@ -94,7 +95,7 @@ def _check_takes_marks(volume: Volume, place: MarkPlace) -> None:
         raise UsageError(
             f"volume {place.name} is a mirror and takes no marks: make them on its primary"
         )
-    if volume.write_errno == EHELD:
+    if volume.acceptance is Acceptance.HOLDING:
         raise UsageError(
             f"volume {place.name} is being handed over and takes no marks meanwhile: try again"
         )

@@ -51,6 +51,7 @@ from fusejournal.operations import (
     Void,
 )
 from fusejournal.types import SYSTEM_CALLER, Caller, Fid, Seq, clamp_time
+from fusejournal.volume.acceptance import ACCEPTANCE_TRANSITIONS, Acceptance, AcceptanceEvent
 from fusejournal.volume.observer import Unobserved, VolumeObserver
 from fusejournal.volume.wait_policy import WaitPolicy
 
@@ -85,6 +86,7 @@ class Volume:
         self.applier = Applier(tree)
         self._reserve = RootReserve(tree.root_fd)
         self.space_ways = SpaceWays(tree.root_fd)
+        self.acceptance = Acceptance.TAKING
         self.write_errno: int | None = None
         """errno that every change gets (EROFS, or EHELD), or None while changes are taken."""
         self.in_pieces = 0
@@ -117,18 +119,25 @@ class Volume:
         """Turn read-only for good, until the volume is mounted again."""
         if self.failure is None:
             self.failure = reason
-            self.write_errno = errno.EROFS
+            self._move(AcceptanceEvent.FAIL, errno.EROFS)
             log.critical("the volume is read-only from here: %s", reason)
 
     def refuse_changes(self, number: int = errno.EROFS) -> None:
-        """Refuse each change with errno *number*, or with EHELD hold it, until
-        :meth:`take_changes`."""
-        self.write_errno = number
+        """Refuse each change with errno *number*, until :meth:`take_changes`."""
+        self._move(AcceptanceEvent.REFUSE, number)
+
+    def hold_changes(self) -> None:
+        """Hold each change until :meth:`take_changes` or :meth:`refuse_changes`. They are taken
+        now."""
+        self._move(AcceptanceEvent.HOLD, EHELD)
 
     def take_changes(self) -> None:
         """Take changes again, unless the volume has failed."""
-        if self.failure is None:
-            self.write_errno = None
+        self._move(AcceptanceEvent.TAKE, None)
+
+    def _move(self, event: AcceptanceEvent, number: int | None) -> None:
+        self.acceptance = ACCEPTANCE_TRANSITIONS[self.acceptance][event]
+        self.write_errno = errno.EROFS if self.acceptance is Acceptance.FAILED else number
 
     def commit(self, operation: TreeOperation, who: Caller, data: bytes | memoryview = b"") -> Seq:
         """Journal *operation* and carry it out. Returns its seq. Raises OSError: the backing's

@@ -1,13 +1,14 @@
 """Statuses with every field filled, whose JSON objects are kept in status-v1.json."""
 
 from fusejournal.backing.limits import BackingLimits
-from fusejournal.node.volume_status import FlushWaits, VersionStatus, VolumeStatus
+from fusejournal.node.volume_status import Condition, FlushWaits, VersionStatus, VolumeStatus
+from fusejournal.replication.states import MirrorState, PeerState
 from fusejournal.replication.status import MirrorStatus, PeerStatus, ReplicationStatus
 
 PEER = PeerStatus(
     name="east",
     address="10.0.0.2:7710",
-    state="connecting",
+    state=PeerState.CONNECTING,
     retry_in_seconds=1.5,
     shipped_seq=31_000,
     acked_seq=30_000,
@@ -36,7 +37,7 @@ PEER = PeerStatus(
 MIRROR = MirrorStatus(
     primary="vm-data",
     address="10.0.0.1:7710",
-    state="catching up",
+    state=MirrorState.CATCHING_UP,
     source_head_seq=32_000,
     received_seq=20_000,
     durable_seq=19_000,
@@ -104,7 +105,7 @@ PRIMARY = VolumeStatus(
     pid=4242,
     backing="/disk/\udcff",
     mountpoint="/srv/data",
-    state="running",
+    state=Condition.RUNNING,
     durability="nfs",
     exported=True,
     held=True,
@@ -135,7 +136,7 @@ MIRROR_NODE = VolumeStatus(
     pid=4243,
     backing="/disk/copy",
     mountpoint="/srv/copy",
-    state="running",
+    state=Condition.RUNNING,
     durability="async",
     exported=False,
     held=False,
@@ -168,7 +169,7 @@ STOPPED = VolumeStatus(
     role="primary",
     backing="/disk/data",
     mountpoint="/srv/data",
-    state="stopped",
+    state=Condition.STOPPED,
     exported=False,
     held=False,
     disk_free_bytes=1 << 40,

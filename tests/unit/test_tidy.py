@@ -24,6 +24,7 @@ from fusejournal.config import Config
 from fusejournal.errors import FusejournalError
 from fusejournal.node import state_dir
 from fusejournal.replication.states import MIRROR_TRANSITIONS, PEER_TRANSITIONS, diagram
+from fusejournal.volume.acceptance import ACCEPTANCE_TRANSITIONS
 from tests.support.assignments import assigned_from_outside
 
 _PACKAGE = Path(fusejournal.__file__).parent
@@ -247,6 +248,9 @@ def test_the_state_diagrams_are_the_tables() -> None:
     page = (_PACKAGE / "wire" / "PROTOCOL.md").read_text()
     blocks = re.findall(r"^```mermaid\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
     assert blocks == [diagram(PEER_TRANSITIONS), diagram(MIRROR_TRANSITIONS)]
+    page = (_PACKAGE / "ARCHITECTURE.md").read_text()
+    blocks = re.findall(r"^```mermaid\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
+    assert blocks == [diagram(ACCEPTANCE_TRANSITIONS)]
 
 
 # -- names -----------------------------------------------------------------------------------------

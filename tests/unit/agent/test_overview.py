@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.problems import problems_of
+from fusejournal.node.volume_status import Condition
 from tests.golden.statuses import STATUSES
 
 
@@ -35,7 +36,7 @@ def test_a_key_stays_while_the_words_change() -> None:
 
 def test_a_volume_without_a_layer_is_a_problem() -> None:
     status = next(iter(STATUSES.values()))
-    stopped = replace(status, state="stopped", degraded=(), replication=None)
+    stopped = replace(status, state=Condition.STOPPED, degraded=(), replication=None)
     (found,) = problems_of(replace(stopped, disk_free_bytes=1 << 40))
     assert found.to_json() == {
         "key": "stopped",

@@ -12,6 +12,7 @@ from fusejournal.admin.status import volume_status
 from fusejournal.cli import status as module
 from fusejournal.cli.status import status
 from fusejournal.node.state_dir import load_state
+from fusejournal.replication.states import MirrorState
 from tests.golden.statuses import MIRROR, PEER, PRIMARY, REPLICATION
 from tests.support.nodes import make_volume
 
@@ -35,7 +36,7 @@ def test_a_mirror_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     shown = CliRunner().invoke(status, ["one"]).output
     assert "vm-data at 10.0.0.1:7710, heard 1 s ago: catching up, 1 min 30 s to go" in shown
     assert "behind by 14,000 entries of" not in shown
-    silent = replace(MIRROR, address=None, heard_seconds_ago=720.0, state="waiting for a primary")
+    silent = replace(MIRROR, address=None, heard_seconds_ago=720.0, state=MirrorState.WAITING)
     running = replace(running, replication=replace(REPLICATION, mirror=silent))
     again = CliRunner().invoke(status, ["one"]).output
     assert "vm-data, heard 12 min 0 s ago: waiting for a primary" in again

@@ -5,7 +5,9 @@ import os
 import resource
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import trio.testing
 
 from fusejournal.control import server as server_module
 from fusejournal.control.client import RemoteError, ask, follow
+from fusejournal.control.reply import Reply, ToldState
 from fusejournal.control.server import serve_control
 from fusejournal.errors import NotRunningError, VolumeBusyError
 
@@ -82,6 +85,34 @@ async def test_a_layer_that_dies_as_it_answers(tmp_path: Path, said: bytes) -> N
             nursery.start_soon(die)
             with pytest.raises(NotRunningError, match="ended"):
                 await trio.to_thread.run_sync(ask, tmp_path, "hello")
+
+
+class _Light(ToldState):
+    RED = "red"
+    GREEN = "green"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Crossing(Reply):
+    NESTED = MappingProxyType({"light": _Light})
+
+    light: _Light
+
+
+def test_a_state_goes_over_as_its_value() -> None:
+    crossing = _Crossing(light=_Light.GREEN)
+    assert json.dumps(crossing.to_json()) == '{"light": "green"}'
+    assert _Crossing.from_json(crossing.to_json()).light is _Light.GREEN
+
+
+def test_a_state_of_a_later_version_is_told_on() -> None:
+    light = _Crossing.from_json({"light": "amber"}).light
+    assert (light, f"{light}", type(light)) == ("amber", "amber", _Light)
+    assert light not in (_Light.RED, _Light.GREEN)
+    assert _Crossing(light=light).to_json() == {"light": "amber"}
+    assert list(_Light) == [_Light.RED, _Light.GREEN]
+    with pytest.raises(ValueError, match="7 is not a valid"):
+        _Crossing.from_json({"light": 7})
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The states of peers and mirrors: what each is good for, and which events it knows."""
+"""The states of peers, mirrors and volumes: what each is good for, and which events it knows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +14,18 @@ from fusejournal.replication.states import (
     PeerState,
     diagram,
 )
+from fusejournal.volume.acceptance import ACCEPTANCE_TRANSITIONS, Acceptance, AcceptanceEvent
 
 TABLES: list[tuple[Any, Any, Any]] = [
     (PEER_TRANSITIONS, PeerState, PeerEvent),
     (MIRROR_TRANSITIONS, MirrorState, MirrorEvent),
 ]
+_ACCEPTANCE: Any = (ACCEPTANCE_TRANSITIONS, Acceptance, AcceptanceEvent)
 
 
-@pytest.mark.parametrize(("table", "states", "events"), TABLES, ids=["peer", "mirror"])
+@pytest.mark.parametrize(
+    ("table", "states", "events"), [*TABLES, _ACCEPTANCE], ids=["peer", "mirror", "volume"]
+)
 def test_every_state_is_reached_and_every_event_moves_something(
     table: Mapping[Any, Mapping[Any, Any]], states: Any, events: Any
 ) -> None:

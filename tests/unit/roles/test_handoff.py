@@ -113,6 +113,8 @@ class Sides:
     """Those that the mirror has begun."""
     fails: str = ""
     """The place where something fails: a hook's side, "note" or "commit"."""
+    is_demoted: bool = False
+    """True if a demotion begins while the primary's hook runs."""
     stalls: str = ""
     """The place where it goes no further, until it is cancelled: a hook's side."""
 
@@ -156,6 +158,8 @@ class Sides:
             self.calls.append(f"{side} before {peer}")
             if self.fails == side:
                 raise HookFailedError("/bin/false", "ended with status 1")
+            if self.is_demoted and side == "primary":
+                self.primary.volume.refuse_changes()
             if self.stalls == side:
                 await trio.sleep_forever()
 
@@ -231,6 +235,17 @@ async def test_what_fails_leaves_all_as_it_was(tmp_path: Path, fails: str, words
         await until("it ships", lambda: peer_status(primary).state == "streaming")
         both.fails = ""
         assert await both.hand_over().run(10) == both.reign
+
+
+@pytest.mark.mount
+async def test_a_demotion_that_has_begun_is_not_passed_by(tmp_path: Path) -> None:
+    """It may have changes taken again, in the midst of what holds them."""
+    async with sides(tmp_path) as both:
+        both.is_demoted = True
+        with pytest.raises(HandoffRefusedError, match="takes no changes now"):
+            await both.hand_over().run(10)
+        assert both.primary.volume.write_errno == errno.EROFS
+        assert both.reigns == []
 
 
 @pytest.mark.mount

@@ -16,6 +16,7 @@ from fusejournal.errors import FusejournalError, JournalFullError
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Rmdir, Truncate
 from fusejournal.types import Fid
+from fusejournal.volume.acceptance import Acceptance
 from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
 
 pytestmark = pytest.mark.mount
@@ -238,3 +239,15 @@ def test_a_page_that_fails_at_the_end_is_remembered(
     for has_failed in (number == "EIO", False):
         with open_volume(directory, mirror=mirror, uuid=uuid) as opened:
             assert opened.opening.system_crash == has_failed
+
+
+def test_a_volume_that_has_failed_takes_no_change_again(tmp_path: Path) -> None:
+    with open_volume(tmp_path, orderly=False) as opened:
+        volume = opened.volume
+        volume.hold_changes()
+        volume.fail("a test has it fail")
+        volume.take_changes()
+        volume.refuse_changes(errno.EAGAIN)
+        assert volume.acceptance is Acceptance.FAILED
+        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+            opened.create("late")

@@ -2,7 +2,8 @@
 
 The guest-marked tests of one module share one boot. Guests run beside the host's own tests, on one
 processor (a guest has one), and on the others when those are over; their tests are told last. Those
-with ``guest(early=True)`` are begun first, because they take longest.
+with ``guest(early=True)`` are begun first, because they take longest. With ``--guests-alone-when
+FILE`` the host's own tests are over when another process has made FILE.
 
 What takes a host's speed is prepared there: ``guest(prepare=function)`` names a function that gets
 an empty directory and returns disk images, which are /dev/ubdd, /dev/ubde ...
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ _POLL_SECONDS = 0.1
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--guest-dir``: where to keep what the guests leave."""
     parser.addoption("--guest-dir", type=Path, help="keep the guests' consoles and output here")
+    parser.addoption(
+        "--guests-alone-when",
+        type=Path,
+        help="leave the other processors alone until this file is there",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,6 +84,7 @@ class Outside:
         self._runner: subprocess.Popen[str] | None = None
         self._is_alone = False
         """True if the host's own tests are over."""
+        self._sign: Path | None = config.getoption("--guests-alone-when")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -143,11 +150,8 @@ class Outside:
         if run is None or not item.get_closest_marker("guest"):
             return None
         assert self._runner is not None
-        if not self._is_alone:
-            self._is_alone = True
-            self._tell_runner("alone")
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for data in run.reports_of(item.nodeid, self._runner):
+        for data in run.reports_of(item.nodeid, self._runner, self._look_whether_alone):
             report = self._config.hook.pytest_report_from_serializable(
                 config=self._config, data=data
             )
@@ -160,6 +164,13 @@ class Outside:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
+
+    def _look_whether_alone(self) -> None:
+        """Have guests use all processors once the host's own tests are over: those of this process
+        are, and those of another when its sign is there."""
+        if not self._is_alone and (self._sign is None or self._sign.exists()):
+            self._is_alone = True
+            self._tell_runner("alone")
 
 
 class _Run:
@@ -201,9 +212,12 @@ class _Run:
                 else:
                     self._reports.setdefault(message["test"], []).append(message["report"])
 
-    def reports_of(self, test: str, runner: "subprocess.Popen[str]") -> list[dict[str, Any]]:
-        """All reports of *test*, once it is over or the guest is."""
+    def reports_of(
+        self, test: str, runner: "subprocess.Popen[str]", meanwhile: Callable[[], None]
+    ) -> list[dict[str, Any]]:
+        """All reports of *test*, once it is over or the guest is; calls *meanwhile* until then."""
         while True:
+            meanwhile()
             is_over = (self.out / "ended").exists()
             is_lost = runner.poll() is not None
             self._read()

@@ -193,6 +193,66 @@ def open_base(state_dir: Path, base: JournalBase, config: StoreConfig) -> BaseTr
     return open_base_tree(state_dir, base, lambda: config)
 
 
+def assemble_durability(
+    startup: VolumeStartup, config: JournalConfig, fail: Callable[[str], None], hooks: FlushHooks
+) -> Durability:
+    """Make the flushes of the volume that *startup* has opened, as often as *config* says. *fail*
+    turns it read-only, with the reason in words; *hooks* are the part of replication."""
+    return Durability(
+        startup.volume.journal,
+        startup.volume.catalog,
+        startup.root,
+        startup.checkpoint,
+        config,
+        fail,
+        startup.page,
+        startup.commit_due,
+        hooks,
+    )
+
+
+@dataclass(frozen=True)
+class MirrorSeams:
+    """The parts of a mirror that replication calls. ``join_volume`` makes one without a journal a
+    mirror of that volume; ``take_over`` serves a primary that hands over to it."""
+
+    kernel_cache: KernelCache
+    join_volume: Callable[[UUID], None]
+    take_over: Callable[[Connection, Hello], Awaitable[None]]
+
+
+def assemble_replication(
+    startup: VolumeStartup,
+    config: JournalConfig,
+    fail: Callable[[str], None],
+    local: LocalNode,
+    append_notifier: AppendNotifier,
+    copies: TreeCopies,
+    mirror: MirrorSeams | None,
+) -> Replication:
+    """Make the replication of an open volume, and with it the flushes.
+
+    Args:
+        startup, config, fail: as for :func:`assemble_durability`.
+        local: the node among its peers.
+        append_notifier: learns of each entry of the volume.
+        copies: serves mirrors that copy the tree.
+        mirror: None on a primary."""
+    mirroring = None
+    if mirror is not None:
+        page = startup.page
+        mirroring = Mirroring(
+            page,
+            mirror.kernel_cache,
+            startup.is_uninitialized,
+            page.applying_seq,
+            mirror.join_volume,
+            mirror.take_over,
+        )
+    make = partial(assemble_durability, startup, config, fail)
+    return Replication(local, startup.volume, append_notifier, mirroring, make, copies)
+
+
 def assemble_serving(
     spec: MountSpec,
     state: VolumeState,
@@ -210,42 +270,17 @@ def assemble_serving(
         fail: turns it read-only, with the reason in words.
         join_volume: makes a mirror without a journal one of that volume.
         take_over: serves a primary that hands over to it."""
-    startup, volume = start.startup, start.startup.volume
-
-    def make_durability(hooks: FlushHooks) -> Durability:
-        return Durability(
-            volume.journal,
-            volume.catalog,
-            startup.root,
-            startup.checkpoint,
-            spec.config.journal,
-            fail,
-            start.page,
-            startup.commit_due,
-            hooks,
-        )
-
+    startup, config = start.startup, spec.config.journal
     replication = None
     if start.local is None:
-        durability = make_durability(FlushHooks())
+        durability = assemble_durability(startup, config, fail, FlushHooks())
     else:
-        mirroring = None
+        mirror = None
         if start.kernel_cache is not None:
-            mirroring = Mirroring(
-                start.page,
-                start.kernel_cache,
-                start.role is Role.UNINITIALIZED,
-                start.page.applying_seq,
-                join_volume,
-                take_over,
-            )
-        replication = Replication(
-            start.local,
-            volume,
-            start.append_notifier,
-            mirroring,
-            make_durability,
-            TreeCopies(spec.state_dir, spec.config_file),
+            mirror = MirrorSeams(start.kernel_cache, join_volume, take_over)
+        copies = TreeCopies(spec.state_dir, spec.config_file)
+        replication = assemble_replication(
+            startup, config, fail, start.local, start.append_notifier, copies, mirror
         )
         durability = replication.durability
     versions = VersionSchedule(spec, is_mirror=state.is_mirror, reads_only=spec.read_only)

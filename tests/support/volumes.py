@@ -15,14 +15,19 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.kernel_cache import KernelCache
-from fusejournal.node.assemble import open_base
+from fusejournal.node.assemble import (
+    MirrorSeams,
+    assemble_durability,
+    assemble_replication,
+    open_base,
+)
 from fusejournal.node.tree_copies import TreeCopies
 from fusejournal.operations import Create, Mkdir, Unlink, Write
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.receiver import Receiver
-from fusejournal.replication.supervisor import Mirroring, Replication
+from fusejournal.replication.supervisor import Replication
 from fusejournal.types import ROOT_FID, Caller, Fid, Reign, Seq
 from fusejournal.volume.checkpoint import Checkpoint
 from fusejournal.volume.durability import Durability, FlushHooks
@@ -36,6 +41,7 @@ from tests.support.bases import STORES, base_tree
 from tests.support.trees import difference, image, rebuild
 
 SOMEBODY = Caller(1000, 1000, 77)
+_FLUSHING = JournalConfig(compress=False)
 SMALL_SEGMENTS = JournalOptions(segment_bytes=1 << 17, segment_entries=300)
 
 
@@ -146,26 +152,20 @@ class OpenVolume:
             page=self.opening.page,
             reign=reign,
         )
-        mirroring = None
+        mirror = None
         if self.watermarks is not None:
             kernel_cache = self.usage.kernel_cache = KernelCache(lambda _: None, everything=False)
-            mirroring = Mirroring(
-                self.watermarks,
-                kernel_cache,
-                self.opening.is_uninitialized,
-                self.watermarks.applying_seq,
-                self.opening.join_volume,
-                self._take_over,
-            )
+            mirror = MirrorSeams(kernel_cache, self.opening.join_volume, self._take_over)
         append_notifier = AppendNotifier()
         self.usage.on_applied.append(append_notifier.entry_applied)
-        replication = self._replication = Replication(
+        replication = self._replication = assemble_replication(
+            self.opening,
+            _FLUSHING,
+            self.volume.fail,
             local,
-            self.volume,
             append_notifier,
-            mirroring,
-            self.make_durability,
             TreeCopies(self.directory / "state", None),
+            mirror,
         )
         self.durability = replication.durability
         return replication
@@ -173,21 +173,6 @@ class OpenVolume:
     async def _take_over(self, connection: Connection, greeting: Hello) -> None:
         assert self.take_over is not None
         await self.take_over(connection, greeting)
-
-    def make_durability(self, hooks: FlushHooks) -> Durability:
-        """Its flushes, with *hooks*."""
-        opening, volume = self.opening, self.volume
-        return Durability(
-            volume.journal,
-            volume.catalog,
-            opening.root,
-            opening.checkpoint,
-            JournalConfig(compress=False),
-            volume.fail,
-            opening.page,
-            opening.commit_due,
-            hooks,
-        )
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -272,7 +257,7 @@ def open_volume(
             pass
     volume = opening.volume
     opened = OpenVolume(directory, opening, volume, watermarks, usage, policy, orderly=orderly)
-    opened.durability = opened.make_durability(FlushHooks())
+    opened.durability = assemble_durability(opening, _FLUSHING, volume.fail, FlushHooks())
     try:
         yield opened
     finally:

@@ -17,9 +17,10 @@ from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.config import JournalConfig, ReplicationConfig
 from fusejournal.disk import failpoints
 from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.node.assemble import assemble_durability
 from fusejournal.operations import Mark
 from fusejournal.types import Seq
-from fusejournal.volume.durability import Durability, FlushHooks
+from fusejournal.volume.durability import FlushHooks
 from fusejournal.volume.flush_times import Average
 from tests.support.descriptors import no_descriptors_left
 from tests.support.volumes import OpenVolume, open_volume
@@ -243,17 +244,8 @@ async def test_a_full_disk_is_not_asked_again_and_again_to_hold_a_compressed_seg
         opened.work(60)
         opened.volume.journal.sync()
         opening, volume = opened.opening, opened.volume
-        durability = Durability(
-            volume.journal,
-            volume.catalog,
-            opening.root,
-            opening.checkpoint,
-            JournalConfig(compress=True),
-            volume.fail,
-            opening.page,
-            opening.commit_due,
-            FlushHooks(),
-        )
+        config = JournalConfig(compress=True)
+        durability = assemble_durability(opening, config, volume.fail, FlushHooks())
         before = len(volume.journal.sealed.compressible())
         failpoints.listen(full)
         for _ in range(3):

@@ -53,7 +53,7 @@ class ObjectMaker:
         except OSError:
             self.take_away(directory, name, fd, os.unlink)
             raise
-        tree.adopt(operation.fid, fd)
+        tree.keep_made(operation.fid, fd)
         return made
 
     def make_unnamed(self, operation: Create, time_ns: int) -> None:
@@ -67,7 +67,7 @@ class ObjectMaker:
             node = CatalogNode(
                 operation.fid, S_IFREG, time_ns, Seq(0), Fid(0), 0, made.handle, made.ino
             )
-            self._tree.adopt_unnamed(node, fd)
+            self._tree.keep_unnamed(node, fd)
         except BaseException:
             os.close(fd)
             raise
@@ -107,7 +107,7 @@ class ObjectMaker:
         except OSError:
             self.take_away(directory, name, fd, os.rmdir)
             raise
-        tree.adopt(operation.fid, fd)
+        tree.keep_made(operation.fid, fd)
         return made
 
     def symlink(self, operation: Symlink, time_ns: int, _: bytes | memoryview, redo: bool) -> Made:
@@ -125,7 +125,7 @@ class ObjectMaker:
         except OSError:
             self.take_away(directory, name, fd, os.unlink)
             raise
-        tree.adopt(operation.fid, fd)
+        tree.keep_made(operation.fid, fd)
         return made
 
     def made_before(self, operation: Making, redo: bool) -> FoundEntry | None:

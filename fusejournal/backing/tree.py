@@ -130,7 +130,7 @@ class Tree(HiddenFiles):
         fd = self.descriptor(second)
         return self.descriptor(first), fd
 
-    def adopt(self, fid: Fid, fd: int) -> None:
+    def keep_made(self, fid: Fid, fd: int) -> None:
         """Keep *fd*, open on the new file *fid* as :meth:`descriptor` would open it."""
         self._keep(fid, fd)
 
@@ -214,7 +214,7 @@ class Tree(HiddenFiles):
         """Returns how many of *fid*'s names are in the hidden directory: 1 or 0."""
         return int(fid in self._hidden)
 
-    def adopt_unnamed(self, node: CatalogNode, fd: int) -> None:
+    def keep_unnamed(self, node: CatalogNode, fd: int) -> None:
         """Take over *fd*, open on *node*, which was made without a name: an orphan, but for which
         the hidden directory has a name, so that it outlasts the process. Raises OSError,
         ApplyBrokenError."""

@@ -137,7 +137,7 @@ class Importer:
         # By the handle, not by the number alone: that may have been given twice.
         is_link = node_of_tag is not None and node_of_tag.handle == found.handle
         if node_of_tag is not None and is_link and not S_ISDIR(found.stat.st_mode):
-            self._volume.adopt(ImportLink(node_of_tag.fid, parent, name))
+            self._volume.journal_existing(ImportLink(node_of_tag.fid, parent, name))
         else:
             yield from self._import_object(parent, name, found)
         yield self._progress()
@@ -198,7 +198,7 @@ class Importer:
             complete=not S_ISREG(stat.st_mode) or (stat.st_blocks == 0 and stat.st_size == 0),
         )
         try:
-            self._volume.adopt(operation, found.handle, stat.st_ino)
+            self._volume.journal_existing(operation, found.handle, stat.st_ino)
         except PermissionError:
             raise BackingError(
                 self._where(parent, name),
@@ -244,11 +244,11 @@ class Importer:
         # One piece behind, so that the last one can say that it is the last.
         while (piece := self._piece(node.fid, offset, end)) is not None:
             if held is not None:
-                self._adopt_piece(node.fid, mtime_ns, held, complete=False)
+                self._journal_piece(node.fid, mtime_ns, held, complete=False)
             held = piece
             offset = piece[0] + len(piece[1])
             yield self._progress()
-        self._adopt_piece(node.fid, mtime_ns, held or (0, b""), complete=True)
+        self._journal_piece(node.fid, mtime_ns, held or (0, b""), complete=True)
 
     def _piece(self, fid: Fid, offset: int, end: int) -> tuple[int, bytes] | None:
         """The next data of *fid* from *offset* on: where it is and what; None when only a hole is
@@ -262,11 +262,11 @@ class Importer:
         data = os.pread(fd, min(PIECE_BYTES, hole - offset), offset)
         return (offset, data) if data else None
 
-    def _adopt_piece(
+    def _journal_piece(
         self, fid: Fid, mtime_ns: int, piece: tuple[int, bytes], complete: bool
     ) -> None:
         offset, data = piece
-        self._volume.adopt(ImportData(fid, offset, mtime_ns, complete), data=data)
+        self._volume.journal_existing(ImportData(fid, offset, mtime_ns, complete), data=data)
         self._bytes += len(data)
 
     def _journal_root(self) -> None:

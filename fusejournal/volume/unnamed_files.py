@@ -102,7 +102,7 @@ class UnnamedFiles:
         at = 0
         while (piece := _next_piece(volume.tree.descriptor(fid), at)) is not None:
             offset, data = piece
-            volume.adopt(Write(fid, offset, None), data=data, who=who)
+            volume.journal_existing(Write(fid, offset, None), data=data, who=who)
             at = offset + len(data)
             yield
             if volume.catalog.node(fid) is None:
@@ -110,17 +110,17 @@ class UnnamedFiles:
         fd = volume.tree.descriptor(fid)
         stat = os.fstat(fd)
         if stat.st_size != at:
-            volume.adopt(Truncate(fid, stat.st_size, None), who=who)
+            volume.journal_existing(Truncate(fid, stat.st_size, None), who=who)
         for name in xattr_names(fd):
             if name != ACCESS_ACL_XATTR:
-                volume.adopt(Setxattr(fid, name, os.getxattr(fd, name)), who=who)
+                volume.journal_existing(Setxattr(fid, name, os.getxattr(fd, name)), who=who)
         mtime_ns = clamp_time(stat.st_mtime_ns)
         if mtime_ns != stat.st_mtime_ns:
             syscalls.set_times(fd, None, mtime_ns)
         mode = S_IMODE(stat.st_mode)
-        volume.adopt(Setattr(fid, mode, None, None, None, mtime_ns), who=who)
+        volume.journal_existing(Setattr(fid, mode, None, None, None, mtime_ns), who=who)
         if flags := volume.tree.node(fid).file_flags:
-            volume.adopt(SetFlags(fid, flags), who=who)
+            volume.journal_existing(SetFlags(fid, flags), who=who)
 
 
 def _next_piece(fd: int, at: int) -> tuple[int, bytes] | None:

@@ -327,7 +327,7 @@ class Volume:
         self._observer.entry_applied(self.catalog.applied_seq, self.journal.appended_bytes)
         return seq
 
-    def adopt(
+    def journal_existing(
         self,
         operation: ImportOperation | DataOperation,
         handle: bytes = b"",

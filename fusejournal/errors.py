@@ -11,16 +11,24 @@ from pathlib import Path
 
 def printable(raw: bytes) -> str:
     """Returns a file name or path as a message shows it: what is not printable UTF-8 is escaped."""
-    text = raw.decode("utf-8", "backslashreplace")
+    return printable_text(raw.decode("utf-8", "backslashreplace"))
+
+
+def printable_text(text: str) -> str:
+    """Returns *text* in one line: what is not printable is escaped."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class FusejournalError(Exception):
-    """Base of the tree. ``exit_code`` is the process's status when it reaches the command line."""
+    """Base of the tree. ``exit_code`` is the process's status when it reaches the command line. Its
+    message is one line, whatever names and words of others are in it."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable_text(super().__str__())
 
 
 class UsageError(FusejournalError):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError
 from fusejournal.node.volume_status import ScrubStatus
 
@@ -15,9 +16,9 @@ def load_scrub(state_dir: Path) -> ScrubStatus | None:
     """Returns the last scrub; None where there was none, or its record cannot be read, which costs
     no more than that the next begins anew."""
     try:
-        raw = json.loads((state_dir / _FILE).read_bytes())
+        raw = read_object(state_dir / _FILE)
         if raw["format"] == _FORMAT:
-            return ScrubStatus.from_json(raw)
+            return checked(ScrubStatus.from_json(raw))
     except (FileNotFoundError, FusejournalError, *UNREADABLE_JSON):
         pass
     return None

@@ -14,6 +14,7 @@ import trio
 
 from fusejournal.control.server import Command
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import read_object
 from fusejournal.errors import FusejournalError, PairingError, UnknownPeerError
 from fusejournal.wire import pairing
 from fusejournal.wire.connection import Connection
@@ -31,8 +32,10 @@ class ConsoleBook:
         self._path = path
         self._certificates: dict[str, str] = {}
         try:
-            raw = json.loads(path.read_bytes())
-            self._certificates = {str(name): str(pem) for name, pem in raw["consoles"].items()}
+            raw = read_object(path)["consoles"]
+            if not all(isinstance(pem, str) for pem in raw.values()):
+                raise ValueError("a certificate that is none")
+            self._certificates = dict(raw)
         except FileNotFoundError:
             pass
         except (OSError, *UNREADABLE_JSON) as error:

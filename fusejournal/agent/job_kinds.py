@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
+from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
 
 ROLES: Final = ("viewer", "operator", "admin")
@@ -195,5 +196,10 @@ def check_access(kind: JobKind, fields: Fields) -> None:
 
 def check_request(request: dict[str, Any]) -> None:
     """Raises FusejournalError for a job whose request cannot be read."""
-    if request.get("kind") not in KINDS or "volume" not in request:
-        raise FusejournalError("the job's request cannot be read: remove it, and ask anew")
+    try:
+        if request["kind"] in KINDS and isinstance(request["volume"], str):
+            KINDS[request["kind"]].command(request)
+            return
+    except UNREADABLE_JSON:
+        pass
+    raise FusejournalError("the job's request cannot be read: remove it, and ask anew")

@@ -37,11 +37,14 @@ from typing import Any, Final
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_kinds import KINDS, check_access, kind_of
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
+from fusejournal.disk.json_records import read_object
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import UsageError
 from fusejournal.node.registry import find_named
 
 _JOBS_MAX: Final = 200
+_FILE_BYTES_MAX: Final = 64 << 20
+"""More than a plan has: its actions are bounded, and each has at most three paths."""
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
 _WORKING: Final = ("planning", "doing")
 
@@ -49,10 +52,9 @@ _WORKING: Final = ("planning", "doing")
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in *path*; empty where there is none that can be read."""
     try:
-        found = json.loads(path.read_bytes())
+        return read_object(path, _FILE_BYTES_MAX)
     except (OSError, *UNREADABLE_JSON):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 class JobBook:
@@ -163,8 +165,9 @@ class JobBook:
         # In this order: one that ends in between is told as running with its last state.
         is_running = _is_locked(path)
         request, progress = read_json(path / "request.json"), read_json(path / "progress.json")
-        state = progress.get("state", "planning")
-        words = progress.get("words", "")
+        state = str(progress.get("state", "planning"))
+        words = str(progress.get("words", ""))
+        kind = KINDS.get(str(request.get("kind")))
         if state in _WORKING and not is_running:
             state = "stopped"
             words = words or "its process ended before it was done: 'do' goes on with it"
@@ -176,9 +179,9 @@ class JobBook:
             "state": state,
             "words": words,
             "is_running": is_running,
-            "is_readable": request.get("kind") in KINDS,
-            "is_confirmed": request.get("kind") in KINDS and KINDS[request["kind"]].is_confirmed,
-            "access": KINDS[request["kind"]].access if request.get("kind") in KINDS else "operator",
+            "is_readable": kind is not None,
+            "is_confirmed": kind is not None and kind.is_confirmed,
+            "access": kind.access if kind is not None else "operator",
             "paused": is_running and order == "pause",
         }
 

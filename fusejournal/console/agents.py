@@ -16,6 +16,7 @@ import trio
 from fusejournal.address import Address, check_peer_name, parse_remote
 from fusejournal.console.place import console_name
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
 from fusejournal.wire import pairing
 from fusejournal.wire.connection import Connection
@@ -65,8 +66,8 @@ class AgentBook:
             found = self._path.stat()
             stamp = found.st_ino, found.st_mtime_ns
             if stamp != self._stamp:
-                raw = json.loads(self._path.read_bytes())
-                agents = [KnownAgent(**one) for one in raw["agents"]]
+                raw = read_object(self._path)
+                agents = [checked(KnownAgent(**one)) for one in raw["agents"]]
                 self._agents = {agent.name: agent for agent in agents}
                 self._stamp = stamp
         except FileNotFoundError:

@@ -5,14 +5,31 @@ import json
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import UsageError
 
 _HOUR_NS: Final = 3600 * 10**9
 HOURS_MAX: Final = 24 * 366
 _ACTIONS: Final = ("acknowledge", "silence", "unsilence")
+
+
+class _Acknowledged(NamedTuple):
+    user: str
+    time_ns: int
+
+
+class _Silenced(NamedTuple):
+    user: str
+    until_ns: int
+
+
+class _KnownAlert(NamedTuple):
+    since_ns: int
+    acknowledged: _Acknowledged | None
+    silenced: _Silenced | None
 
 
 class Alerts:
@@ -24,10 +41,8 @@ class Alerts:
         self._known: dict[str, dict[str, Any]] = {}
         """The alerts by key: ``since_ns``, ``acknowledged``, ``silenced``."""
         with suppress(OSError, *UNREADABLE_JSON):
-            raw = json.loads(path.read_bytes())
-            self._known = {
-                str(key): one for key, one in dict(raw["alerts"]).items() if "since_ns" in one
-            }
+            raw = read_object(path)["alerts"]
+            self._known = {key: _known_of(one) for key, one in raw.items()}
         self._now: list[dict[str, Any]] = []
 
     def update(self, problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -73,6 +88,19 @@ class Alerts:
     def _save(self) -> None:
         content = json.dumps({"alerts": self._known}).encode()
         write_atomically("console.alerts", self._path, content, Outlives.MACHINE)
+
+
+def _known_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns *raw*, all that was kept of an alert. Raises what UNREADABLE_JSON has."""
+    by_user, silenced = raw.get("acknowledged"), raw.get("silenced")
+    checked(
+        _KnownAlert(
+            raw["since_ns"],
+            _Acknowledged(**by_user) if by_user is not None else None,
+            _Silenced(**silenced) if silenced is not None else None,
+        )
+    )
+    return raw
 
 
 def _standing(known: dict[str, Any], now_ns: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fusejournal.disk import calls
 from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import parse_object
 
 _TAIL_BYTES: Final = 1 << 20
 _TEXT_MAX: Final = 2000
@@ -48,7 +49,7 @@ class Audit:
         found = []
         for line in reversed(lines):
             try:
-                found.append(json.loads(line))
+                found.append(parse_object(line))
             except UNREADABLE_JSON:
                 continue  # half a line, of a system that crashed
             if len(found) == count:

@@ -18,13 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
 from fusejournal.console.channels import AlertChannel, DeliveryError, message_of
 from fusejournal.console.sessions import RateLimit
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,12 @@ class AlertDelivery:
         gone."""
         self._saving = trio.Lock()
         with suppress(OSError, *UNREADABLE_JSON):
-            raw = json.loads(path.read_bytes())["told"]
-            self._told = {name: dict(raw[name]) for name in self._states if name in raw}
+            raw = read_object(path)["told"]
+            self._told = {
+                name: {key: _told_of(one) for key, one in raw[name].items()}
+                for name in self._states
+                if name in raw
+            }
 
     @property
     def has_channels(self) -> bool:
@@ -180,6 +185,23 @@ class AlertDelivery:
                 await trio.to_thread.run_sync(
                     write_atomically, "console.told", self._path, content, Outlives.MACHINE
                 )
+
+
+class _ToldAlert(NamedTuple):
+    told_ns: int
+    gone_ns: int
+    severity: str
+    words: str
+    since_ns: int
+
+
+def _told_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns *raw*, all that was kept of an alert that was told. Raises what UNREADABLE_JSON
+    has."""
+    alert = raw["alert"]
+    words = alert["severity"], alert["words"], alert["since_ns"]
+    checked(_ToldAlert(raw["told_ns"], raw.get("gone_ns", 0), *words))
+    return raw
 
 
 def _delivery_error(channel: AlertChannel, error: Exception) -> DeliveryError:

@@ -17,6 +17,7 @@ from typing import Final
 from fusejournal.address import check_peer_name
 from fusejournal.console.users import AccessRole, parse_access_role
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, UsageError
 
 _PREFIX: Final = "fjt_"
@@ -61,10 +62,13 @@ class TokenBook:
             found = self._path.stat()
             stamp = found.st_ino, found.st_mtime_ns
             if stamp != self._stamp:
-                raw = json.loads(self._path.read_bytes())
+                raw = read_object(self._path)
                 tokens = [
-                    ApiToken(**{**one, "volumes": tuple(one["volumes"])}) for one in raw["tokens"]
+                    checked(ApiToken(**{**one, "volumes": tuple(one["volumes"])}))
+                    for one in raw["tokens"]
                 ]
+                if not all(token.role.upper() in AccessRole.__members__ for token in tokens):
+                    raise ValueError("a role that is none")
                 self._tokens = {token.name: token for token in tokens}
                 self._stamp = stamp
         except FileNotFoundError:

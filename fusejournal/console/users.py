@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from fusejournal.address import check_peer_name
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.wire.pairing import new_code, parse_code
 
@@ -85,8 +86,8 @@ class UserBook:
             found = self._path.stat()
             stamp = found.st_ino, found.st_mtime_ns
             if stamp != self._stamp:
-                raw = json.loads(self._path.read_bytes())
-                users = [ConsoleUser(**one) for one in raw["users"]]
+                raw = read_object(self._path)
+                users = [_checked_user(ConsoleUser(**one)) for one in raw["users"]]
                 self._users = {user.name: user for user in users}
                 self._stamp = stamp
         except FileNotFoundError:
@@ -155,6 +156,15 @@ class UserBook:
         raw: dict[str, Any] = {"users": [asdict(user) for user in users.values()]}
         content = json.dumps(raw, indent=1).encode()
         write_atomically("console.users", self._path, content, Outlives.MACHINE)
+
+
+def _checked_user(user: ConsoleUser) -> ConsoleUser:
+    """Raises ValueError."""
+    checked(user)
+    bytes.fromhex(user.salt)
+    if user.role.upper() not in AccessRole.__members__ or not user.password.isascii():
+        raise ValueError(f"no user: {user.name!r:.80}")
+    return user
 
 
 def _hash_code(code: str) -> str:

@@ -25,6 +25,7 @@ import xxhash
 from fusejournal.disk import calls
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, hash_of_hex, read_object
 from fusejournal.errors import JournalError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
@@ -35,6 +36,7 @@ _FILE = "base.json"
 _SPARE = "base.spare"
 _SPARE_BYTES = 4096
 _OFFSET_BITS = 63
+_ROOT_BYTES, _CHAIN_BYTES = 32, 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ class JournalBase:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "JournalBase":
         """Returns the base that *raw* tells. Raises what UNREADABLE_JSON has."""
-        return cls(**{**raw, "uuid": UUID(raw["uuid"]), "chain": int(raw["chain"], 16)})
+        for name in ("inodes", "names"):
+            hash_of_hex(name, raw[name], _ROOT_BYTES)
+        chain = int.from_bytes(hash_of_hex("chain", raw["chain"], _CHAIN_BYTES), "big")
+        return checked(cls(**{**raw, "uuid": UUID(raw["uuid"]), "chain": chain}))
 
 
 def base_path(state_dir: Path) -> Path:
@@ -87,7 +92,7 @@ def load_base(state_dir: Path) -> JournalBase | None:
     had one. Raises JournalError where the record cannot be read."""
     path = base_path(state_dir)
     try:
-        raw = json.loads(path.read_text())
+        raw = read_object(path)
         found_format, check = raw.pop("format"), raw.pop("check")
         if found_format != _FORMAT:
             raise JournalError(f"{path}: written by a newer version of fusejournal: upgrade this")

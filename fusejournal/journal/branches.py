@@ -37,6 +37,7 @@ from fusejournal.disk.files import (
     make_directories,
     write_atomically,
 )
+from fusejournal.disk.json_records import checked, position_of, read_object
 from fusejournal.errors import FusejournalError, JournalError, UnknownBranchError
 from fusejournal.journal.base import JournalBase, load_base, save_base
 from fusejournal.journal.cut_back import segments_from
@@ -44,7 +45,7 @@ from fusejournal.journal.index import index_path
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import SegmentReader, first_seq_of, list_segments
 from fusejournal.operations import ControlOperation
-from fusejournal.types import Epoch, Position, Seq
+from fusejournal.types import Position, Seq
 
 log = logging.getLogger(__name__)
 
@@ -282,22 +283,24 @@ def find_branch(state_dir: Path, name: str) -> Branch:
 def _load(directory: Path) -> Branch:
     path = directory / _FILE
     try:
-        raw = json.loads(path.read_text())
-        if raw.pop("format") != _FORMAT:
+        raw = read_object(path)
+        if raw["format"] != _FORMAT:
             raise FusejournalError(f"{path}: written by another version of fusejournal")
-        return Branch(
-            directory=directory,
-            uuid=UUID(raw["uuid"]),
-            parted=_position(raw["parted"]),
-            head=_position(raw["head"]),
-            source=str(raw["source"]),
-            reign=str(raw["reign"]),
-            made_ns=int(raw["made_ns"]),
-            age_seconds=float(raw["age_seconds"]),
-            first_ns=int(raw["first_ns"]),
-            last_ns=int(raw["last_ns"]),
-            uids=tuple(map(int, raw["uids"])),
-            entries=int(raw["entries"]),
+        return checked(
+            Branch(
+                directory=directory,
+                uuid=UUID(raw["uuid"]),
+                parted=position_of(raw["parted"]),
+                head=position_of(raw["head"]),
+                source=raw["source"],
+                reign=raw["reign"],
+                made_ns=raw["made_ns"],
+                age_seconds=raw["age_seconds"],
+                first_ns=raw["first_ns"],
+                last_ns=raw["last_ns"],
+                uids=tuple(raw["uids"]),
+                entries=raw["entries"],
+            )
         )
     except FileNotFoundError:
         raise FusejournalError(
@@ -310,11 +313,6 @@ def _load(directory: Path) -> Branch:
         ) from None
     except OSError as error:
         raise FusejournalError(f"{path}: {error.strerror}") from None
-
-
-def _position(raw: Any) -> Position:
-    epoch, seq, chain = map(int, raw)
-    return Position(Epoch(epoch), Seq(seq), chain)
 
 
 # -- the end of a branch ---------------------------------------------------------------------------

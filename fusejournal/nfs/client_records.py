@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.errors import ExportError
 from fusejournal.nfs import nfsd
 
@@ -73,9 +74,9 @@ class ClientRecords(NamedTuple):
 
 
 def _parse(content: bytes) -> ClientRecords:
-    told = json.loads(content)
+    told = parse_object(content)
     if told["format"] != _FORMAT:
-        raise ValueError(f"its format is {told['format']}, not {_FORMAT}")
+        raise ValueError(f"its format is {told['format']!r:.80}, not {_FORMAT}")
     v3 = tuple(sorted(told["v3"].items()))
     for host, line in v3:
         if not _HOST.fullmatch(host) or not _MONITORED.fullmatch(line):
@@ -84,7 +85,7 @@ def _parse(content: bytes) -> ClientRecords:
         (bytes.fromhex(name), None if hash_ is None else bytes.fromhex(hash_))
         for name, hash_ in told["v4"]
     ]
-    return ClientRecords(str(told["reign"]), _checked(v4), v3)
+    return checked(ClientRecords(told["reign"], _checked(v4), v3))
 
 
 def _checked(clients: Iterable[_Client]) -> frozenset[_Client]:

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusejournal.disk import calls
 from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.errors import VolumeBusyError
 
 _HOLDER_BYTES = 512
@@ -25,6 +26,14 @@ _BACKING_FD = "FUSEJOURNAL_BACKING_FD"
 """The variables by which a program that takes this one's place finds the lock."""
 
 _held: dict[Path, int] = {}
+
+
+class _Holder(NamedTuple):
+    """The word of who has the volume."""
+
+    pid: int
+    name: str
+    mountpoint: str
 
 
 @contextmanager
@@ -132,7 +141,8 @@ def _write_holder(fd: int, holder: str) -> None:
 
 def _read_holder(fd: int) -> dict[str, Any]:
     try:
-        holder = json.loads(os.pread(fd, 65536, 0))
+        holder = parse_object(os.pread(fd, 65536, 0))
+        checked(_Holder(holder["pid"], holder["name"], holder["mountpoint"]))
     except UNREADABLE_JSON:
         return {}
-    return holder if isinstance(holder, dict) else {}
+    return holder

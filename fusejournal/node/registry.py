@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fusejournal.errors import FusejournalError, UsageError, VolumeNotFoundError
 from fusejournal.node.state_dir import VolumeState, load_state
+from fusejournal.types import NAME_BYTES_MAX
 
 _NAME_MAX = 128
 
@@ -41,8 +42,8 @@ def check_name(name: str) -> str:
         not name
         or "/" in name
         or name.startswith(".")
-        or len(os.fsencode(name)) > _NAME_MAX
         or not name.isprintable()
+        or len(os.fsencode(name)) > _NAME_MAX
     ):
         raise UsageError(
             f"{name!r} cannot be a volume's name: 1 to {_NAME_MAX} printable characters, "
@@ -126,6 +127,8 @@ def find_volume(text: str) -> VolumeState:
     where two are meant, and FusejournalError for a volume whose state cannot be had.
 
     Source: systemd.unit(5), "String Escaping for Inclusion in Unit Names"."""
+    if not _can_be_path(text):
+        raise VolumeNotFoundError(text)
     volumes = all_volumes()
     meant = _unescape(text)
     escaped = () if meant == text else (f"/{meant}",) if "/" in meant else (meant, f"/{meant}")
@@ -143,10 +146,22 @@ def find_volume(text: str) -> VolumeState:
     raise VolumeNotFoundError(text)
 
 
+def _can_be_path(text: str) -> bool:
+    try:
+        parts = os.fsencode(text).split(b"/")
+    except UnicodeEncodeError:
+        return False
+    return all(len(part) <= NAME_BYTES_MAX and b"\0" not in part for part in parts)
+
+
 def find_named(name: str) -> VolumeState:
     """The volume that is called *name*, and not one that this means otherwise: for callers that may
     ask for some volumes alone, by their names, or are to name no files. Raises VolumeNotFoundError,
     and what find_volume raises."""
+    try:
+        check_name(name)
+    except UsageError:
+        raise VolumeNotFoundError(name) from None
     found = find_volume(name)
     if found.name != name:
         raise VolumeNotFoundError(name)

@@ -47,6 +47,7 @@ that does not know it would go on in the old reign, and so refuses it. One whose
 is of format 4, with or without a reign: a version that knows of none would look for the journal's
 first entry, and find a later one."""
 
+import errno
 import json
 import os
 import re
@@ -65,6 +66,7 @@ from fusejournal.disk.files import (
     make_directories,
     write_atomically,
 )
+from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.errors import (
     FusejournalError,
     JournalError,
@@ -85,6 +87,8 @@ _FORMATS = (1, _FORMAT, _FORMAT_WITH_REIGN, _FORMAT_WITH_BASE)
 _PAGE = "watermarks"
 _PAGE_BEFORE = "marks"
 """Its name in format 1."""
+_TEXT_MAX = 1 << 16
+"""More than a volume.json has, in characters."""
 _SECTOR_BYTES = 512
 """A disk writes so much whole or not at all. A text is filled up to it, to be written in place."""
 _FORMAT_DIGIT = re.compile(rb'"format"\s*:\s*(1)(?=\s*[,}])')
@@ -216,22 +220,28 @@ def load_state(directory: Path) -> VolumeState:
     path = directory / "volume.json"
     try:
         with _open_trusted(directory) as file:
-            raw = json.load(file)
+            raw = parse_object(file.read(_TEXT_MAX))
         if raw.pop("format") not in _FORMATS:
             raise FusejournalError(f"{path}: written by another version of fusejournal")
-        return VolumeState(
-            directory=directory,
-            uuid=UUID(raw["uuid"]),
-            name=str(raw["name"]),
-            backing=Path(raw["backing"]),
-            mountpoint=Path(raw["mountpoint"]),
-            created_ns=int(raw["created_ns"]),
-            role=_read_role(raw),
-            listen=raw.get("listen"),
-            reign=reign_of_text(raw["reign"]) if raw.get("reign") is not None else None,
-            offered=_read_offered(raw.get("offered")),
+        return checked(
+            VolumeState(
+                directory=directory,
+                uuid=UUID(raw["uuid"]),
+                name=raw["name"],
+                backing=Path(raw["backing"]),
+                mountpoint=Path(raw["mountpoint"]),
+                created_ns=raw["created_ns"],
+                role=_read_role(raw),
+                listen=raw.get("listen"),
+                reign=reign_of_text(raw["reign"]) if raw.get("reign") is not None else None,
+                offered=_read_offered(raw.get("offered")),
+            )
         )
     except (FileNotFoundError, NotADirectoryError):
+        raise VolumeNotFoundError(str(directory)) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         raise VolumeNotFoundError(str(directory)) from None
     except UNREADABLE_JSON as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
@@ -251,7 +261,7 @@ def _read_offered(raw: dict[str, Any] | None) -> Offered | None:
     """Raises KeyError, ValueError."""
     if raw is None:
         return None
-    return Offered(reign_of_text(raw["reign"]), str(raw["peer"]))
+    return Offered(reign_of_text(raw["reign"]), raw["peer"])
 
 
 def _open_trusted(directory: Path, access: int = os.O_RDONLY) -> TextIO:

@@ -8,12 +8,13 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, ClassVar
 
 from fusejournal.control.reply import Reply
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError
 from fusejournal.node.volume_status import VersionStatus
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from fusejournal.versions.manifest import Version
 
 _FORMAT = 1
-_SECONDS_MAX = 1e11
 _FILE = "versions.json"
 _STORE_FILE = "store.json"
 """The file of versions/place.py, which loads what is not needed to show it."""
@@ -43,44 +43,19 @@ def load_version_status(state_dir: Path) -> VersionStatus | None:
     """Returns what is known of the versions of the volume with this state directory, and of the
     store that it has now; None where it has none."""
     try:
-        place = json.loads((state_dir / _STORE_FILE).read_bytes())
-        unknown = VersionStatus(store=str(place["store"]), store_id=str(place["id"]))
+        place = read_object(state_dir / _STORE_FILE)
+        unknown = checked(VersionStatus(store=place["store"], store_id=place["id"]))
     except (OSError, *UNREADABLE_JSON):
         return None
     try:
-        raw = json.loads((state_dir / _FILE).read_bytes())
+        raw = read_object(state_dir / _FILE)
         if raw["format"] != _FORMAT:
             return unknown
-        found = VersionStatus.from_json(raw)
-        _check(found)
+        found = checked(VersionStatus.from_json(raw))
     except (OSError, FusejournalError, *UNREADABLE_JSON):
         return unknown
     # A store may have been moved; one that was begun anew is another.
     return replace(found, store=unknown.store) if found.store_id == unknown.store_id else unknown
-
-
-def _check(status: VersionStatus) -> None:
-    """Raises ValueError where a field is not of the type that it is to have."""
-    kinds = get_type_hints(VersionStatus)
-    for one in fields(status):
-        if not _fits(getattr(status, one.name), kinds[one.name]):
-            raise ValueError(one.name)
-
-
-def _fits(value: object, kind: Any) -> bool:
-    parts = get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(part, parts[0]) for part in value)
-    if parts:
-        return any(_fits(value, part) for part in parts)
-    if kind is float:
-        # (Neither infinite nor no number, and a time that can be shown.)
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and (abs(value) < _SECONDS_MAX)
-        )
-    return type(value) is kind and (kind is not int or abs(cast("int", value)) < 1 << 63)
 
 
 def note_made(state_dir: Path, version: "Version", *, is_new: bool) -> None:

@@ -16,10 +16,11 @@ from typing import Final
 import trio
 
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, remove, write_atomically
+from fusejournal.disk.json_records import checked, read_object, reign_of_list
 from fusejournal.errors import FusejournalError
 from fusejournal.replication.common_ancestor import ASKED_MAX, SILENCE_SECONDS, ChainFinder
 from fusejournal.replication.peers import Peer
-from fusejournal.types import Epoch, Position, Reign, Seq
+from fusejournal.types import Position, Reign, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Begin, Chains, Diverged, End, Welcome, WireError
 from fusejournal.wire.identity import Identity
@@ -48,11 +49,11 @@ class Parting:
     """and what it calls itself."""
     reign: Reign
     """The reign that it goes by."""
-    seq: int
+    seq: Seq
     """The last entry that both have,"""
     chain: int
     """and its chain."""
-    their_head_seq: int
+    their_head_seq: Seq
     """The end of the peer's journal."""
 
     def keep(self, state_dir: Path) -> None:
@@ -67,13 +68,10 @@ def load_parting(state_dir: Path) -> Parting | None:
     """Returns what the last primary said in *state_dir*; None where none has, or nothing that can
     be understood."""
     try:
-        raw = json.loads((state_dir / PARTED_FILE).read_text())
-        if raw["format"] != _FORMAT:
+        raw = read_object(state_dir / PARTED_FILE)
+        if raw.pop("format") != _FORMAT:
             return None
-        epoch, node_id = map(int, raw["reign"])
-        reign = Reign(Epoch(epoch), node_id)
-        seq, chain, head_seq = (int(raw[key]) for key in ("seq", "chain", "their_head_seq"))
-        return Parting(str(raw["peer"]), str(raw["node"]), reign, seq, chain, head_seq)
+        return checked(Parting(**{**raw, "reign": reign_of_list(raw["reign"])}))
     except (FileNotFoundError, *UNREADABLE_JSON):
         return None
 

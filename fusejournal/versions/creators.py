@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
 from fusejournal.disk.boot import boot_id
 from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.objects.store import (
     ObjectExistsError,
     ObjectMissingError,
@@ -176,17 +177,14 @@ def workers(store: ObjectStore, *, forgetting: bool = True) -> list[Worker]:
 
 def _decode(where: str, content: bytes) -> Worker:
     try:
-        raw = json.loads(content)
+        raw = parse_object(content)
         if raw.pop("format") != _FORMAT:
             raise StoreError(where, "is of a newer version of fusejournal: upgrade this one")
-        worker = Worker(**raw)
+        worker = checked(Worker(**raw))
         check_name(worker.name)
-        texts = worker.work, worker.node, worker.machine, worker.boot, worker.began
-        numbers = worker.pids, worker.pid, worker.plan
-        if not all(isinstance(one, str) and one.isprintable() for one in texts):
+        texts = worker.node, worker.machine, worker.boot, worker.began
+        if not all(one.isprintable() for one in texts):
             raise ValueError("no text")
-        if not all(isinstance(one, int) for one in numbers):
-            raise ValueError("no number")
         return worker
     except UNREADABLE_JSON as error:
         raise StoreDamagedError(where, f"is spoilt: {error}") from None
@@ -219,7 +217,7 @@ def open_plan(store: ObjectStore) -> tuple[int, frozenset[bytes]] | None:
         return None
     where = f"{store.where}/{_plan_name(number)}"
     try:
-        raw: dict[str, Any] = json.loads(store.get(_plan_name(number)))
+        raw = parse_object(store.get(_plan_name(number)))
         if raw["format"] != _FORMAT:
             raise StoreError(where, "is of a newer version of fusejournal: upgrade this one")
         packs = frozenset(bytes.fromhex(pack) for pack in raw["packs"])

@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 import msgpack
 
 from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import checked, hash_of_hex, parse_object
 from fusejournal.errors import FusejournalError
 from fusejournal.objects.store import (
     ObjectExistsError,
@@ -35,7 +36,7 @@ from fusejournal.objects.store import (
 from fusejournal.types import Epoch, Fid, Seq
 from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunker import RULE
-from fusejournal.versions.packs import StoreDamagedError, block_id
+from fusejournal.versions.packs import ID_BYTES, StoreDamagedError, block_id
 
 _FORMAT, _FORMAT_SEALED = 1, 2
 _CIPHERS = "aes-256-gcm aes-256-siv hkdf-sha256"
@@ -140,23 +141,21 @@ def decode_version(where: str, content: bytes) -> Version:
     """Returns the version with this object. Raises StoreDamagedError, which names *where* it was
     read; StoreError where a newer program wrote it."""
     try:
-        raw = json.loads(content)
+        raw = parse_object(content)
         found_format, check, root = raw.pop("format"), raw.pop("check"), raw.pop("root")
         if isinstance(found_format, int) and found_format > _FORMAT:
             raise StoreError(where, "is a version of a newer fusejournal: upgrade this one")
-        version = Version(
-            **{
-                **raw,
-                "uuid": UUID(raw["uuid"]),
-                "chain": int(raw["chain"], 16),
-                "inodes": bytes.fromhex(raw["inodes"]),
-                "names": bytes.fromhex(raw["names"]),
-            }
+        version = checked(
+            Version(
+                **{
+                    **raw,
+                    "uuid": UUID(raw["uuid"]),
+                    "chain": int.from_bytes(hash_of_hex("chain", raw["chain"], 8), "big"),
+                    "inodes": hash_of_hex("inodes", raw["inodes"], ID_BYTES),
+                    "names": hash_of_hex("names", raw["names"], ID_BYTES),
+                }
+            )
         )
-        numbers = (version.epoch, version.seq, version.time_ns, version.made_ns, version.next_fid)
-        counts = (version.file_count, version.name_count, version.content_bytes)
-        if not all(isinstance(one, int) for one in (*numbers, *counts, version.added_bytes)):
-            raise ValueError("a number of it is none")
         if check != _check_of(version.to_json()) or root != version.root:
             raise ValueError("its check is another")
     except UNREADABLE_JSON as error:
@@ -303,9 +302,10 @@ def store_head(store: ObjectStore) -> StoreHead:
     """Returns what a store of versions is. Raises NoStoreError where it is none; StoreError where
     it is a newer program's."""
     try:
-        raw = json.loads(store.get(_STORE))
+        raw = parse_object(store.get(_STORE))
         found_format, id_ = raw["format"], raw["id"]
-        key_id = str(raw["key_id"]) if found_format == _FORMAT_SEALED else ""
+        key_id = raw["key_id"] if found_format == _FORMAT_SEALED else ""
+        head = checked(StoreHead(id_, key_id))
         is_known = found_format == _FORMAT or bool(key_id and raw["ciphers"] == _CIPHERS)
     except ObjectMissingError:
         raise NoStoreError(
@@ -315,7 +315,7 @@ def store_head(store: ObjectStore) -> StoreHead:
         raise StoreDamagedError(f"{store.where}/{_STORE}", f"is spoilt: {error}") from None
     if not is_known:
         raise StoreError(store.where, "is of a newer version of fusejournal: upgrade this one")
-    return StoreHead(str(id_), key_id)
+    return head
 
 
 def objects_by_kind(store: ObjectStore) -> Iterator[tuple[str, int]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from fusejournal.config import StoreConfig
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.service import do_not_wait, is_address, open_service, parse_address
@@ -38,10 +39,10 @@ def read_place(state_dir: Path) -> StorePlace | None:
     FusejournalError where the file is spoilt or a newer program's; OSError."""
     path = state_dir / _FILE
     try:
-        raw = json.loads(path.read_bytes())
+        raw = read_object(path)
         if raw["format"] != _FORMAT:
             raise FusejournalError(f"{path}: written by another version of fusejournal")
-        return StorePlace(str(raw["store"]), str(raw["id"]), str(raw.get("key_id", "")))
+        return checked(StorePlace(raw["store"], raw["id"], raw.get("key_id", "")))
     except FileNotFoundError:
         return None
     except UNREADABLE_JSON as error:

@@ -100,8 +100,13 @@ def inode_key(fid: Fid) -> bytes:
 
 
 def fid_of_key(key: bytes) -> Fid:
-    """Returns the fid with which *key* begins."""
-    return Fid(_FID.unpack_from(key)[0])
+    """Returns the fid with which *key* begins. Raises StoreDamagedError."""
+    try:
+        return Fid(_FID.unpack_from(key)[0])
+    except struct.error:
+        raise StoreDamagedError(
+            "a tree of a version", f"has a key of nothing: {key!r:.80}"
+        ) from None
 
 
 def name_key(parent: Fid, name: bytes) -> bytes:
@@ -120,8 +125,13 @@ def encode_name(name: Name) -> bytes:
 
 
 def decode_name(value: bytes) -> Name:
-    """Returns the name with *value*."""
-    fid, cookie = _NAME.unpack(value)
+    """Returns the name with *value*. Raises StoreDamagedError."""
+    try:
+        fid, cookie = _NAME.unpack(value)
+    except struct.error:
+        raise StoreDamagedError(
+            "a tree of names", f"has a name of nothing: {value!r:.80}"
+        ) from None
     return Name(Fid(fid), cookie)
 
 
@@ -169,7 +179,7 @@ def decode_inode(fid: Fid, value: bytes, blocks: BlockReader) -> InodeRecord:
             flags >> _FILE_FLAGS_AT,
         )
         _check(record)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise StoreDamagedError(
             blocks.store.where, f"the record of fid {fid} is spoilt: {error}"
         ) from None
@@ -208,12 +218,12 @@ def _content(raw: Any) -> Content:
 
 def _check(record: InodeRecord) -> None:
     """Raises ValueError, TypeError where a field cannot be."""
-    whole = (record.rdev, record.size)
+    whole: list[int | None] = [record.rdev, record.size, *(parent for parent, _ in record.links)]
     if record.fid != ROOT_FID:
-        whole += (record.mode, record.uid, record.gid)  # type: ignore[assignment]
-        if not isinstance(record.mtime_ns, int) or not record.links:
+        whole += (record.mode, record.uid, record.gid)
+        if type(record.mtime_ns) is not int or not record.links:
             raise ValueError("no mtime, or no name")
-    if not all(isinstance(number, int) and 0 <= number < _NUMBER_END for number in whole):
+    if not all(type(number) is int and 0 <= number < _NUMBER_END for number in whole):
         raise ValueError("no number")
     names = [name for _, name in record.links] + [name for name, _ in record.xattrs]
     values = [value for _, value in record.xattrs]

@@ -18,6 +18,7 @@ from fusejournal.disk import calls
 from fusejournal.disk.boot import boot_id
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import JournalFullError
 from fusejournal.journal.reader import END
 from fusejournal.types import Seq
@@ -56,8 +57,8 @@ class BootRecord:
         """The last use, as seen from this one. Raises OSError."""
         now = self._now()
         try:
-            found = json.loads(self._path.read_text())
-            began_seq = Seq(int(found.get("began_seq", 0)))
+            found = read_object(self._path)
+            began_seq = checked(Boot(False, found.get("began_seq", Seq(0)))).began_seq
             if found.get("volume", now["volume"]) != now["volume"]:
                 return Boot(False, END, f"{self._path} is another volume's")
             if found["boot_id"] != now["boot_id"]:

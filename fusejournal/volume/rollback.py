@@ -20,11 +20,12 @@ from typing import Final
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import calls
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, remove, write_atomically
+from fusejournal.disk.json_records import checked, position_of, read_object
 from fusejournal.errors import FusejournalError, RecoveryError
 from fusejournal.journal.branches import find_branch
 from fusejournal.journal.cut_back import cut_back
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.types import Epoch, Position, Seq
+from fusejournal.types import Position, Seq
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.volume import Volume
@@ -115,15 +116,10 @@ def load_rollback(state_dir: Path) -> Rollback | None:
     FusejournalError, OSError."""
     path = state_dir / REJOIN_FILE
     try:
-        raw = json.loads(path.read_text())
+        raw = read_object(path)
         if raw["format"] != _FORMAT:
             raise FusejournalError(f"{path}: written by another version of fusejournal")
-        epoch, seq, chain = map(int, raw["position"])
-        return Rollback(
-            Position(Epoch(epoch), Seq(seq), chain),
-            str(raw["branch"]) if raw["branch"] is not None else None,
-            bool(raw["may_be_ahead"]),
-        )
+        return checked(Rollback(position_of(raw["position"]), raw["branch"], raw["may_be_ahead"]))
     except FileNotFoundError:
         return None
     except UNREADABLE_JSON as error:

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from stat import S_IFDIR, S_IFMT
-from typing import Any, Final
+from typing import Final
 
 from fusejournal.backing.apply_data import capability_kept
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode
@@ -34,6 +34,7 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import calls, failpoints
 from fusejournal.disk.boot import boot_id
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, remove, write_atomically
+from fusejournal.disk.json_records import checked, hash_of_hex, read_object
 from fusejournal.errors import FusejournalError, RecoveryError
 from fusejournal.file_operations import SetFlags
 from fusejournal.journal.base import BaseTree, FileChange, JournalBase, save_base
@@ -49,6 +50,7 @@ from fusejournal.volume.volume import Volume
 FILE: Final = "level.json"
 NEW_JOURNAL: Final = "journal.new"
 _FORMAT: Final = 1
+_ROOT_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,16 @@ def load_whole_set(state_dir: Path) -> WholeSet | None:
     OSError."""
     path = state_dir / FILE
     try:
-        raw: dict[str, Any] = json.loads(path.read_text())
+        raw = read_object(path)
         if raw.pop("format") != _FORMAT:
             raise FusejournalError(f"{path}: written by another version of fusejournal")
-        return WholeSet(**{**raw, "base": JournalBase.from_json(raw["base"])})
+        found = checked(WholeSet(**{**raw, "base": JournalBase.from_json(raw["base"])}))
+        if (found.inodes is None) != (found.names is None):
+            raise ValueError("it has one root of two")
+        for name, root in (("inodes", found.inodes), ("names", found.names)):
+            if root is not None:
+                hash_of_hex(name, root, _ROOT_BYTES)
+        return found
     except FileNotFoundError:
         return None
     except UNREADABLE_JSON as error:

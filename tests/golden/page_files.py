@@ -158,16 +158,22 @@ def alerts_now() -> list[dict[str, Any]]:
     return [{**one, **standing} for one in PROBLEMS]
 
 
-def make_told(directory: Path) -> object:
-    """The alerts that were told by a channel: one alert that is there, and one that is gone."""
+def deliver(directory: Path, *rounds: list[dict[str, Any]]) -> None:
+    """Deliver each of *rounds*, which are all the alerts that there are then."""
 
     async def tell() -> None:
         sending = delivery(directory)
-        await sending.deliver(alerts_now())
-        await sending.deliver(alerts_now()[:1])
+        for alerts in rounds:
+            await sending.deliver(alerts)
 
     with mock.patch("time.time_ns", return_value=NOW_NS + 60 * 10**9):
         trio.run(tell)
+
+
+def make_told(directory: Path) -> object:
+    """The alerts that were told by a channel: one alert that is there, and one that is gone."""
+
+    deliver(directory, alerts_now(), alerts_now()[:1])
     return _read(directory / "told.json")
 
 

@@ -44,7 +44,7 @@ BOOT_ID = "b0075eed-0000-4000-8000-0123456789ab"
 INSTANCES = ("ext4 4242", "mount 77")
 """The instances of the file systems of state and backing."""
 BEGAN_SEQ = Seq(4700)
-PARTING = Parting("east", "east.example", Reign(Epoch(3), 0xFEED), 4700, 0xABCD, 4712)
+PARTING = Parting("east", "east.example", Reign(Epoch(3), 0xFEED), Seq(4700), 0xABCD, Seq(4712))
 ROLLBACK = Rollback(Position(Epoch(2), Seq(4700), 0xABCD), "4701-4711", True)
 WHOLE_SETS = (
     WholeSet(BASE, "cc" * 32, "dd" * 32, NOW_NS, BOOT_ID, True),

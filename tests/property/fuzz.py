@@ -1,14 +1,23 @@
 """Looks for bytes that a decoder fails on, and keeps them: ``python -m tests.property.fuzz NAME
-[SECONDS]``. It changes what is kept already and the golden files at random places."""
+[SECONDS]``. It changes what is kept already and the golden files at random places, and where these
+are JSON or msgpack, values of them."""
 
+import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import msgpack
 
+from fusejournal.agent.job_kinds import KINDS
+from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.journal import base
+from fusejournal.types import Epoch
+from fusejournal.versions import manifest
+from fusejournal.versions.builder import Trees
 from fusejournal.wire.frames import HEADER_BYTES
 from tests.golden.files import from_rows, golden
 from tests.property.corpus import Input, inputs, keep
@@ -20,26 +29,105 @@ _ODD_VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2, 9, 10, 20, 1 << 32, 1 << 40, 1 << 63, (1 << 64) - 1, 0.5, "", "x"),
     *("ship", "fetch", "ok", "raw", "zstd", "a\nb", "\x1b[2J", "\u202e", "x" * 4096, b"", b"x"),
     *(bytes(16), bytes(32), (UUID(int=5)).bytes, [], [1], [None], [[1]], [1 << 63] * 64, [1] * 65),
-    *({}, {1: 2}),
+    *({}, {1: 2}, -1e999, float("nan"), 1 << 200, "1/1", "9" * 5000, [[[]]], {"x": []}),
 )
 """Values that a field may have, or never."""
+
+
+_CHANNELS = b"""[webhook.w]
+url = "http://127.0.0.1:1/x"
+headers = { a = "b" }
+severity = "bad"
+[mail.m]
+to = ["a@b"]
+from = "c@d"
+port = 25
+[command.c]
+argv = ["/bin/true"]
+per_hour = 20
+"""
+_RECORDS = {
+    "base": "base-v1", "branch": "branch-v1", "clients": "clients-v1", "level": "level-v1",
+    "members": "members-v1", "parted": "parted-v1", "rejoin": "rejoin-v1", "scrub": "scrub-v1",
+    "versions": "versions-v1", "witness": "witness-v1", "store_head": "store-heads-v1",
+    "peers": "peers-v1", "volume": "volume-v4", "place": "place-v1", "connection": "connection-v1",
+    "consoles": "agent-consoles-v1", "agents": "console-agents-v1", "users": "console-users-v1",
+    "tokens": "console-tokens-v1", "alerts": "console-alerts-v1", "told": "console-told-v1",
+}  # fmt: skip
+"""The golden files that are a decoder's JSON, or a list of these, or have it by the file's name."""
 
 
 def seeds(name: str) -> list[bytes]:
     """The bytes that are changed: everything good and bad that is known of the decoder *name*."""
     found = [one.data for one in inputs(name)]
-    if name == "message":
-        goldens = map(_rows, golden("wire-v1").values())
-        return found + [one[4:5] + one[HEADER_BYTES:] for one in goldens]
-    whole: dict[str, Any] = {
-        "wire": lambda: b"".join(_rows(one) for one in golden("wire-v1").values()),
-        "segment": lambda: from_rows(golden("journal-v1")["segment"]),
-        "index": lambda: _rows(golden("index-v1")),
-        "seekable": lambda: _rows(golden("seekable-v1")),
-        "watermarks": lambda: _rows(golden("watermarks-v1")),
+    if name in _RECORDS:
+        raw = golden(_RECORDS[name])
+        raw = raw.get("branch.json", raw.get("connection", raw)) if isinstance(raw, dict) else raw
+        return found + [
+            json.dumps(one).encode() for one in (raw if isinstance(raw, list) else [raw])
+        ]
+    objects = golden("store-objects-v1")
+    whole: dict[str, Callable[[], list[bytes]]] = {
+        "message": lambda: [
+            one[4:5] + one[HEADER_BYTES:] for one in map(_rows, golden("wire-v1").values())
+        ],
+        "wire": lambda: [b"".join(_rows(one) for one in golden("wire-v1").values())],
+        "segment": lambda: [from_rows(golden("journal-v1")["segment"])],
+        "index": lambda: [_rows(golden("index-v1"))],
+        "seekable": lambda: [_rows(golden("seekable-v1"))],
+        "watermarks": lambda: [_rows(golden("watermarks-v1"))],
+        "open_files": lambda: [from_rows(golden("open-files-v1")["content"])],
+        "boot": lambda: [golden("boot-v1")["text"].encode()],
+        "lock": lambda: [golden("lock-v1")["text"].encode()],
+        "key": lambda: [golden("key-v1")["text"].encode()],
+        "sealed": lambda: [bytes.fromhex(one) for one in golden("sealed-v1")["objects"].values()],
+        "version": lambda: [_json(objects[one]) for one in objects if one.startswith("versions/")],
+        "worker": lambda: [_json(objects[one]) for one in objects if one.startswith("active/")],
+        "plan": lambda: [_json(objects["plans/0000000003"])],
+        "tree_told": lambda: [_told(objects)],
+        "node": _nodes,
+        "list_node": _nodes,
+        "tree": _nodes,
+        "inode": lambda: [
+            bytes.fromhex(one) for _, one in golden("records-v1")["records"].values()
+        ],
+        "job_request": lambda: list(map(_json, golden("agent-jobs-v1")["request.json"].values())),
+        "job_progress": lambda: [_json(golden("agent-jobs-v1")["progress.json"])],
+        "channels": lambda: [_CHANNELS],
+        "audit": lambda: ["\n".join(golden("console-audit-v1")).encode()],
+        "call": _calls,
     }
-    if name in whole:
-        found.append(whole[name]())
+    return found + (whole[name]() if name in whole else [])
+
+
+def _json(raw: Any) -> bytes:
+    return json.dumps(raw).encode()
+
+
+def _told(objects: dict[str, Any]) -> bytes:
+    (version,) = (json.dumps(raw) for name, raw in objects.items() if name.startswith("versions/"))
+    told = {"version": version, "store": "id", "first_seq": 1, "head_seq": 9, "journal_bytes": 99}
+    return _json(told)
+
+
+def _nodes() -> list[bytes]:
+    return [bytes.fromhex(one) for rows in golden("tree-nodes-v1").values() for _, one in rows]
+
+
+def _inodes() -> list[bytes]:
+    return [bytes.fromhex(one) for _, one in golden("records-v1")["records"].values()]
+
+
+def _calls() -> list[bytes]:
+    """Each call with all of its fields, of the right types."""
+    values = {"string": "docs", "integer": 12, "boolean": True, "array": ["7-12"]}
+    found = []
+    for name, told in golden("calls-v1").items():
+        given = {field: values[kind] for field, kind in told["given"].items()}
+        fields = {**dict.fromkeys(told["from the path"], "1"), **given, "volume": "data"}
+        for kind in KINDS if name == "job-create" else ("",):
+            found.append(name.encode() + b"\n" + _json({**fields, "kind": kind}))
+            found.append(name.encode() + b"\n" + _json({"volume": "data", "kind": kind}))
     return found
 
 
@@ -73,13 +161,75 @@ def changed(dice: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 def with_odd_field(dice: random.Random, data: bytes) -> bytes:
     """Message *data* with another value in one field, if its body is an array."""
+    return data[:1] + with_odd_value(dice, data[1:], msgpack.unpackb, msgpack.packb)
+
+
+def with_odd_value(
+    dice: random.Random,
+    data: bytes,
+    unpack: Callable[[bytes], Any],
+    pack: Callable[[Any], bytes],
+) -> bytes:
+    """*data*, which *unpack* reads and *pack* writes, with another value somewhere in it."""
     try:
-        fields = msgpack.unpackb(data[1:])
-        fields[dice.randrange(len(fields))] = dice.choice(_ODD_VALUES)
-    except (ValueError, TypeError, msgpack.UnpackException):
+        return pack(_replaced(dice, unpack(data)))
+    except (*UNREADABLE_JSON, msgpack.UnpackException):
         return data
-    packed: bytes = msgpack.packb(fields)
-    return data[:1] + packed
+
+
+def _replaced(dice: random.Random, value: Any) -> Any:
+    if isinstance(value, dict) and value and dice.random() < 0.9:
+        key = dice.choice(list(value))
+        if dice.random() < 0.05:
+            return {one: value[one] for one in value if one != key}
+        return {**value, key: _replaced(dice, value[key])}
+    if isinstance(value, list | tuple) and value and dice.random() < 0.9:
+        at = dice.randrange(len(value))
+        return [*value[:at], _replaced(dice, value[at]), *value[at + 1 :]]
+    return dice.choice(_ODD_VALUES)
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, default=lambda one: one.decode("latin-1")).encode()
+
+
+def _with_check(value: Any) -> bytes:
+    """A record with a check that is right."""
+    raw = {key: one for key, one in value.items() if key not in ("format", "check")}
+    return _as_json({"format": 1, **raw, "check": base._check_of(raw)})
+
+
+def _version_with_check(value: Any) -> bytes:
+    """A version with a root and a check that are right."""
+    raw = {key: one for key, one in value.items() if key not in ("check", "root")}
+    trees = Trees(
+        bytes.fromhex(raw["inodes"]), bytes.fromhex(raw["names"]), raw["next_fid"], Epoch(0), 0
+    )
+    root = manifest.root_hash(UUID(raw["uuid"]), raw["rule"], trees)
+    raw = {"format": raw.pop("format"), "root": root, **raw}
+    return _as_json({**raw, "check": manifest._check_of(raw)})
+
+
+_MSGPACK = ("node", "list_node", "tree", "inode")
+_PACKS = {"base": _with_check, "version": _version_with_check}
+
+
+def changed_for(name: str, dice: random.Random, known: list[bytes]) -> bytes:
+    """Something else for the decoder *name* than is among *known*."""
+    data = dice.choice(known)
+    if dice.random() < 0.3:
+        return changed(dice, data, known)
+    for _ in range(dice.choice((1, 1, 2))):
+        if name == "message":
+            data = with_odd_field(dice, data)
+        elif name in _MSGPACK:
+            data = with_odd_value(dice, data, msgpack.unpackb, msgpack.packb)
+        elif name == "call":
+            what, end, raw = data.partition(b"\n")
+            data = what + end + with_odd_value(dice, raw, json.loads, _as_json)
+        else:
+            data = with_odd_value(dice, data, json.loads, _PACKS.get(name, _as_json))
+    return data if data not in known else changed(dice, data, known)
 
 
 def main() -> None:
@@ -90,11 +240,7 @@ def main() -> None:
     known, tries, failures = seeds(name), 0, set()
     while time.monotonic() < until:
         tries += 1
-        data = dice.choice(known)
-        if name == "message" and dice.random() < 0.7:
-            data = with_odd_field(dice, data)
-        else:
-            data = changed(dice, data, known)
+        data = changed_for(name, dice, known)
         try:
             outcome_of(name, data)
         except Exception as error:

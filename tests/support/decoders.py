@@ -3,10 +3,8 @@
 import os
 import struct
 import tempfile
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 from uuid import UUID
 
 import xxhash
@@ -65,17 +63,11 @@ from fusejournal.wire.session import (
     speaks_of_same,
     welcome,
 )
+from tests.support.decoding import Decoding, check_types
 from tests.support.objects import MemoryStore
+from tests.support.record_decoders import RECORD_DECODERS
 
 _SEGMENT = "00000000000000000001"
-
-
-class Decoding(NamedTuple):
-    """A way to decode bytes, with an empty directory to use. ``errors``: all that bytes which
-    cannot be may raise."""
-
-    decode: Callable[[bytes, Path], object]
-    errors: tuple[type[Exception], ...]
 
 
 def _wire(data: bytes, _: Path) -> list[Message]:
@@ -178,7 +170,9 @@ def _watermarks(data: bytes, directory: Path) -> object:
 
 def _checkpoint(data: bytes, directory: Path) -> object:
     (directory / "checkpoint").write_bytes(data)
-    return CheckpointFile(directory / "checkpoint").load()
+    found = CheckpointFile(directory / "checkpoint").load()
+    check_types(found)
+    return found
 
 
 def _signatures(data: bytes, directory: Path) -> object:
@@ -189,12 +183,16 @@ def _signatures(data: bytes, directory: Path) -> object:
 
 def _peers(data: bytes, directory: Path) -> object:
     (directory / "peers.json").write_bytes(data)
-    return PeerBook.load(directory).list()
+    found = PeerBook.load(directory).list()
+    check_types(found)
+    return found
 
 
 def _volume(data: bytes, directory: Path) -> object:
     (directory / "volume.json").write_bytes(data)
-    return load_state(directory)
+    found = load_state(directory)
+    check_types(found)
+    return found
 
 
 def _config(data: bytes, directory: Path) -> object:
@@ -207,7 +205,9 @@ def _certificate(data: bytes, _: Path) -> str:
 
 
 def _version(data: bytes, _: Path) -> object:
-    return decode_version("store/version", data).root
+    found = decode_version("store/version", data)
+    check_types(found)
+    return found.root, found.key
 
 
 def _packs(data: bytes, _: Path) -> object:
@@ -220,7 +220,9 @@ def _block_index(data: bytes, _: Path) -> object:
 
 
 def _inode(data: bytes, _: Path) -> object:
-    return decode_inode(Fid(5), data, BlockReader(MemoryStore()))
+    found = decode_inode(Fid(5), data, BlockReader(MemoryStore()))
+    check_types(found)
+    return found
 
 
 def _block(data: bytes) -> tuple[BlockReader, bytes]:
@@ -245,7 +247,9 @@ def _list_node(data: bytes, _: Path) -> object:
 def _worker(data: bytes, _: Path) -> object:
     store = MemoryStore()
     store.objects["active/one"] = data
-    return workers(store)
+    found = workers(store)
+    check_types(found)
+    return found
 
 
 def _plan(data: bytes, _: Path) -> object:
@@ -256,10 +260,12 @@ def _plan(data: bytes, _: Path) -> object:
 
 def _place(data: bytes, directory: Path) -> object:
     (directory / "store.json").write_bytes(data)
-    return read_place(directory)
+    found = read_place(directory)
+    check_types(found)
+    return found
 
 
-DECODERS = {
+DECODERS = RECORD_DECODERS | {
     "wire": Decoding(_wire, (FusejournalError, RefusedError)),
     "message": Decoding(_message, (FusejournalError,)),
     "payload": Decoding(_payload, (FormatError,)),

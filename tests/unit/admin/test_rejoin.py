@@ -28,7 +28,7 @@ from fusejournal.replication.parting import load_parting
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
-from fusejournal.types import ROOT_FID, Epoch, Reign
+from fusejournal.types import ROOT_FID, Epoch, Reign, Seq
 from fusejournal.volume.rollback import REJOIN_FILE
 from tests.support.losses import Died, crash_system, dying_at
 from tests.support.pairs import level, listens_at, mirror_status, running, until
@@ -340,7 +340,7 @@ def test_refusals_say_what_to_do(parted: Places) -> None:
     # Journals with nothing in common, or another than when they were compared.
     parting = load_parting(parted.mirror / "state")
     assert parting is not None
-    replace(parting, seq=0, chain=0).keep(parted.mirror / "state")
+    replace(parting, seq=Seq(0), chain=0).keep(parted.mirror / "state")
     with pytest.raises(RejoinError, match=r"no entry in common.*--role mirror and a new --state"):
         _request(parted).plan()
     replace(parting, chain=1).keep(parted.mirror / "state")

@@ -108,6 +108,9 @@ def test_a_name_outlives_the_machine(tmp_path: Path) -> None:
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["elsewhere", "states"]
     assert find_volume("one") == made
+    for text in ("x" * 256, "/x" * 9 + "y" * 300, "one\0", "\ud800"):
+        with pytest.raises(VolumeNotFoundError):
+            find_volume(text)
 
 
 def test_a_state_directory_that_went_away_is_named(tmp_path: Path) -> None:

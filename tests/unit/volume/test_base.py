@@ -239,7 +239,7 @@ def test_a_time_of_the_root_that_only_the_store_tells(
 
 def test_the_record_is_as_it_was_written(tmp_path: Path) -> None:
     base = JournalBase(
-        UUID(int=5), Epoch(3), Seq(7), 1 << 63, 9, "key", "id", "aa", "bb", Fid(11), 12
+        UUID(int=5), Epoch(3), Seq(7), 1 << 63, 9, "key", "id", "aa" * 32, "bb" * 32, Fid(11), 12
     )
     assert load_base(tmp_path) is None
     save_base(tmp_path, base)

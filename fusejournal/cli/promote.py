@@ -31,7 +31,7 @@ def promote_command(volume: str, force: bool, dry_run: bool, timeout: float, as_
     """Make the mirror VOLUME, which must be mounted, the primary, because the old one is lost.
 
     First it tells what may be lost: what the old primary is known to have had and this node does
-    not hold, and for how long that was not heard. Then it asks all peers for their word to take
+    not hold, and for how long that was not heard. Then it asks all peers for their vote to take
     nothing from the old primary any more, applies all that it holds, and serves in place of that,
     with the same file ids, so that NFS clients' handles stay good. Mirrors that know each other
     follow it by themselves. An old primary that comes back takes no change once it meets one of

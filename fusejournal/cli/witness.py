@@ -1,4 +1,4 @@
-"""``fusejournal witness``: a node without data, for the word of two out of three."""
+"""``fusejournal witness``: a node without data, for the votes of two out of three."""
 
 import shlex
 import time
@@ -19,8 +19,8 @@ _DIRECTORY = click.argument("directory", type=click.Path(file_okay=False, path_t
 @click.group(short_help="A node without data, for two servers.")
 def witness() -> None:
     """Run a witness: a node that holds no data and serves none, on a third machine, for one volume.
-    It keeps on its disk which reign has begun and which nodes count, and gives its word when one is
-    to begin. With a primary and one mirror ('mirrors = 1', 'on_timeout = "block"'), the word of the
+    It keeps on its disk which reign has begun and which nodes count, and gives its vote when one is
+    to begin. With a primary and one mirror ('mirrors = 1', 'on_timeout = "block"'), the vote of the
     mirror and the witness is enough to promote that mirror without --force.
 
     Pair it with both: with the primary, and on the mirror with --standby.
@@ -122,7 +122,7 @@ def status(directory: Path, as_json: bool) -> None:
         ("peers", ", ".join(found["peers"]) or "none yet: 'fusejournal witness pair'"),
     ]
     if found["reign"] != found["begun"]:
-        rows.append(("word", f"given for {found['reign']}"))
+        rows.append(("vote", f"given for {found['reign']}"))
     if found["failure"]:
         rows.append(("degraded", found["failure"]))
     for name, value in rows:

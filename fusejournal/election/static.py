@@ -1,6 +1,6 @@
 """The decision of a person, as the configuration has it: ``overrule`` names a reign that is none.
 It holds as long as it stands there. So does ``begin_alone``, which names the one reign that a
-primary may begin with fewer words than it needs (replication/canvass.py)."""
+primary may begin with fewer votes than it needs (replication/canvass.py)."""
 
 from typing import Final
 

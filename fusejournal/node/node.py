@@ -373,7 +373,7 @@ class Node:
 
     async def _promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this mirror the primary: see roles/promote.py. The role changes when the volume is
-        closed. Cancelled, it is as before, but for words that were given."""
+        closed. Cancelled, it is as before, but for votes that were given."""
         replication = self._replication
         receiver = replication.receiver if replication is not None else None
         if replication is None or receiver is None or self.state.role is not Role.MIRROR:

@@ -60,7 +60,7 @@ from fusejournal.node.refusals import check_file_limit
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, change_role, load_state
 from fusejournal.node.takeover import VolumeMount, connection_record
-from fusejournal.replication.canvass import has_words
+from fusejournal.replication.canvass import has_votes
 from fusejournal.replication.fetch_lost import TakenBack
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.member_record import MemberRecord
@@ -70,8 +70,8 @@ from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.volume.unnamed_files import UnnamedFiles
 from fusejournal.wire.session import RefusedError
 
-_WORD_SECONDS: Final = 1.0
-"""The pause before peers are asked again for their word."""
+_VOTE_SECONDS: Final = 1.0
+"""The pause before peers are asked again for their vote."""
 
 
 class Stopped(FusejournalError):
@@ -320,7 +320,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
     fence = local.fence
     if has_asked:
         epoch = startup.volume.journal.epoch
-        fenced = fence.words(epoch)  # by what was seen since they were asked
+        fenced = fence.refusal(epoch)  # by what was seen since they were asked
         if fenced is not None:
             reporter.warning(fenced)
         return Standing(fenced, fence.highest_epoch, fence.new_epoch_reason(epoch))
@@ -341,16 +341,16 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
             reporter.warning(str(error))
             return Standing(fenced=str(error))
         standing = Standing(taken.fenced, max(given), taken.new_epoch, taken.held_seq)
-        if await _has_words(reporter, parts, standing, taken, given.append):
+        if await _has_votes(reporter, parts, standing, taken, given.append):
             break
-        await trio.sleep(_WORD_SECONDS)
+        await trio.sleep(_VOTE_SECONDS)
     startup.note_degraded(taken.failures)
     if taken.fenced is not None:
         reporter.warning(taken.fenced)
     return standing
 
 
-async def _has_words(
+async def _has_votes(
     reporter: Reporter,
     parts: StartParts,
     standing: Standing,
@@ -358,7 +358,7 @@ async def _has_words(
     given: Callable[[Epoch], None],
 ) -> bool:
     """Returns True if this primary may begin the epoch that is due, or none is: its peers have
-    given their word, which counts from those that *taken* has heard. Cancelled, some may have been
+    given their vote, which counts from those that *taken* has heard. Cancelled, some may have been
     given."""
     startup, local = parts.startup, parts.local
     journal = startup.volume.journal
@@ -366,10 +366,10 @@ async def _has_words(
     if local is None or standing.fenced is not None or due is None:
         return True
     if local.fence.due(journal.epoch) is not None:
-        return True  # which it was promoted to, with words enough or by force
+        return True  # which it was promoted to, with votes enough or by force
     own = local.fence.own(journal.epoch)
     me = local.greeting(journal.uuid, journal, own, journal.head_seq)
-    return await has_words(
+    return await has_votes(
         local,
         me,
         Reign(due.epoch, local.node_id),

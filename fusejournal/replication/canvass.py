@@ -1,7 +1,7 @@
-"""Asks all peers at once, shipped to or not: where their journals end, or for their word for a
+"""Asks all peers at once, shipped to or not: where their journals end, or for their vote for a
 reign that this node is to begin (wire/session.py).
 
-A reign is begun with the word of so many nodes (wire/members.py) that no two can have it for
+A reign is begun with the votes of so many nodes (wire/members.py) that no two can have it for
 one epoch, and that no other primary finds mirrors enough any more to acknowledge something. That
 holds for a mirror that is promoted, and for a primary that has lost its machine or its page: while
 it was away, another may have been promoted.
@@ -20,12 +20,12 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.peers import Peer
 from fusejournal.types import Epoch, Reign
 from fusejournal.wire.frames import Hello, Welcome
-from fusejournal.wire.members import Members, WordCount, members_of, newest, words_needed
+from fusejournal.wire.members import Members, VoteCount, members_of, newest, votes_needed
 from fusejournal.wire.session import (
     FENCED,
     FETCH,
+    VOTE,
     WITNESS,
-    WORD,
     HandshakeState,
     RefusedError,
     check_asked,
@@ -49,29 +49,29 @@ class PeerAnswer:
     error: str = ""
     is_refusal: bool = False
     given_epoch: Epoch = Epoch(0)
-    """The epoch for which it has given another node its word, where it refuses for that."""
+    """The epoch for which it has given another node its vote, where it refuses for that."""
 
     @property
     def members(self) -> Members | None:
         """The record of members that it has. Raises WireError where none can be so; those of
-        :func:`ask_words` and :func:`ask_positions` can."""
+        :func:`ask_votes` and :func:`ask_positions` can."""
         return members_of(self.welcome.members) if self.welcome is not None else None
 
 
 async def ask_positions(local: LocalNode, me: HandshakeState) -> list[PeerAnswer]:
     """Returns what each peer of *local*, which greets as *me*, has. Cancelling is harmless."""
-    # Not by a reign that it has asked words for: who gave another its word would not answer.
+    # Not by a reign that it has asked votes for: who gave another its vote would not answer.
     asking = me._replace(fence=me.position.epoch, reign_node=0)
     return await _ask_all(local, me, hello(asking, FETCH))
 
 
-async def ask_words(local: LocalNode, me: HandshakeState, reign: Reign) -> list[PeerAnswer]:
-    """Returns the word of each peer for *reign*, or why it gives none. Cancelled, some may have
+async def ask_votes(local: LocalNode, me: HandshakeState, reign: Reign) -> list[PeerAnswer]:
+    """Returns the vote of each peer for *reign*, or why it gives none. Cancelled, some may have
     been given."""
-    return await _ask_all(local, me, hello(me, WORD, reign.epoch))
+    return await _ask_all(local, me, hello(me, VOTE, reign.epoch))
 
 
-async def has_words(
+async def has_votes(
     local: LocalNode,
     me: HandshakeState,
     reign: Reign,
@@ -82,24 +82,24 @@ async def has_words(
     report: Callable[[str], None],
     given: Callable[[Epoch], None] = lambda _: None,
 ) -> bool:
-    """Ask for the words that the primary *local*, which greets as *me*, needs to begin *reign*.
+    """Ask for the votes that the primary *local*, which greets as *me*, needs to begin *reign*.
     Returns True if mirrors enough have given theirs; also where it goes on without mirrors anyway,
     because then none of them is promoted without a person's word that this node is off; and where
     the configuration has *reign* as ``begin_alone``, which is reported.
 
     Args:
         local, me, reign: this node, what it greets with, and the reign that it would begin.
-        heard: the peers of which it is known what they hold, and whose words count.
+        heard: the peers of which it is known what they hold, and whose votes count.
         parted: those of them that have a history of a lower reign, whatever is in it.
         has_lost: entries that this node had acknowledged may be gone from it.
         report: is called with a line that says what is lacking.
-        given: is called with an epoch that another node had asked words for, which came to nothing:
+        given: is called with an epoch that another node had asked votes for, which came to nothing:
             one beyond it may be asked for.
 
-    Cancelled, some words may have been given."""
-    if not _needs_words(local):
+    Cancelled, some votes may have been given."""
+    if not _needs_votes(local):
         return True
-    answers = await ask_words(local, me, reign)
+    answers = await ask_votes(local, me, reign)
     members = newest([local.members.current, *(one.members for one in answers)])
     counted = [
         one
@@ -116,14 +116,14 @@ async def has_words(
         config = local.config
         # The book knows what is acknowledged as of now and then: who is shipped to may have more.
         voters = {peer.name for peer in local.book.list() if peer.address or peer.acked_seq}
-        needed = words_needed(1 + len(voters), config.mirrors, blocks=True, has_lost=has_lost)
-        words = 1 + sum(one.peer in voters for one in counted)
-        tallies = [WordCount(words, needed, 1 + len(voters))]
-    words, needed, _ = tally = max(tallies, key=lambda one: one.lacking)
+        needed = votes_needed(1 + len(voters), config.mirrors, blocks=True, has_lost=has_lost)
+        votes = 1 + sum(one.peer in voters for one in counted)
+        tallies = [VoteCount(votes, needed, 1 + len(voters))]
+    votes, needed, _ = tally = max(tallies, key=lambda one: one.lacking)
     if tally.lacking > 0 and local.may_begin == reign:
         report(
-            f"reign {reign} begins with the word of {words} nodes, and not of the {needed} that it "
-            "needs: begin_alone says that no other was promoted"
+            f"reign {reign} begins with the votes of {votes} nodes, and not of the {needed} that "
+            "it needs: begin_alone says that no other was promoted"
         )
         return True
     if tally.lacking > 0:
@@ -132,7 +132,7 @@ async def has_words(
                 given(one.given_epoch)
         why_not = _why_not(members, answers)
         report(
-            f"reign {reign} begins with the word of {needed} nodes, and {words} have given it: "
+            f"reign {reign} begins with the votes of {needed} nodes, and {votes} have given it: "
             f"waiting, because another may have been promoted meanwhile{why_not}; where those are "
             "gone for good, and none was promoted, stop this start, and mount again with "
             f'begin_alone = "{reign}" under [replication]'
@@ -153,7 +153,7 @@ def _why_not(members: Members | None, answers: Sequence[PeerAnswer]) -> str:
     return "".join(f"; {one}" for one in why)
 
 
-def _needs_words(local: LocalNode) -> bool:
+def _needs_votes(local: LocalNode) -> bool:
     """Returns True if this primary acknowledges nothing without mirrors, or did before it was
     configured anew."""
     config, members = local.config, local.members.current
@@ -164,14 +164,14 @@ def _needs_words(local: LocalNode) -> bool:
 
 def has_lost_entries(members: Members | None, answer: PeerAnswer) -> bool:
     """Returns True if who gives *answer* has less than it is known to have acknowledged, by
-    *members*: it was rolled back, or has lost that, and its word does not count."""
+    *members*: it was rolled back, or has lost that, and its vote does not count."""
     if members is None or answer.welcome is None:
         return False
     return answer.welcome.seq < dict(members.held).get(answer.welcome.node_id, 0)
 
 
 def _has_no_more(answer: PeerAnswer, me: HandshakeState, parted: Collection[str]) -> bool:
-    """Returns True if *answer* is a word, and whose it is holds nothing that *me* lacks: it may
+    """Returns True if *answer* is a vote, and whose it is holds nothing that *me* lacks: it may
     have followed a new primary since it was asked what it holds. What it has of a history that
     *parted* from this one, in a lower reign, is none of this."""
     theirs, mine = answer.welcome, me.position

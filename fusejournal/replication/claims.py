@@ -75,7 +75,7 @@ class PrimaryClaims:
         except OSError as error:  # it holds for this run at least
             self._stop(f"fenced by {claim.reign}, which cannot be written down: {error.strerror}")
             raise
-        words = fence.words(journal.epoch)
+        words = fence.refusal(journal.epoch)
         if words is not None:
             self._stop(words)
 

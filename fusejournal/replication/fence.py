@@ -5,7 +5,7 @@ The highest reign that was seen is in the page of watermarks (journal/watermarks
 included. A primary whose own is lower is *fenced*: it takes no change any more, until it begins
 anew as a mirror, or an admin overrules that one reign (``overrule`` in the configuration), which
 has it begin an epoch beyond. So does a reign that is overruled and binds this node by no proof: a
-mirror that goes by it would never take anything from here again. Whether a peer's word counts is
+mirror that goes by it would never take anything from here again. Whether a peer's vote counts is
 decided in wire/session.py (``is_proven``).
 
 A node that was promoted is *due* to begin the reign of its record (roles/role.py): that one fences
@@ -88,7 +88,7 @@ class Fence:
         began that. (Under another key, it was another.)"""
         return self.seen if self.seen.epoch == epoch else Reign(epoch, 0)
 
-    def words(self, epoch: Epoch) -> str | None:
+    def refusal(self, epoch: Epoch) -> str | None:
         """Why this node, whose journal is of *epoch*, takes no change, and what to do; None where
         it does."""
         seen = self.seen
@@ -111,7 +111,7 @@ class Fence:
         if self.due(epoch) is not None:
             return f"this node was promoted to reign {self.seen}"
         if self.seen.epoch > epoch:
-            return f"reign {self.seen} was overruled" if self.words(epoch) is None else None
+            return f"reign {self.seen} was overruled" if self.refusal(epoch) is None else None
         if self.highest_epoch > epoch:
             return f"reign {self._lease.ended()} was overruled"
         if self.seen.is_rival(Reign(epoch, self._node_id)):

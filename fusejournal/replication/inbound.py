@@ -29,8 +29,8 @@ from fusejournal.wire.session import (
     FAILED,
     FETCH,
     HANDOFF,
+    VOTE,
     WHOLE,
-    WORD,
     Claim,
     HandshakeState,
     RefusedError,
@@ -108,15 +108,15 @@ class Inbound:
         await self._heed(connection, greeting)
         if greeting.purpose == FETCH:
             await self._serve_source(connection, greeting)
-        elif greeting.purpose == WORD:
-            await self._give_word(connection, greeting)
+        elif greeting.purpose == VOTE:
+            await self._give_vote(connection, greeting)
         elif greeting.purpose == HANDOFF:
             await self._serve_handoff(connection, greeting)
         elif greeting.purpose == WHOLE:
             await self._serve_copy(connection, greeting)
         elif self._mirror is None:
             name = self._local.name
-            if self._local.fence.words(self._volume.journal.epoch) is not None:
+            if self._local.fence.refusal(self._volume.journal.epoch) is not None:
                 # Who asks comes again soon, because that may not last.
                 raise RefusedError("busy", f"{name} is fenced, and no mirror yet")
             raise RefusedError("role", f"{name} is a primary and takes no entries")
@@ -130,7 +130,7 @@ class Inbound:
             await self._mirror.receiver.serve(connection, greeting)
 
     async def _serve_handoff(self, connection: Connection, greeting: Hello) -> None:
-        """Be handed over to, or tell what came of it. Raises as :meth:`_give_word`."""
+        """Be handed over to, or tell what came of it. Raises as :meth:`_give_vote`."""
         mirror, name = self._mirror, self._local.name
         if mirror is not None and mirror.take_over is not None:
             await mirror.take_over(connection, greeting)
@@ -160,16 +160,16 @@ class Inbound:
             await trio.to_thread.run_sync(self._local.book.save)
             self._peers_changed()
 
-    async def _give_word(self, connection: Connection, greeting: Hello) -> None:
-        """Give the word that *greeting* asks for. Raises RefusedError, WireError,
+    async def _give_vote(self, connection: Connection, greeting: Hello) -> None:
+        """Give the vote that *greeting* asks for. Raises RefusedError, WireError,
         FusejournalError."""
         mirror, name = self._mirror, self._local.name
         if mirror is None:
-            reason = f"{name} is a primary, and gives no word against itself: hand over from there"
+            reason = f"{name} is a primary, and gives no vote against itself: hand over from there"
             raise RefusedError("role", reason)
         reign = wanted_reign(self._me(), greeting)
         try:
-            await mirror.receiver.give_word(
+            await mirror.receiver.give_vote(
                 reign, connection.peer or greeting.node, instance_of(greeting, connection.where)
             )
         except JournalFailedError as error:

@@ -39,7 +39,7 @@ async def ask_peers(
     Cancelling leaves in the journal what has come. Raises RefusedError when the node reigns no
     more, FusejournalError, OSError."""
     fence = local.fence
-    words = fence.words(journal.epoch)
+    words = fence.refusal(journal.epoch)
     if words is not None:
         raise RefusedError(FENCED, words)
     reason = fence.new_epoch_reason(journal.epoch)
@@ -57,7 +57,7 @@ async def ask_peers(
         if claim.reign.epoch > fence.seen.epoch:
             fence.note(claim.reign)
         await fence.make_durable(partial(trio.to_thread.run_sync, local.page.sync))
-        return fence.words(journal.epoch)
+        return fence.refusal(journal.epoch)
 
     work = LostEntryFetcher(
         journal, me, local.config, local.identity, local.book, local.insecure, report, bind

@@ -78,7 +78,7 @@ class LocalNode:
         )
         alone = config.begin_alone
         self.may_begin = parse_reign(alone, "begin_alone") if alone is not None else None
-        """The reign that it may begin without words enough, because a person says so."""
+        """The reign that it may begin without votes enough, because a person says so."""
         self.members = MemberRecord(state_dir)
         self.book = PeerBook.load(state_dir)
         if self.book.merge({name: parse_remote(text) for name, text in config.peers.items()}):

@@ -250,10 +250,10 @@ class Receiver:
             return False
         return await is_bound_by(claim, mine, ChainFinder(journal.directory, journal.uuid))
 
-    async def give_word(self, reign: Reign, peer: str, instance: Instance | None = None) -> None:
+    async def give_vote(self, reign: Reign, peer: str, instance: Instance | None = None) -> None:
         """Take nothing more of a lower reign than *reign*, which *peer*, another node of that
         *instance* or this one (None), is to begin. When this
-        returns, that is on the disk, and no session goes on. Cancelling leaves the word given, or
+        returns, that is on the disk, and no session goes on. Cancelling leaves the vote given, or
         not. Raises RefusedError where a higher reign, or another of the same epoch, was seen, where
         another instance of that node is followed, or on a full disk; JournalFailedError where the
         flush failed."""
@@ -263,7 +263,7 @@ class Receiver:
             check_reign(self._me(), reign, peer)
             if self._shared.raise_fence(reign):
                 log.warning(
-                    "%s has the word for reign %s: nothing of a lower is taken now", peer, reign
+                    "%s has the vote for reign %s: nothing of a lower is taken now", peer, reign
                 )
             if self._newcomer is not None:
                 self._newcomer[1].cancel()
@@ -280,7 +280,7 @@ class Receiver:
         a lower reign comes in. Cancelling before leaves all as it was, but for the session; after,
         it does nothing.
 
-        Raises RefusedError where another node has the word or something is lacking here, and what
+        Raises RefusedError where another node has the vote or something is lacking here, and what
         *commit* raises."""
         await self._check_instance(instance)
         reign = Reign(offer.epoch, offer.reign_node)
@@ -487,7 +487,7 @@ class Receiver:
 def _gives_way(me: HandshakeState, begun: Reign) -> bool:
     """Returns True if *me* goes by a reign that it had asked for itself, and not begun, and another
     node has *begun* that epoch, if what it says is proven: a promotion that came to nothing keeps
-    no node from following. (Both cannot have had words enough.)"""
+    no node from following. (Both cannot have had votes enough.)"""
     mine = me.reign
     is_asked_for = me.node_id == mine.node_id != 0 and me.position.epoch < mine.epoch
     return is_asked_for and mine.is_rival(begun)

@@ -148,7 +148,7 @@ class Replication:
         self, make_durability: Callable[[FlushHooks], Durability]
     ) -> tuple[Durability, Heed]:
         volume, quorum, fence = self._volume, self.quorum, self.local.fence
-        if fence.words(volume.journal.epoch) is not None:
+        if fence.refusal(volume.journal.epoch) is not None:
             quorum.fence()
         durability = make_durability(
             FlushHooks(

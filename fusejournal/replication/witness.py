@@ -1,4 +1,4 @@
-"""A witness: a node without data, whose word lets one of two nodes go on by itself. It keeps, on
+"""A witness: a node without data, whose vote lets one of two nodes go on by itself. It keeps, on
 its disk, the highest reign that it has seen, which reign has begun as far as it was told, and the
 record of members with what they have acknowledged (member_record.py). It takes no entry, counts for
 no acknowledgement, and is never a primary.
@@ -10,7 +10,7 @@ no acknowledgement, and is never a primary.
 
 Whatever it answers is on its disk before. A disk that is full has it refuse, with all as it was. It
 becomes the witness of the volume that its first primary names. A witness that was put back from an
-older copy may give a second word for an epoch: a reason to make none from a snapshot, and to pair a
+older copy may give a second vote for an epoch: a reason to make none from a snapshot, and to pair a
 new one instead.
 
 Used from the event loop's thread, by one task a connection."""
@@ -112,7 +112,7 @@ def load_seen(directory: Path) -> Seen:
         raise FusejournalError(f"{path}: {error.strerror}") from None
     except UNREADABLE_JSON as error:
         raise FusejournalError(
-            f"{path}: cannot be used: {error}; without it this witness might give its word twice: "
+            f"{path}: cannot be used: {error}; without it this witness might give its vote twice: "
             "begin one in another directory, and pair that"
         ) from None
     fence, begun = Reign(Epoch(fence_epoch), fence_node), Reign(Epoch(epoch), node)
@@ -162,8 +162,8 @@ class Witness:
         if not tells_members(self.me.versions, versions_of(greeting)):
             raise RefusedError(VERSION, f"{self._name} is a witness: upgrade {greeting.node}")
         match greeting.purpose:
-            case session.WORD:
-                await self._give_word(greeting)
+            case session.VOTE:
+                await self._give_vote(greeting)
                 await connection.send(welcome(self.me, greeting, is_mirror=True))
             case session.FETCH:
                 await connection.send(welcome(self.me, greeting, is_mirror=True))
@@ -172,16 +172,16 @@ class Witness:
             case _:
                 raise WireError(f"a session for {greeting.purpose!r}")
 
-    # -- words -------------------------------------------------------------------------------------
+    # -- votes -------------------------------------------------------------------------------------
 
-    async def _give_word(self, greeting: Hello) -> None:
+    async def _give_vote(self, greeting: Hello) -> None:
         """Have on the disk that nothing lower than the reign *greeting* asks for counts any more.
         Raises RefusedError where that may not be, WireError."""
         async with self._noting:
             reign = wanted_reign(self.me, greeting)
             if self.seen.fence.after(reign) != self.seen.fence:
                 await self._save(replace(self.seen, fence=reign))
-                log.warning("%s has the word for reign %s", greeting.node, reign)
+                log.warning("%s has the vote for reign %s", greeting.node, reign)
             if self._session is not None and self.seen.begun.epoch < reign.epoch:
                 self._session.cancel()
 

@@ -30,7 +30,7 @@ from fusejournal.types import Epoch, Reign
 from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.frames import Hello, Offer, Welcome
-from fusejournal.wire.members import words_needed
+from fusejournal.wire.members import votes_needed
 from fusejournal.wire.session import (
     HANDOFF,
     HandshakeState,
@@ -122,7 +122,7 @@ class HandOver:
                 "cannot take over: upgrade it first; or 'fusejournal demote' here, then "
                 "'fusejournal promote' there"
             )
-        self._check_words()
+        self._check_votes()
         return peer, record
 
     def _check_takes(self) -> None:
@@ -136,7 +136,7 @@ class HandOver:
                 f"this volume is read-only, and cannot tell what its mirrors should have: {failure}"
             )
 
-    def _check_words(self) -> None:
+    def _check_votes(self) -> None:
         """Raises HandoffRefusedError where so many mirrors are away that another may have been
         promoted by them."""
         replication, config = self._replication, self._replication.local.config
@@ -148,7 +148,7 @@ class HandOver:
                 "which mirrors count is changing, and too few know of it yet: see 'fusejournal "
                 "status', and give the same command again"
             )
-        needed = words_needed(1 + len(records), config.mirrors, blocks=True)
+        needed = votes_needed(1 + len(records), config.mirrors, blocks=True)
         there = 1 + sum(one.is_connected for one in records)
         if there < needed:
             raise HandoffRefusedError(
@@ -253,7 +253,7 @@ class HandOver:
         while self._lacking() > _NEAR_ENTRIES or volume.in_pieces:
             self._check_there()
             await trio.sleep(_POLL_SECONDS)
-        self._check_words()
+        self._check_votes()
         self._check_takes()
         # Nothing was awaited since no change was half done: from here on the journal has no new
         # entry, until changes are taken again.

@@ -9,7 +9,7 @@ from fusejournal.control.reply import Reply
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeerWord(Reply):
+class PeerVote(Reply):
     """One peer before a promotion."""
 
     peer: str
@@ -18,7 +18,7 @@ class PeerWord(Reply):
     held_seq: int | None
     """The end of its journal."""
     counts: bool
-    """True if it gives its word: it takes nothing from the old primary any more."""
+    """True if it gives its vote: it takes nothing from the old primary any more."""
     detail: str
     """The reason why it does not, in words."""
 
@@ -32,7 +32,7 @@ class PeerWord(Reply):
 class PromotionPlan(Reply):
     """The plan of a promotion, and the objections to it."""
 
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peers": PeerWord}
+    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peers": PeerVote}
 
     node: str
     reign: str
@@ -52,22 +52,23 @@ class PromotionPlan(Reply):
     silent_seconds: float | None
     """The time since the primary was heard: what it did meanwhile is not known. None: it never
     was."""
-    peers: tuple[PeerWord, ...]
+    peers: tuple[PeerVote, ...]
     words: int
+    """The votes there are; scripts know the two by these names."""
     """The nodes that take nothing from the old primary any more, this one included;"""
     words_needed: int
     """of so many, where it is not to be forced."""
     objections: tuple[str, ...]
     """The objections, a line each,"""
     uncovered: str = ""
-    """and that nothing says that the old primary has stopped; empty where the words do. With none
+    """and that nothing says that the old primary has stopped; empty where the votes do. With none
     of both it need not be forced."""
     has_fence: bool = False
-    """True if a program is to make sure that the old primary is off, where the words do not."""
+    """True if a program is to make sure that the old primary is off, where the votes do not."""
 
     @property
     def is_covered(self) -> bool:
-        """True if the words say that the old primary has stopped."""
+        """True if the votes say that the old primary has stopped."""
         return self.words >= self.words_needed
 
     @property
@@ -82,7 +83,7 @@ class PromotionPlan(Reply):
             ("reign", f"{self.reign} would begin"),
             ("holds", f"entries up to {self.held_seq}, {self.left_to_apply} of them to be applied"),
             ("lost", self._lost()),
-            ("words", f"{self.words} of {self.words_needed} that are needed"),
+            ("votes", f"{self.words} of {self.words_needed} that are needed"),
             *((f"peer {peer.peer}", peer.in_words()) for peer in self.peers),
         ]
 

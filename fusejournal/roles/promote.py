@@ -1,7 +1,7 @@
 """Brings a running mirror to the point where its process may make it the primary: asks the peers,
-has the words that it can get, and waits until everything that is held is applied.
+has the votes that it can get, and waits until everything that is held is applied.
 
-Each step may be done again, by the same process or the next: words are given for good, and what was
+Each step may be done again, by the same process or the next: votes are given for good, and what was
 received before them is applied whatever comes. The role itself changes when the volume is closed
 (node/start.py). Used from the event loop's thread."""
 
@@ -14,7 +14,7 @@ import trio
 
 from fusejournal.disk import failpoints
 from fusejournal.errors import PromotionRefusedError
-from fusejournal.replication.canvass import PeerAnswer, ask_positions, ask_words
+from fusejournal.replication.canvass import PeerAnswer, ask_positions, ask_votes
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.plan import PromotionPlan
@@ -53,9 +53,9 @@ class Promotion:
 
     async def prepare(self, force: bool) -> PromotionPlan:
         """Have the node be the only one that may begin the plan's reign, which this returns.
-        Cancelled, words may have been given. Raises PromotionRefusedError where something speaks
+        Cancelled, votes may have been given. Raises PromotionRefusedError where something speaks
         against it, and *force* is not set, or where this mirror cannot apply what it holds; what
-        *fence* raises; RefusedError, JournalFailedError, OSError where its own word cannot be on
+        *fence* raises; RefusedError, JournalFailedError, OSError where its own vote cannot be on
         the disk."""
         self._check_whole()
         local, replication = self._replication.local, self._replication
@@ -67,44 +67,44 @@ class Promotion:
             if plan.uncovered and plan.has_fence and self._fence is not None and not force:
                 await self._fence(plan)
             was_covered = plan.is_covered
-            reign, words = await self._have_words(answers, is_covered=was_covered)
-            plan = self._plan(words)
+            reign, votes = await self._have_votes(answers, is_covered=was_covered)
+            plan = self._plan(votes)
             if plan.is_covered:
                 break
-            # Fewer have given their word than had answered: then it is as if they had not.
+            # Fewer have given their vote than had answered: then it is as if they had not.
         self._check(plan, force)
         if plan.is_covered:
-            await self._keep_members(words)
+            await self._keep_members(votes)
         plan = replace(plan, reign=str(reign))
-        log.warning("promoted to reign %s, with the word of %d nodes", reign, plan.words)
+        log.warning("promoted to reign %s, with the votes of %d nodes", reign, plan.words)
         return plan
 
-    async def _keep_members(self, words: Sequence[PeerAnswer]) -> None:
+    async def _keep_members(self, votes: Sequence[PeerAnswer]) -> None:
         """Have on the disk by which rule the reign before acknowledged. (Where nothing covers the
         promotion, this node begins by its own, and forgets that one once its role has changed.)
         Raises FusejournalError."""
         record = self._replication.local.members
-        record.note_newest([one.members for one in words])
+        record.note_newest([one.members for one in votes])
         await record.save()
 
-    async def _have_words(
+    async def _have_votes(
         self, answers: Sequence[PeerAnswer], *, is_covered: bool
     ) -> tuple[Reign, list[PeerAnswer]]:
-        """Ask for all words for the reign that comes after what *answers* have seen; returns that,
-        and the words. Raises as :meth:`prepare`."""
+        """Ask for all votes for the reign that comes after what *answers* have seen; returns that,
+        and the votes. Raises as :meth:`prepare`."""
         local, replication = self._replication.local, self._replication
         reign = next_reign(replication.me(), answers, is_covered=is_covered)
-        failpoints.reached("promote.word")
-        await self._receiver.give_word(reign, local.name)
-        failpoints.reached("promote.words")
-        # Once more, because who gives its word tells what it holds from then on.
-        words = await ask_words(local, replication.me(), reign)
-        self.check_reign(reign, words)
-        return reign, words
+        failpoints.reached("promote.vote")
+        await self._receiver.give_vote(reign, local.name)
+        failpoints.reached("promote.votes")
+        # Once more, because who gives its vote tells what it holds from then on.
+        votes = await ask_votes(local, replication.me(), reign)
+        self.check_reign(reign, votes)
+        return reign, votes
 
     def check_reign(self, reign: Reign, answers: Sequence[PeerAnswer] = ()) -> None:
         """Raises PromotionRefusedError if this node, or one of *answers*, has seen another reign
-        that *reign* does not come after: another node asked for words meanwhile."""
+        that *reign* does not come after: another node asked for votes meanwhile."""
         seen = [reign_of(one.welcome) for one in answers if one.welcome is not None]
         for other in (self._replication.me().reign, *seen):
             if other.epoch > reign.epoch or other.is_rival(reign):

@@ -3,7 +3,7 @@ Pure.
 
 No node may follow a primary that goes on: what it acknowledges then would be lost. What keeps it
 from that is that enough mirrors take nothing from it any more. They are enough
-(``words_needed``) where the old primary waits for N mirrors and for nothing less: all but so
+(``votes_needed``) where the old primary waits for N mirrors and for nothing less: all but so
 many of all nodes that it does not find N without one of them; and more than half, so that no two
 nodes begin one epoch. A primary that goes on alone (no ``mirrors``, or ``on_timeout = "degrade"``)
 is stopped by no word but its own: then a person has to say that it is off.
@@ -11,13 +11,13 @@ is stopped by no word but its own: then a person has to say that it is off.
 For how many mirrors it waits, and which nodes count, the newest record of members says that any
 node which answers has (wire/members.py); without one, this node's own configuration and book. A
 record of a reign before the last of which one of them has entries says neither: then all have to
-give their word. A node that has less than it is known to have acknowledged does not count, this one
+give their vote. A node that has less than it is known to have acknowledged does not count, this one
 neither.
 
 So a promotion that is not forced needs that no node that answers is a primary, holds more, or has
-seen a higher reign that has begun, and that words enough can be had.
+seen a higher reign that has begun, and that votes enough can be had.
 
-Without words enough, by force or because a program has turned the old primary off, nothing keeps
+Without votes enough, by force or because a program has turned the old primary off, nothing keeps
 that from being started again where it reaches no peer, and from beginning the next epoch alone, as
 a single server must be able to after a power cut. It would be the same epoch, and both would give
 the same fids to different files. So such a promotion leaves room for ``EPOCHS_ALONE`` of these: its
@@ -29,10 +29,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from fusejournal.replication.canvass import PeerAnswer, has_lost_entries
-from fusejournal.roles.plan import PeerWord, PromotionPlan
+from fusejournal.roles.plan import PeerVote, PromotionPlan
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.frames import Welcome
-from fusejournal.wire.members import Members, WordCount, members_of, newest, words_needed
+from fusejournal.wire.members import Members, VoteCount, members_of, newest, votes_needed
 from fusejournal.wire.session import MIRROR, PRIMARY, WITNESS, HandshakeState, reign_of
 
 EPOCHS_ALONE: Final = 1024
@@ -73,8 +73,8 @@ class Candidate:
 
 def next_reign(me: HandshakeState, answers: Sequence[PeerAnswer], *, is_covered: bool) -> Reign:
     """Returns the reign that *me* is to begin: beyond all that it and those who answer have seen,
-    and, unless words enough cover it (*is_covered*), beyond what the old primary may begin alone;
-    or the one that it has the word for already, where nothing higher was seen, nor another node's
+    and, unless votes enough cover it (*is_covered*), beyond what the old primary may begin alone;
+    or the one that it has the vote for already, where nothing higher was seen, nor another node's
     of the same epoch, which had asked at the same time."""
     heard = [reign_of(answer.welcome) for answer in answers if answer.welcome is not None]
     highest, begun = max([me.reign.epoch, *(one.epoch for one in heard)]), me.position.epoch
@@ -95,7 +95,7 @@ def plan_promotion(
     me, record = candidate.me, candidate.members(answers)
     is_outdated = record is not None and record.is_outdated(candidate.begun_epoch(answers))
     members = None if is_outdated else record
-    peers = tuple(_word_of(answer, members) for answer in answers)
+    peers = tuple(_vote_of(answer, members) for answer in answers)
     held_seq = dict(members.held).get(me.node_id, 0) if members is not None else 0
     own, objections = int(me.position.seq >= held_seq), list[str]()
     if not own:
@@ -113,13 +113,13 @@ def plan_promotion(
         tally = _tally_all(me.node_id, answers, peers, record, own)
     else:
         tally = _tally(candidate, answers, peers, members, own)
-    words, needed, nodes = tally
+    votes, needed, nodes = tally
     uncovered = ""
     if tally.lacking > 0 and not objections:
         uncovered = _not_covered(candidate, tally, record, volume, is_outdated=is_outdated)
     return PromotionPlan(
         node=me.node,
-        reign=str(next_reign(me, answers, is_covered=words >= needed)),
+        reign=str(next_reign(me, answers, is_covered=votes >= needed)),
         held_seq=me.position.seq,
         acknowledged_seq=candidate.durable_seq,
         left_to_apply=max(0, me.position.seq - candidate.applied_seq),
@@ -128,29 +128,29 @@ def plan_promotion(
         missing=max(0, candidate.told_seq - me.position.seq),
         silent_seconds=candidate.silent_seconds,
         peers=peers,
-        words=words,
+        words=votes,
         words_needed=needed,
         objections=tuple(objections),
         uncovered=uncovered,
         # Of the nodes but the one that is turned off, more than half: no other gets as many.
-        has_fence=candidate.has_fence and words > (nodes - 1) // 2,
+        has_fence=candidate.has_fence and votes > (nodes - 1) // 2,
     )
 
 
 def _tally(
     candidate: Candidate,
     answers: Sequence[PeerAnswer],
-    peers: Sequence[PeerWord],
+    peers: Sequence[PeerVote],
     members: Members | None,
     own: int,
-) -> WordCount:
-    """Returns how many words there are and are needed, by the rule of *members* by which most is
-    lacking. *own* is 1 if this node's word counts."""
+) -> VoteCount:
+    """Returns how many votes there are and are needed, by the rule of *members* by which most is
+    lacking. *own* is 1 if this node's vote counts."""
     if members is None:
         # (A node was its primary, also where its book knows of no peer.)
-        nodes, words = max(2, 1 + len(peers)), own + sum(peer.counts for peer in peers)
-        needed = words_needed(nodes, candidate.mirrors, blocks=candidate.blocks)
-        return WordCount(words, needed, nodes)
+        nodes, votes = max(2, 1 + len(peers)), own + sum(peer.counts for peer in peers)
+        needed = votes_needed(nodes, candidate.mirrors, blocks=candidate.blocks)
+        return VoteCount(votes, needed, nodes)
     given = {candidate.me.node_id} if own else set()
     for answer, peer in zip(answers, peers, strict=True):
         if peer.counts and answer.welcome is not None:
@@ -161,12 +161,12 @@ def _tally(
 def _tally_all(
     my_id: int,
     answers: Sequence[PeerAnswer],
-    peers: Sequence[PeerWord],
+    peers: Sequence[PeerVote],
     outdated: Members,
     own: int,
-) -> WordCount:
-    """Returns how many words there are of all nodes that the *outdated* record or a book knows of:
-    each is needed. *own* is 1 if the word of this node, *my_id*, counts."""
+) -> VoteCount:
+    """Returns how many votes there are of all nodes that the *outdated* record or a book knows of:
+    each is needed. *own* is 1 if the vote of this node, *my_id*, counts."""
     known, given = {my_id}, {my_id} if own else set[int]()
     for answer, peer in zip(answers, peers, strict=True):
         if answer.welcome is not None:
@@ -175,27 +175,27 @@ def _tally_all(
                 given.add(answer.welcome.node_id)
     for rule in outdated.rules:
         known |= rule.everyone
-    # (A peer that is silent may be one of the record's, or none: it has no word in either case.)
+    # (A peer that is silent may be one of the record's, or none: it has no vote in either case.)
     nodes = max(2, len(known), 1 + len(peers))
-    return WordCount(len(given), nodes, nodes)
+    return VoteCount(len(given), nodes, nodes)
 
 
-def _word_of(answer: PeerAnswer, members: Members | None) -> PeerWord:
+def _vote_of(answer: PeerAnswer, members: Members | None) -> PeerVote:
     welcome = answer.welcome
     if welcome is None:
-        return PeerWord(
+        return PeerVote(
             peer=answer.peer, role=None, held_seq=None, counts=False, detail=answer.error
         )
     detail = ""
     if welcome.role not in (MIRROR, WITNESS):
-        detail = "is no mirror" if welcome.role else "is of an older version, and gives no word"
+        detail = "is no mirror" if welcome.role else "is of an older version, and gives no vote"
     elif not welcome.uuid:
         detail = "has no volume yet"
     elif has_lost_entries(members, answer):
         detail = "has lost entries that it had acknowledged"
     elif members is not None and not any(welcome.node_id in one.everyone for one in members.rules):
         detail = "does not count: the primary did not ship to it"
-    return PeerWord(
+    return PeerVote(
         peer=answer.peer,
         role=welcome.role or None,
         held_seq=welcome.seq if welcome.role != WITNESS else None,
@@ -235,7 +235,7 @@ def _objections(me: HandshakeState, peer: str, theirs: Welcome) -> list[str]:
 
 def _not_covered(
     candidate: Candidate,
-    tally: WordCount,
+    tally: VoteCount,
     members: Members | None,
     volume: str,
     *,
@@ -245,7 +245,7 @@ def _not_covered(
     mirrors, blocks = candidate.mirrors, candidate.blocks
     if members is not None:
         mirrors, blocks = members.rule.mirrors, members.rule.blocks
-    words, needed, nodes = tally
+    votes, needed, nodes = tally
     why = (
         f"it waits for {mirrors} mirrors"
         if blocks and mirrors
@@ -254,7 +254,7 @@ def _not_covered(
     if is_outdated and members is not None:
         why = f"who counts is known as of reign {members.reign}, and another has begun since"
     return (
-        f"nothing says that {primary} has stopped: {words} of {nodes} nodes take nothing from it "
+        f"nothing says that {primary} has stopped: {votes} of {nodes} nodes take nothing from it "
         f"any more, and {needed} are needed, because {why}; make sure that it is off, then "
         f"'fusejournal promote {volume} --force'"
     )

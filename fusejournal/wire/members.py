@@ -1,4 +1,4 @@
-"""The members of a volume: the nodes that count for acknowledgements and for words, by one rule on
+"""The members of a volume: the nodes that count for acknowledgements and for votes, by one rule on
 all of them, and what each is known to have acknowledged. Pure.
 
 A primary that waits for N mirrors acknowledges by its own configuration. Were a promotion to count
@@ -7,16 +7,16 @@ rule it acknowledges (MEMBERS, from version 4 on), and each keeps that on its di
 counts by the newest record among those who answer, never by a configuration.
 
 A rule changes in two steps, as in Raft's joint consensus (Ongaro and Ousterhout 2014, section 6).
-First a record has the new rule and the one before, and a promotion needs words enough by both; the
+First a record has the new rule and the one before, and a promotion needs votes enough by both; the
 primary acknowledges nothing meanwhile. Once so many have that record that no promotion by the old
-rule alone finds words enough, and mirrors enough by the new one hold everything, the next record
+rule alone finds votes enough, and mirrors enough by the new one hold everything, the next record
 has the new rule alone.
 
-A *witness* has no data: it counts as a node, and for no acknowledgement. So a reign needs the words
+A *witness* has no data: it counts as a node, and for no acknowledgement. So a reign needs the votes
 of more than half of all, and of so many others that they meet each acknowledgement.
 
 A record of a reign before the last that has begun covers nothing: a node that was promoted by
-force acknowledges by a rule of its own, of which who was away need not know yet. Then the words of
+force acknowledges by a rule of its own, of which who was away need not know yet. Then the votes of
 all are needed.
 
 ``held`` is what members are known to have acknowledged. One that has less was rolled back, or has
@@ -42,28 +42,28 @@ MEMBERS_MAX: Final = 65
 _VERSION_MAX: Final = 1 << 62
 
 
-def words_needed(nodes: int, mirrors: int, *, blocks: bool, has_lost: bool = False) -> int:
-    """Returns of how many of *nodes*, the primary included, the word is needed so that who reigns
+def votes_needed(nodes: int, mirrors: int, *, blocks: bool, has_lost: bool = False) -> int:
+    """Returns of how many of *nodes*, the primary included, the vote is needed so that who reigns
     now, and waits for *mirrors*, can acknowledge nothing more, and that no two nodes get it for one
     epoch. *blocks*: it waits for as long as it takes. One that does not is stopped by no other
-    node: the word of all is needed, its own included. *has_lost*: who asks is one of the nodes that
-    had acknowledged entries, and has lost some, so that another is needed in its place."""
+    node: the votes of all are needed, its own included. *has_lost*: who asks is one of the nodes
+    that had acknowledged entries, and has lost some, so that another is needed in its place."""
     if not (blocks and mirrors):
         return nodes
     return max(nodes // 2 + 1, nodes - mirrors + has_lost)
 
 
-class WordCount(NamedTuple):
-    """The ``words`` there are, so many of which are ``needed``, of so many ``nodes``."""
+class VoteCount(NamedTuple):
+    """The ``votes`` there are, so many of which are ``needed``, of so many ``nodes``."""
 
-    words: int
+    votes: int
     needed: int
     nodes: int
 
     @property
     def lacking(self) -> int:
-        """The words that are lacking; below 1 where there are enough."""
-        return self.needed - self.words
+        """The votes that are lacking; below 1 where there are enough."""
+        return self.needed - self.votes
 
 
 class Rule(NamedTuple):
@@ -77,26 +77,26 @@ class Rule(NamedTuple):
 
     @property
     def everyone(self) -> set[int]:
-        """All whose word counts."""
+        """All whose vote counts."""
         return {*self.nodes, *self.witnesses}
 
     @property
     def waits(self) -> bool:
-        """True if nothing is acknowledged without mirrors, so that words can cover a promotion."""
+        """True if nothing is acknowledged without mirrors, so that votes can cover a promotion."""
         return self.blocks and self.mirrors > 0
 
-    def tally(self, given: Collection[int], *, has_lost: bool = False) -> WordCount:
-        """Returns how many words a reign has, by those who have *given* theirs, and needs;
-        *has_lost* as for :func:`words_needed`."""
-        total, words = len(self.everyone), len(self.everyone & set(given))
+    def tally(self, given: Collection[int], *, has_lost: bool = False) -> VoteCount:
+        """Returns how many votes a reign has, by those who have *given* theirs, and needs;
+        *has_lost* as for :func:`votes_needed`."""
+        total, votes = len(self.everyone), len(self.everyone & set(given))
         if not self.waits:
-            return WordCount(words, total, total)
+            return VoteCount(votes, total, total)
         holding = len(set(self.nodes) & set(given))
         lacking = len(self.nodes) - self.mirrors + has_lost - holding
-        return WordCount(words, max(total // 2 + 1, words + lacking), total)
+        return VoteCount(votes, max(total // 2 + 1, votes + lacking), total)
 
     def is_kept_from(self, who: int, nodes: Collection[int]) -> bool:
-        """Returns True if no promotion by this rule, of another node than *who*, finds words enough
+        """Returns True if no promotion by this rule, of another node than *who*, finds votes enough
         without one of *nodes*."""
         others = self.everyone - {who} - set(nodes)
         return not self.waits or self.tally(others).lacking > 0
@@ -115,7 +115,7 @@ class Members(NamedTuple):
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules that a promotion needs words enough by."""
+        """The rules that a promotion needs votes enough by."""
         return (self.rule,) if self.before is None else (self.rule, self.before)
 
     @property

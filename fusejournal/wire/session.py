@@ -29,10 +29,10 @@ know which of the two is right. A higher one comes to a node as a :class:`Claim`
 answer or a refusal. Where :func:`is_proven` says so the node is bound by it, and has it on its disk
 before it answers.
 
-Words: a node that is to begin a reign asks others first for their *word* (``word``, version 2): a
-mirror that gives it has that reign on its disk as the highest that it has seen, before it answers,
-and takes nothing more from who reigns by a lower. The answer tells where its journal ends then. A
-word is given for one reign of an epoch.
+Votes: a node that is to begin a reign asks others first for their *vote* (purpose ``word``, version
+2): a mirror that gives it has that reign on its disk as the highest that it has seen, before it
+answers, and takes nothing more from who reigns by a lower. The answer tells where its journal ends
+then. A vote is given for one reign of an epoch.
 
 Members: from version 4 on the source tells which nodes count, and by which rule (MEMBERS), and the
 sink keeps that (members.py).
@@ -70,8 +70,8 @@ from fusejournal.wire.versions import (
 )
 
 SHIP, FETCH = "ship", "fetch"
-WORD = "word"
-"""The purpose of who asks for a word: from then on the listener takes nothing of a lower reign."""
+VOTE = "word"
+"""The purpose of who asks for a vote: from then on the listener takes nothing of a lower reign."""
 HANDOFF = "handoff"
 """The purpose of who wants the listener to reign in its place; the code of its refusal, too."""
 WHOLE = "whole"
@@ -153,7 +153,7 @@ class HandshakeState(NamedTuple):
 
 
 def hello(me: HandshakeState, purpose: str, wanted_epoch: Epoch = Epoch(0)) -> Hello:
-    """Returns the connector's greeting; *wanted_epoch* is the one that it asks a word for."""
+    """Returns the connector's greeting; *wanted_epoch* is the one that it asks a vote for."""
     uuid = me.uuid.bytes if me.uuid is not None else b""
     reign, position, versions = me.reign, me.position, me.versions
     return Hello(
@@ -179,7 +179,7 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
     """Returns the listener's answer; *detail* is something that the connector should know. Raises
     RefusedError, WireError."""
     _check_same(me, greeting)
-    if greeting.purpose not in (SHIP, FETCH, WORD, HANDOFF, WHOLE):
+    if greeting.purpose not in (SHIP, FETCH, VOTE, HANDOFF, WHOLE):
         raise WireError(f"a session for {greeting.purpose!r}")
     is_shipping = greeting.purpose == SHIP
     if is_shipping and not is_mirror:
@@ -211,14 +211,14 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
 
 
 def wanted_reign(me: HandshakeState, greeting: Hello) -> Reign:
-    """Returns the reign that the sender of *greeting* asks *me*, a mirror, a word for, if that may
+    """Returns the reign that the sender of *greeting* asks *me*, a mirror, a vote for, if that may
     be given. Raises RefusedError, WireError."""
     _check_same(me, greeting)
     reign = Reign(greeting.wanted_epoch, greeting.node_id)
     if not (reign.epoch and reign.node_id):
-        raise WireError(f"a word for reign {reign}, of which there is none")
+        raise WireError(f"a vote for reign {reign}, of which there is none")
     if me.uuid is None:
-        raise RefusedError("unborn", f"{me.node} has no volume yet, and no word to give")
+        raise RefusedError("unborn", f"{me.node} has no volume yet, and no vote to give")
     check_reign(me, reign, greeting.node)
     return reign
 
@@ -231,7 +231,7 @@ def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> W
     mine, seen = me.reign, reign_of(theirs)
     if seen.epoch > EPOCH_MAX:
         raise _impossible(theirs.node, seen)
-    # (Of a reign that has not begun, it may have given this very node its word, before that ended.)
+    # (Of a reign that has not begun, it may have given this very node its vote, before that ended.)
     is_word = 0 != seen.node_id == me.node_id and theirs.held_epoch < seen.epoch
     if seen.epoch > mine.epoch and not is_word:
         raise RefusedError(

@@ -102,7 +102,7 @@ def test_recovery_in_place_and_changes_of_the_primary(pair: _Pair) -> None:
     planned = pair.job(first, kind="promote")
     assert planned["state"] == "planned"
     assert "primary" in planned["refusal"]
-    assert {"reign", "holds", "lost", "words"} <= {row[0] for row in planned["rows"]}
+    assert {"reign", "holds", "lost", "votes"} <= {row[0] for row in planned["rows"]}
     refused = pair.do(first, planned, confirm=first.name)
     assert (refused["state"], "not promoted" in refused["words"]) == ("failed", True)
     planned = pair.job(second, kind="demote")

@@ -148,7 +148,7 @@ def three(base: Path, config: str) -> Iterator[tuple[Node, Node, Node]]:
 
 def test_of_three_nodes_two_need_nobodys_word(tmp_path: Path) -> None:
     """A primary that waits for a mirror and for nothing less can acknowledge nothing once both have
-    given their word; the other mirror follows by itself."""
+    given their vote; the other mirror follows by itself."""
     with three(tmp_path, BLOCKING) as (primary, one, other):
         primary.kill()
         plan = promote(one)
@@ -200,7 +200,7 @@ def test_a_primary_that_is_cut_off_acknowledges_nothing_more(tmp_path: Path) -> 
 def test_a_primary_whose_mirrors_are_gone_for_good_begins_when_a_person_says_so(
     tmp_path: Path,
 ) -> None:
-    """After a reboot its start waits for their words, and names the way out."""
+    """After a reboot its start waits for their votes, and names the way out."""
     with started(tmp_path, None, config=BLOCKING) as (primary, mirror):
         primary.await_peer(mirror, "streaming")
         work(primary, "before")
@@ -229,7 +229,7 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
-STEPS = ("promote.word", "promote.words", "promote.applied", "role.closed", "role.changed")
+STEPS = ("promote.vote", "promote.votes", "promote.applied", "role.closed", "role.changed")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -262,7 +262,7 @@ def demote(node: Node, *options: str) -> None:
 
 
 def test_the_service_moves_and_comes_back(tmp_path: Path) -> None:
-    """By two commands, without force: the node that is demoted gives its word, and follows by
+    """By two commands, without force: the node that is demoted gives its vote, and follows by
     itself. The journals stay one."""
     with started(tmp_path, None) as (primary, mirror):
         work(primary, "first")

@@ -91,7 +91,7 @@ def pair_and_witness(base: Path) -> Iterator[tuple[Node, Node, Process]]:
 
 
 def test_a_pair_with_a_witness_needs_no_force(tmp_path: Path) -> None:
-    """The mirror goes on with the word of the witness, which a kill takes nothing from; the old
+    """The mirror goes on with the vote of the witness, which a kill takes nothing from; the old
     primary takes nothing more."""
     with pair_and_witness(tmp_path) as (primary, mirror, third):
         shown = lambda: next(  # noqa: E731

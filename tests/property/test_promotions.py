@@ -15,10 +15,10 @@ from fusejournal.errors import WireError
 from fusejournal.replication.canvass import PeerAnswer
 from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
 from fusejournal.types import Epoch, Position, Reign, Seq
-from fusejournal.wire.members import words_needed
+from fusejournal.wire.members import votes_needed
 from fusejournal.wire.session import (
     FETCH,
-    WORD,
+    VOTE,
     HandshakeState,
     RefusedError,
     check_reign,
@@ -119,7 +119,7 @@ class Life:
 
     def answers(self, asker: Node, cut: set[int], wanted: Reign | None) -> list[PeerAnswer]:
         found = []
-        purpose = FETCH if wanted is None else WORD
+        purpose = FETCH if wanted is None else VOTE
         for node in self.nodes:
             if node is asker:
                 continue
@@ -168,7 +168,7 @@ class Life:
 
     def crash_system(self) -> None:
         """A primary loses its machine, and entries with it; its start takes back what peers have,
-        and begins an epoch with the word of enough."""
+        and begins an epoch with the votes of enough."""
         node, cut = self.random.choice(self.nodes), self.cut()
         lost = self.random.randint(0, 3)
         if not (node.takes_changes or node.is_lost) or not node.journal:
@@ -193,9 +193,9 @@ class Life:
                 node.journal = one.journal
         heard = [one.welcome.epoch for one in answers if one.welcome is not None]
         reign = Reign(Epoch(max([node.epoch, *heard]) + 1), node.number + 1)
-        words = [one for one in self.answers(node, cut, reign) if one.welcome is not None]
-        needed = words_needed(len(self.nodes), self.mirrors, blocks=True, has_lost=True)
-        if 1 + len(words) >= needed:
+        votes = [one for one in self.answers(node, cut, reign) if one.welcome is not None]
+        needed = votes_needed(len(self.nodes), self.mirrors, blocks=True, has_lost=True)
+        if 1 + len(votes) >= needed:
             self.begins(node, reign)
 
     def reigns_are_of_one_node(self) -> None:

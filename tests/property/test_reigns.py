@@ -84,7 +84,7 @@ class Primary:
         self.path, self.node_id, self.journal = path, node_id, journal
         self._page = WatermarkPage(path)
         self.fence = Fence(self._page, node_id, PersonsWord(None))
-        self.is_fenced = self.fence.words(epoch_of(journal)) is not None
+        self.is_fenced = self.fence.refusal(epoch_of(journal)) is not None
         self.followed_by: set[int] = set()
 
     def close(self) -> None:
@@ -358,7 +358,7 @@ class Reigns(RuleBasedStateMachine):
     def whoever_is_fenced_stays_so(self) -> None:
         """By what its own page says."""
         for primary in getattr(self, "primaries", ()):
-            words = primary.fence.words(epoch_of(primary.journal))
+            words = primary.fence.refusal(epoch_of(primary.journal))
             assert primary.is_fenced == (words is not None)
 
 

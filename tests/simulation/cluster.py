@@ -26,7 +26,7 @@ gone."""
 _POLL_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 30.0
 _PATIENCE_SECONDS: Final = 300.0
-"""The time after which an admin goes by what a start that waits for words has advised."""
+"""The time after which an admin goes by what a start that waits for votes has advised."""
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Cluster:
         )
 
     async def _promote_where_needed(self) -> None:
-        """Do as an admin does where no node is primary, or where mirrors have given their word to
+        """Do as an admin does where no node is primary, or where mirrors have given their vote to
         one that was not promoted after all: promote one."""
         if not self._primaries():
             for mirror in sorted(self.nodes, key=lambda node: -node.held_seq):
@@ -187,7 +187,7 @@ class Cluster:
                     await mirror.promote()
 
     async def _begin_where_needed(self) -> None:
-        """Do as an admin does whose primary waits for words that are not to be had, as where a
+        """Do as an admin does whose primary waits for votes that are not to be had, as where a
         mirror was put back: none was promoted since, so it may begin alone."""
         node, waited = self.newest, trio.current_time() - self._healing_since
         if node.could_begin and node.side is None and waited > _PATIENCE_SECONDS:

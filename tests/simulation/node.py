@@ -315,7 +315,7 @@ class Node:
 
     def _put_back_page(self, kept_seq: Seq) -> None:
         """Has the page and the record of members be as they were when the disk had nothing after
-        *kept_seq*; but as they were after the last word that was given: no vote outlives a voter
+        *kept_seq*; but as they were after the last vote that was given: no vote outlives a voter
         who forgets it."""
         path = self.machine.page
         assert path is not None
@@ -357,7 +357,7 @@ class Node:
     @property
     def is_gone_by(self) -> bool:
         """True of a primary whose system crashed and that no start makes a mirror, while another
-        was promoted after it: it is refused, or waits for words that it does not get."""
+        was promoted after it: it is refused, or waits for votes that it does not get."""
         is_old = self is not self.cluster.newest or "fenced" in self.refusal
         return is_old and not self.is_mirror and self.side is None
 

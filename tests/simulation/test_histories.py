@@ -1,6 +1,6 @@
 """Histories of a primary and its mirrors, each from a seed: changes, cut links, kills at any call
 of a disk, machines that lose what they had not flushed, primaries and mirrors that are put back
-from an older copy, slow disks, clocks that leap, promotions with the words of enough or by force,
+from an older copy, slow disks, clocks that leap, promotions with the votes of enough or by force,
 demotions, and rejoins of those whose history lost. One node takes changes in an epoch. When all is
 well again all are level, nothing that was answered is lost (where no node was promoted by force: or
 it is in a branch), every entry that lost is in a branch, and a fid never means two files.

@@ -45,7 +45,7 @@ def test_a_reign_fences_unless_it_has_ended(decide: Decide, tmp_path: Path) -> N
     with_none.note(seen)
     for lease, is_fenced in ((decide(None), True), (decide(lower), True), (decide(seen), False)):
         fence = _fence(tmp_path, lease)
-        assert (fence.words(Epoch(3)) is not None) == is_fenced
+        assert (fence.refusal(Epoch(3)) is not None) == is_fenced
 
 
 def test_a_reign_begins_beyond_what_has_ended(decide: Decide, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ async def test_parts_are_made_twice_in_one_process(tmp_path: Path) -> None:
 
 
 async def test_who_is_fenced_after_its_peers_were_asked_takes_no_changes(tmp_path: Path) -> None:
-    """A promotion asks before the volume is closed: another may get this node's word meanwhile."""
+    """A promotion asks before the volume is closed: another may get this node's vote meanwhile."""
     spec = _spec(tmp_path, "primary")
     with hold_or_make_volume(spec) as state:
         start, _ = _assemble(spec, state)

@@ -25,11 +25,11 @@ def test_a_promoted_node_is_to_begin_the_reign_of_its_record(page: WatermarkPage
     fence = Fence(page, ME, PersonsWord(None), REIGN)
     assert fence.seen == REIGN
     assert fence.due(Epoch(2)) == REIGN
-    assert fence.words(Epoch(2)) is None
+    assert fence.refusal(Epoch(2)) is None
     assert fence.new_epoch_reason(Epoch(2)) == f"this node was promoted to reign {REIGN}"
     assert fence.highest_epoch + 1 == REIGN.epoch
     fence.reigns(REIGN.epoch)
-    assert (fence.due(REIGN.epoch), fence.words(REIGN.epoch)) == (None, None)
+    assert (fence.due(REIGN.epoch), fence.refusal(REIGN.epoch)) == (None, None)
     assert fence.new_epoch_reason(REIGN.epoch) is None
     assert fence.own(REIGN.epoch) == REIGN
 
@@ -38,7 +38,7 @@ def test_a_higher_reign_fences_it_all_the_same(page: WatermarkPage) -> None:
     fence = Fence(page, ME, PersonsWord(None), REIGN)
     fence.note(Reign(Epoch(4), OTHER))
     assert fence.due(Epoch(2)) is None
-    assert "another node is primary" in (fence.words(Epoch(2)) or "")
+    assert "another node is primary" in (fence.refusal(Epoch(2)) or "")
     assert fence.highest_epoch == 4
 
 
@@ -46,13 +46,13 @@ def test_a_demoted_node_knows_whom_it_follows_without_its_page(page: WatermarkPa
     fence = Fence(page, ME, PersonsWord(None), Reign(Epoch(3), OTHER))
     assert fence.seen == Reign(Epoch(3), OTHER)
     assert fence.due(Epoch(2)) is None
-    assert "fenced" in (fence.words(Epoch(2)) or "")
+    assert "fenced" in (fence.refusal(Epoch(2)) or "")
 
 
 def test_a_node_with_another_key_does_not_begin_it(page: WatermarkPage) -> None:
     fence = Fence(page, OTHER, PersonsWord(None), REIGN)
     assert fence.due(Epoch(2)) is None
-    assert "fenced" in (fence.words(Epoch(2)) or "")
+    assert "fenced" in (fence.refusal(Epoch(2)) or "")
 
 
 def test_a_person_may_overrule_a_reign_that_is_due(page: WatermarkPage) -> None:

@@ -80,7 +80,7 @@ def primary_of(
 
 
 async def test_a_promoted_primary_that_waits_for_none_tells_that_too(tmp_path: Path) -> None:
-    """Its mirrors may have the record of a reign before, by which the words of few are enough."""
+    """Its mirrors may have the record of a reign before, by which the votes of few are enough."""
     with primary_of(tmp_path, "east", config=ReplicationConfig()) as north:
         await north.begin(1)
         assert north.local.members.current is None, "no node has an older one"
@@ -192,7 +192,7 @@ async def test_a_peer_that_is_no_member_yet_counts_for_no_acknowledgement(tmp_pa
         north.acked("east", 0, 2)
         north.acked("south", 10, 2)
         await north.begin()
-        assert north.record.before == before, "a promotion by the words of east and west loses it"
+        assert north.record.before == before, "a promotion by the votes of east and west loses it"
         north.acked("east", 10, 2)
         await north.begin()
         assert north.record.rule == rule._replace(nodes=north.rule("east", "west", "south").nodes)

@@ -250,7 +250,7 @@ async def test_a_primary_that_is_to_wait_for_none_tells_its_mirrors_first(tmp_pa
         north.mkdir("new")
         with trio.move_on_after(0.3) as waiting:
             await north.durability.wait(north.volume.journal.head_seq)
-        assert waiting.cancelled_caught, "a mirror could be promoted by the words of two"
+        assert waiting.cancelled_caught, "a mirror could be promoted by the votes of two"
         await cluster.stop("north")
         await cluster.start("east")
         north = await cluster.start("north", "east", mirrors=0, on_timeout="degrade")

@@ -40,8 +40,8 @@ from fusejournal.wire.session import (
     FETCH,
     HANDOFF,
     SHIP,
+    VOTE,
     WITNESS,
-    WORD,
     HandshakeState,
     hello,
 )
@@ -185,25 +185,25 @@ class _Asked:
             await connection.aclose()
         return answers
 
-    async def word(self, epoch: int, node_id: int, mine: int = 1) -> Message:
-        (answer,) = await self.ask(hello(_node(mine, node_id), WORD, Epoch(epoch)))
+    async def vote(self, epoch: int, node_id: int, mine: int = 1) -> Message:
+        (answer,) = await self.ask(hello(_node(mine, node_id), VOTE, Epoch(epoch)))
         return answer
 
 
 async def test_it_keeps_what_it_says(tmp_path: Path) -> None:
-    """After a start of its own it gives no second word for an epoch, and a lower reign is told
+    """After a start of its own it gives no second vote for an epoch, and a lower reign is told
     which one has come after it."""
     asked = _Asked(tmp_path)
-    assert await asked.word(2, 5) == Refusal(
-        "unborn", "third has no volume yet, and no word to give"
+    assert await asked.vote(2, 5) == Refusal(
+        "unborn", "third has no volume yet, and no vote to give"
     )
     (welcomed,) = await asked.ask(hello(_node(1, 5), SHIP))
     assert isinstance(welcomed, Welcome)
     assert welcomed.role == WITNESS
-    assert isinstance(await asked.word(2, 5), Welcome)
+    assert isinstance(await asked.vote(2, 5), Welcome)
     asked = _Asked(tmp_path)
-    assert isinstance(await asked.word(2, 5), Welcome), "the same again"
-    refused = await asked.word(2, 6)
+    assert isinstance(await asked.vote(2, 5), Welcome), "the same again"
+    refused = await asked.vote(2, 6)
     assert isinstance(refused, Refusal)
     assert refused.code == FENCED
     (refused,) = await asked.ask(hello(_node(1, 9), SHIP))
@@ -220,7 +220,7 @@ async def test_it_keeps_what_it_says(tmp_path: Path) -> None:
     assert (answer.epoch, answer.held_epoch, answer.seq) == (2, 2, 12)
     (refused,) = await asked.ask(hello(_node(3, 5, held=2), SHIP))
     assert isinstance(refused, Refusal)
-    assert refused.code == "role", "it has only the word for 3"
+    assert refused.code == "role", "it has only the vote for 3"
     (refused,) = await asked.ask(hello(_node(2, 5), HANDOFF, Epoch(3)))
     assert isinstance(refused, Refusal)
     other = _node(2, 5)._replace(uuid=UUID(int=8))
@@ -258,16 +258,16 @@ async def test_a_full_disk_or_a_kill_leaves_it_as_it_was(tmp_path: Path) -> None
     await asked.ask(hello(_node(1, 5), SHIP))
     before = load_seen(tmp_path)
     with failing_at("witness", 1, OSError(28, "No space left on device")):
-        refused = await asked.word(2, 5)
+        refused = await asked.vote(2, 5)
     assert isinstance(refused, Refusal)
     assert (refused.code, load_seen(tmp_path)) == ("failed", before)
-    assert isinstance(await asked.word(2, 5), Welcome)
+    assert isinstance(await asked.vote(2, 5), Welcome)
     assert asked.witness.failure is None
     for count in range(1, 10):
         asked, before = _Asked(tmp_path), load_seen(tmp_path)
         with dying_at("witness.", count) as left:
             try:
-                answer: Message | None = await asked.word(2 + count, 5)
+                answer: Message | None = await asked.vote(2 + count, 5)
             except* Died:
                 answer = None
         seen = load_seen(tmp_path).fence.epoch
@@ -292,7 +292,7 @@ async def test_hostile_bytes_harm_it_not(tmp_path: Path) -> None:
                 field: dice.choice((0, 1, 2, 2**31, 2**64 - 1))
                 for field in ("epoch", "seq", "chain", "reign_node", "node_id", "wanted_epoch")
             }
-            purpose = dice.choice((SHIP, FETCH, WORD, HANDOFF, "x"))
+            purpose = dice.choice((SHIP, FETCH, VOTE, HANDOFF, "x"))
             message = message._replace(purpose=purpose, **numbers)
         content = bytearray(encode(message))
         if dice.random() < 0.5:
@@ -303,13 +303,13 @@ async def test_hostile_bytes_harm_it_not(tmp_path: Path) -> None:
         assert asked.witness.seen.fence.epoch >= before.fence.epoch
         assert asked.witness.seen.begun.epoch >= before.begun.epoch
         assert load_seen(tmp_path) == asked.witness.seen
-    assert isinstance(await asked.word(asked.witness.seen.fence.epoch + 1, 5), Welcome)
+    assert isinstance(await asked.vote(asked.witness.seen.fence.epoch + 1, 5), Welcome)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 2}'])
 def test_a_file_that_cannot_be_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / WITNESS_FILE).write_text(content)
-    with pytest.raises(FusejournalError, match=r"witness\.json: cannot be used.*its word twice"):
+    with pytest.raises(FusejournalError, match=r"witness\.json: cannot be used.*its vote twice"):
         load_seen(tmp_path)
 
 

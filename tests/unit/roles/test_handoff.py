@@ -87,7 +87,7 @@ MINE = Reign(Epoch(3), 7)
         (2, 0, 2, "mirror", Move.DECLINED),
         (3, 7, 2, "mirror", Move.TAKEN),
         (3, 7, 3, "primary", Move.TAKEN),
-        (3, 8, 2, "mirror", Move.DECLINED),  # another has its word for that epoch
+        (3, 8, 2, "mirror", Move.DECLINED),  # another has its vote for that epoch
         (4, 8, 2, "mirror", Move.DECLINED),
         (4, 8, 3, "mirror", Move.TAKEN),  # it reigned, and another has come after it
         (2, 7, 2, "primary", Move.TAKEN),
@@ -366,7 +366,7 @@ async def test_who_cannot_take_over_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.mount
 async def test_a_target_takes_only_what_it_is_level_with(tmp_path: Path) -> None:
-    """And nothing where it has given another its word."""
+    """And nothing where it has given another its vote."""
     async with sides(tmp_path) as both:
         receiver, head = both.mirror.receiver, both.mirror.volume.journal.head
         instance = Instance("primary", 0, 0, 0, "")
@@ -379,7 +379,7 @@ async def test_a_target_takes_only_what_it_is_level_with(tmp_path: Path) -> None
         for seq, chain in ((head.seq + 1, head.chain), (head.seq, head.chain + 1)):
             with pytest.raises(RefusedError, match=f"entries up to {head.seq} are on the disk"):
                 await take(seq, chain)
-        await receiver.give_word(Reign(Epoch(2), 0xBEEF), "north")
+        await receiver.give_vote(Reign(Epoch(2), 0xBEEF), "north")
         with pytest.raises(RefusedError, match="two nodes have begun epoch 2"):
             await take(head.seq, head.chain)
         assert begun == []

@@ -9,9 +9,9 @@ from fusejournal.replication.canvass import PeerAnswer
 from fusejournal.roles.promotion import EPOCHS_ALONE, Candidate, next_reign, plan_promotion
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Hello, Welcome, WireError
-from fusejournal.wire.members import Members, Rule, words_needed
+from fusejournal.wire.members import Members, Rule, votes_needed
 from fusejournal.wire.session import (
-    WORD,
+    VOTE,
     HandshakeState,
     RefusedError,
     check_welcome,
@@ -71,7 +71,7 @@ SILENT = PeerAnswer("west", error="connection refused")
     ],
 )
 def test_words(nodes: int, mirrors: int, blocks: bool, has_lost: bool, needed: int) -> None:
-    assert words_needed(nodes, mirrors, blocks=blocks, has_lost=has_lost) == needed
+    assert votes_needed(nodes, mirrors, blocks=blocks, has_lost=has_lost) == needed
 
 
 def test_a_plan_tells_what_may_be_lost() -> None:
@@ -153,13 +153,13 @@ def test_a_reign_is_beyond_all_that_was_seen_or_is_its_own() -> None:
     assert next_reign(me, [SILENT], is_covered=True) == Reign(Epoch(3), ME)
     higher = node("east", EAST, fence=Reign(Epoch(6), EAST))
     assert next_reign(me, [answer("east", higher)], is_covered=True) == Reign(Epoch(7), ME)
-    has_word = node("me", ME, fence=Reign(Epoch(5), ME))
-    assert next_reign(has_word, [SILENT], is_covered=True) == Reign(Epoch(5), ME)
-    assert next_reign(has_word, [answer("east", higher)], is_covered=True) == Reign(Epoch(7), ME)
-    # Another had asked at the same time, and each has the word of some.
+    has_vote = node("me", ME, fence=Reign(Epoch(5), ME))
+    assert next_reign(has_vote, [SILENT], is_covered=True) == Reign(Epoch(5), ME)
+    assert next_reign(has_vote, [answer("east", higher)], is_covered=True) == Reign(Epoch(7), ME)
+    # Another had asked at the same time, and each has the votes of some.
     rival = node("east", EAST, fence=Reign(Epoch(5), WEST))
     asked = [answer("east", rival)]
-    assert next_reign(has_word, asked, is_covered=True) == Reign(Epoch(6), ME)
+    assert next_reign(has_vote, asked, is_covered=True) == Reign(Epoch(6), ME)
 
 
 def test_a_reign_that_no_words_cover_is_beyond_what_the_old_primary_begins_alone() -> None:
@@ -170,18 +170,18 @@ def test_a_reign_that_no_words_cover_is_beyond_what_the_old_primary_begins_alone
     assert not plan.is_covered
     reign = next_reign(me, [SILENT], is_covered=False)
     assert (plan.reign, reign) == (str(reign), Reign(Epoch(EPOCHS_ALONE), ME))
-    has_word = node("me", ME, fence=reign)
-    for is_covered in (False, True):  # asked again, with as many words or more
-        assert next_reign(has_word, [SILENT], is_covered=is_covered) == reign
+    has_vote = node("me", ME, fence=reign)
+    for is_covered in (False, True):  # asked again, with as many votes or more
+        assert next_reign(has_vote, [SILENT], is_covered=is_covered) == reign
     covered_once = node("me", ME, fence=Reign(Epoch(5), ME))
     assert next_reign(covered_once, [SILENT], is_covered=False) == reign
-    begun = has_word._replace(position=Position(reign.epoch, Seq(120), 7))
+    begun = has_vote._replace(position=Position(reign.epoch, Seq(120), 7))
     after = next_reign(begun, [SILENT], is_covered=False)
     assert after == Reign(Epoch(2 * EPOCHS_ALONE), ME)
 
 
 def asks(epoch: int, node_id: int = ME) -> Hello:
-    return hello(node("me", node_id), WORD, Epoch(epoch))
+    return hello(node("me", node_id), VOTE, Epoch(epoch))
 
 
 def test_a_word_is_for_one_reign_of_an_epoch() -> None:
@@ -215,7 +215,7 @@ def test_a_word_that_was_given_to_this_very_node_fences_it_not() -> None:
 
 def test_a_record_of_before_the_last_reign_covers_nothing() -> None:
     """A node that was promoted by force goes by a rule of its own, and told it to no node that was
-    away: the words of two of three do not say that it has stopped."""
+    away: the votes of two of three do not say that it has stopped."""
     record = Members(Reign(Epoch(1), WEST), 5, Rule(1, True, tuple(sorted((ME, EAST, WEST)))))
     me = node("me", ME)._replace(members=record.to_wire())
     heard = [answer("east", node("east", EAST)), SILENT]

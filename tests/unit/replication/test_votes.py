@@ -13,7 +13,7 @@ from fusejournal.errors import ConfigError, HookFailedError, PromotionRefusedErr
 from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.operations import Mkdir
 from fusejournal.replication import shipper as shipper_module
-from fusejournal.replication.canvass import ask_positions, ask_words, has_words
+from fusejournal.replication.canvass import ask_positions, ask_votes, has_votes
 from fusejournal.replication.fence import node_id_of
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
@@ -49,7 +49,7 @@ async def test_who_has_given_a_word_takes_nothing_of_a_lower_reign(tmp_path: Pat
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
         reign = Reign(Epoch(2), 0xFEED)
-        await mirror.receiver.give_word(reign, "north")
+        await mirror.receiver.give_vote(reign, "north")
         assert mirror.opening.page.fence == reign
         assert mirror.receiver.session_peer is None
         held = mirror.volume.journal.head_seq
@@ -57,9 +57,9 @@ async def test_who_has_given_a_word_takes_nothing_of_a_lower_reign(tmp_path: Pat
         await until("it is refused", lambda: peer_status(primary).state == "refused")
         assert mirror.volume.journal.head_seq == held
         assert primary.volume.write_errno is None, "what has not begun binds no primary"
-        await mirror.receiver.give_word(reign, "north")  # once more
+        await mirror.receiver.give_vote(reign, "north")  # once more
         with pytest.raises(RefusedError, match="two nodes have begun epoch 2"):
-            await mirror.receiver.give_word(Reign(Epoch(2), 0xBEEF), "south")
+            await mirror.receiver.give_vote(Reign(Epoch(2), 0xBEEF), "south")
 
 
 async def test_a_primary_asks_for_words_and_gives_none(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ async def test_a_primary_asks_for_words_and_gives_none(tmp_path: Path) -> None:
         reign, lines = Reign(Epoch(2), node_id(primary)), list[str]()
 
         async def may_begin(*heard: str, has_lost: bool = False) -> bool:
-            return await has_words(
+            return await has_votes(
                 local, replication.me(), reign, heard=heard, has_lost=has_lost, report=lines.append
             )
 
@@ -83,14 +83,14 @@ async def test_a_primary_asks_for_words_and_gives_none(tmp_path: Path) -> None:
         assert not await may_begin()  # it is not known what that holds
         mine = replication.me()
         behind = mine._replace(position=mine.position._replace(seq=Seq(mine.position.seq - 1)))
-        assert not await has_words(
+        assert not await has_votes(
             local, behind, reign, heard=["east"], has_lost=False, report=lines.append
         ), "it holds more than when it was asked"
         assert "reign 2/" in lines[0]
         assert mirror.opening.page.fence == reign
         local.book.note_acked("east", Seq(0), Seq(0))  # as the book was before it was saved again
         assert not await may_begin()
-        (refused,) = await ask_words(local, replication.me(), Reign(Epoch(1), node_id(primary)))
+        (refused,) = await ask_votes(local, replication.me(), Reign(Epoch(1), node_id(primary)))
         assert refused.is_refusal
 
 
@@ -109,7 +109,7 @@ async def test_a_peer_that_claims_what_cannot_be_stops_no_promotion(tmp_path: Pa
             local.book.add("high", parse_remote(listens_at(high)), standby=True)
             local.book.add("other", parse_remote(listens_at(other)), standby=True)
             reign = Reign(Epoch(2), node_id(mirror))
-            for answers in (await ask_positions(local, me), await ask_words(local, me, reign)):
+            for answers in (await ask_positions(local, me), await ask_votes(local, me, reign)):
                 one, two = answers
                 assert one.welcome is None
                 assert two.welcome is None
@@ -140,14 +140,14 @@ async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path:
         with pytest.raises(HookFailedError, match="it is on"):
             await fencing.prepare(force=False)
         assert len(asked) == 1
-        assert mirror.opening.page.fence.epoch < 2, "nobody has given a word"
+        assert mirror.opening.page.fence.epoch < 2, "nobody has given a vote"
         plan = await promotion.prepare(force=True)
         assert plan.reign == str(Reign(Epoch(1024), node_id(mirror)))
         await promotion.apply_all()
         assert plan.peers[0].detail == "it is not known where it listens"
         reign = reign_of_text(plan.reign)
         promotion.check_reign(reign)
-        await mirror.receiver.give_word(Reign(Epoch(1025), 0xBEEF), "south")
+        await mirror.receiver.give_vote(Reign(Epoch(1025), 0xBEEF), "south")
         with pytest.raises(PromotionRefusedError, match="was asked for meanwhile"):
             promotion.check_reign(reign)
         mirror.volume.fail("its disk failed")
@@ -217,7 +217,7 @@ def receive(mirror: OpenVolume, source: OpenVolume, last_seq: Seq) -> None:
 
 async def test_a_mirror_tells_of_the_epoch_that_it_holds(tmp_path: Path) -> None:
     """Applying may be behind: a node with more entries of a lower epoch would be promoted by its
-    word, and what it has acknowledged in the higher be lost."""
+    vote, and what it has acknowledged in the higher be lost."""
     with open_volume(tmp_path / "primary") as primary:
         primary.work(1)
     begin_another_boot(tmp_path / "primary" / "state")
@@ -276,7 +276,7 @@ async def test_a_mirror_whose_own_promotion_came_to_nothing_follows(tmp_path: Pa
         assert primary.volume.journal.epoch == 2
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror):
-            await mirror.receiver.give_word(Reign(Epoch(2), node_id(mirror)), "mirror")
+            await mirror.receiver.give_vote(Reign(Epoch(2), node_id(mirror)), "mirror")
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with running(primary):
                 await until("the mirror follows", level(primary, mirror))
@@ -291,11 +291,11 @@ async def test_a_primary_asks_beyond_a_word_that_came_to_nothing(tmp_path: Path)
         await until("the mirror is level", level(primary, mirror))
         local, replication = primary.replication.local, primary.replication
         await until("it has acknowledged", lambda: local.book.get("east").acked_seq > 0)
-        await mirror.receiver.give_word(Reign(Epoch(3), 0xFEED), "south")
+        await mirror.receiver.give_vote(Reign(Epoch(3), 0xFEED), "south")
         given: list[Epoch] = []
 
         async def may_begin(epoch: int) -> bool:
-            return await has_words(
+            return await has_votes(
                 local,
                 replication.me(),
                 Reign(Epoch(epoch), node_id(primary)),
@@ -312,7 +312,7 @@ async def test_a_primary_asks_beyond_a_word_that_came_to_nothing(tmp_path: Path)
 
 
 async def test_a_person_may_have_a_primary_begin_alone(tmp_path: Path) -> None:
-    """Its only mirror is gone for good. The word is for one reign, which the line names."""
+    """Its only mirror is gone for good. The vote is for one reign, which the line names."""
     with open_volume(tmp_path / "primary") as primary:
         primary.work(1)
         block = ReplicationConfig(mirrors=1, on_timeout="block", peers={"east": "127.0.0.1:1"})
@@ -321,7 +321,7 @@ async def test_a_person_may_have_a_primary_begin_alone(tmp_path: Path) -> None:
 
         async def may_begin(reign: Reign) -> bool:
             replication = primary.replication
-            return await has_words(
+            return await has_votes(
                 replication.local,
                 replication.me(),
                 reign,

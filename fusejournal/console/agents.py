@@ -209,6 +209,14 @@ class AgentLink:
             raise WireError(f"{connection.where}: not an answer but {type(message).__name__}")
         return message
 
+    async def drop_kept(self) -> None:
+        """Ends the connections that are kept, at once: those to an agent that is away would only be
+        waited for. Cancelling changes nothing in that."""
+        while self._kept:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await self._kept.pop().aclose()
+
     async def aclose(self) -> None:
         """Ends the connections that are kept. Cancelled, it ends one by force and keeps the
         rest."""

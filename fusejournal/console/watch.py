@@ -134,7 +134,7 @@ class Watch:
 
     async def _look(self, name: str, seen: _SeenAgent, looked: trio.Event) -> None:
         """Asks one agent. Whatever comes of it is this agent's alone."""
-        before = seen.error
+        before, link = seen.error, None
         try:
             with trio.fail_after(_ASK_SECONDS):
                 link = await self._agents.link(name)
@@ -152,6 +152,8 @@ class Watch:
             if before is None:
                 log.exception("%s: asking it failed", name)
         finally:
+            if link is not None and seen.error is not None:
+                await link.drop_kept()
             seen.looked = None
             looked.set()
 

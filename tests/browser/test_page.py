@@ -4,29 +4,21 @@ needs Debian's chromium and playwright, which no other test does (HACKING.md). W
 axe-playwright-python, each view is looked at for what keeps people out; with
 FUSEJOURNAL_TEST_SCREENSHOTS a picture of each is put into that directory."""
 
-import os
 import shutil
 import tarfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.console_processes import PASSWORD, ConsoleProcesses, console_processes
+from tests.support.browser import await_state, browser_page, look_at, needs_browser
+from tests.support.console_processes import ConsoleProcesses, console_processes
 from tests.support.layer import Layer
 from tests.support.mirrors import started, wait_for
 from tests.support.trees import difference, image
 
-_CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.mount,
-    pytest.mark.skipif(
-        _CHROMIUM is None or find_spec("playwright") is None, reason="the browser is not here"
-    ),
-]
+pytestmark = [pytest.mark.mount, needs_browser]
 _MARKUP = "<img src=x onerror=alert(1)>"
 
 
@@ -38,112 +30,56 @@ def processes(layer: Layer, tmp_path: Path) -> Iterator[ConsoleProcesses]:
     layer.stop()
 
 
-@contextmanager
-def _page(processes: ConsoleProcesses, role: str, **options: Any) -> Iterator[Any]:
-    """A page on which a new user is logged in. What goes wrong in it fails the test."""
-    from playwright.sync_api import sync_playwright
-
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
-    wrong: list[str] = []
-    code = processes.add_user("anna", role)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=arguments)
-        page = browser.new_context(**options).new_page()
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: wrong.append(dialog.message))
-        page.on(
-            "console",
-            lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None,
-        )
-        page.goto(processes.url)
-        page.get_by_role("button", name="I have a one-time code").click()
-        page.get_by_label("Name").fill("anna")
-        page.get_by_label("One-time code").fill(code)
-        page.get_by_label("New password").fill(PASSWORD)
-        page.get_by_role("button", name="Choose the password").click()
-        page.get_by_role("heading", name="Overview").wait_for()
-        yield page
-        browser.close()
-    # A session that is over is told by a refusal, which the browser notes.
-    assert [words for words in wrong if "401" not in words] == []
-
-
-_WIDTHS = (1280, 390)
-
-
-def _look_at(page: Any, name: str) -> None:
-    """Fails where axe-core finds that a view keeps people out, or where it is wider than a phone;
-    takes a picture of it."""
-    pictures = os.environ.get("FUSEJOURNAL_TEST_SCREENSHOTS")
-    for width in _WIDTHS:
-        page.set_viewport_size({"width": width, "height": 900})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
-        if pictures:
-            page.screenshot(path=f"{pictures}/{name}-{width}.png", full_page=True)
-    page.set_viewport_size({"width": _WIDTHS[0], "height": 900})
-    if find_spec("axe_playwright_python") is not None:
-        from axe_playwright_python.base import AXE_FILE_PATH
-
-        page.evaluate(AXE_FILE_PATH.read_text())
-        found = page.evaluate("axe.run()")["violations"]
-        told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
-        assert told == [], name
-
-
-def _await_state(page: Any, state: str) -> None:
-    page.locator(".head .pill").get_by_text(state, exact=True).wait_for()
-
-
 def test_versions_and_a_restore_in_place(layer: Layer, processes: ConsoleProcesses) -> None:
     (layer.mountpoint / "project").mkdir()
     for name in ("plan.txt", _MARKUP):
         (layer.mountpoint / "project" / name).write_text(f"content of {name}")
     was = image(layer.mountpoint / "project")
-    with _page(processes, "admin") as page:
+    with browser_page(processes, "admin") as page:
         page.get_by_role("link", name="volume", exact=True).click()
         page.get_by_role("link", name="Versions").click()
         page.get_by_text("versions are kept nowhere yet").wait_for()
-        _look_at(page, "versions-none")
+        look_at(page, "versions-none")
         layer.run("version", "store", "init", "volume", "--store", str(layer.base / "store"))
         page.reload()
         page.get_by_label("Name of a new version").fill("before")
         page.get_by_role("button", name="Make a version now").click()
-        _await_state(page, "done")
-        _look_at(page, "job-version")
+        await_state(page, "done")
+        look_at(page, "job-version")
         shutil.rmtree(layer.mountpoint / "project")
         page.go_back()
         page.get_by_role("button", name="Make a version now").click()
-        _await_state(page, "done")
+        await_state(page, "done")
         page.go_back()
         page.get_by_role("heading", name="2 versions").wait_for()
         page.get_by_role("button", name="Protect before").click()
         page.get_by_text("protected", exact=True).wait_for()
-        _look_at(page, "versions")
+        look_at(page, "versions")
         for box in page.get_by_role("checkbox").all():
             box.check()
         page.get_by_role("button", name="Compare the two that are chosen").click()
         page.get_by_role("heading", name="3 files differ").wait_for()
-        _look_at(page, "versions-compared")
+        look_at(page, "versions-compared")
         page.go_back()
         page.get_by_role("link", name="before").click()
         page.get_by_role("link", name="project").click()
         page.get_by_role("cell", name=_MARKUP, exact=True).wait_for()
-        _look_at(page, "version-tree")
+        look_at(page, "version-tree")
         with page.expect_download() as download:
             page.get_by_role("link", name="Download plan.txt").click()
         assert Path(download.value.path()).read_text() == "content of plan.txt"
         page.get_by_role("button", name="Plan to restore in place").click()
-        _await_state(page, "planned")
-        _look_at(page, "job-in-place-planned")
+        await_state(page, "planned")
+        look_at(page, "job-in-place-planned")
         page.get_by_role("button", name="Do it: 3 changes").click()
-        _await_state(page, "done")
+        await_state(page, "done")
         page.get_by_role("heading", name="The way back from this").wait_for()
         assert difference(was, image(layer.mountpoint / "project")) == ""
         page.goto(f"{processes.url}#/v/hall/volume/versions")
         page.get_by_role("button", name="See what the policy would let go").click()
-        _await_state(page, "planned")
+        await_state(page, "planned")
         page.get_by_text("all versions are kept").wait_for()
-        _look_at(page, "job-prune")
+        look_at(page, "job-prune")
         page.goto(f"{processes.url}#/v/hall/volume/versions")
         page.get_by_role("button", name="Protect no longer before").click()
         page.get_by_role("button", name="Protect before").wait_for()
@@ -151,7 +87,7 @@ def test_versions_and_a_restore_in_place(layer: Layer, processes: ConsoleProcess
         button = page.get_by_role("button", name="Delete it for ever")
         page.get_by_label("To confirm, type before").fill("befor")
         assert button.is_disabled()
-        _look_at(page, "version-delete")
+        look_at(page, "version-delete")
         page.get_by_label("To confirm, type before").fill("before")
         page.keyboard.press("Enter")
         page.get_by_role("heading", name="1 version", exact=True).wait_for()
@@ -167,19 +103,19 @@ def test_the_primary_moves_by_clicks(tmp_path: Path) -> None:
         stack.callback(other.kill)
         other.start_agent()
         other.pair("west", processes)
-        page = stack.enter_context(_page(processes, "admin"))
+        page = stack.enter_context(browser_page(processes, "admin"))
         page.goto(f"{processes.url}#/v/east/primary/roles")
         page.get_by_text("primary on east is the primary, in reign").wait_for()
-        _look_at(page, "roles")
+        look_at(page, "roles")
         watching = page.context.new_page()
         watching.goto(f"{processes.url}#/v/west/mirror1/roles")
         watching.get_by_text("primary on east is the primary, in reign").wait_for()
         page.get_by_role("button", name="Hand over to mirror1").click()
-        _await_state(page, "planned")
-        _look_at(page, "job-handoff-planned")
+        await_state(page, "planned")
+        look_at(page, "job-handoff-planned")
         page.get_by_role("button", name="Hand over to mirror1 now").click()
-        _await_state(page, "done")
-        _look_at(page, "job-handoff")
+        await_state(page, "done")
+        look_at(page, "job-handoff")
         watching.get_by_text("mirror1 on west is the primary, in reign").wait_for()
         watching.get_by_role("article").filter(has_text="primary on east").get_by_text(
             "mirror, running"
@@ -191,17 +127,17 @@ def test_the_primary_moves_by_clicks(tmp_path: Path) -> None:
         page.get_by_text("No node that the console reaches serves as primary now.").wait_for()
         page.get_by_role("button", name="Promote…").click()
         page.get_by_text("It will be refused").wait_for()
-        _look_at(page, "job-promote-refused")
+        look_at(page, "job-promote-refused")
         page.get_by_role("button", name="Plan it by force").click()
         page.get_by_text("By force, although").wait_for()
         page.get_by_role("button", name="Promote it…").click()
         page.get_by_label("To confirm, type primary").fill("primary")
-        _look_at(page, "job-promote-confirm")
+        look_at(page, "job-promote-confirm")
         page.keyboard.press("Enter")
-        _await_state(page, "done")
+        await_state(page, "done")
         page.goto(f"{processes.url}#/v/east/primary/roles")
         page.get_by_text("primary on east is the primary, in reign").wait_for()
-        _look_at(page, "roles-after")
+        look_at(page, "roles-after")
 
 
 def test_a_removed_tree_comes_back_by_clicks(layer: Layer, processes: ConsoleProcesses) -> None:
@@ -211,7 +147,7 @@ def test_a_removed_tree_comes_back_by_clicks(layer: Layer, processes: ConsolePro
         (tree / name).write_text(f"content of {name}")
     was = image(tree)
     shutil.rmtree(tree)
-    with _page(processes, "operator") as page:
+    with browser_page(processes, "operator") as page:
         page.get_by_text("running, all is well").wait_for()
         page.get_by_role("link", name="Timeline").first.click()
         page.get_by_label("Operation").select_option("unlink,rmdir")
@@ -233,7 +169,7 @@ def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: Console
         with open(bytes(odd) + b"/" + name, "wb") as file:
             file.write(name)
     (odd / "last").write_text("")
-    with _page(processes, "operator") as page:
+    with browser_page(processes, "operator") as page:
         page.goto(f"{processes.url}#/v/hall/volume/browse?path=odd")
         page.get_by_role("heading", name="5 names").wait_for()
         shown = page.locator("tbody td:first-child").all_inner_texts()
@@ -258,7 +194,7 @@ def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: Console
         page.goto(f"{processes.url}#/v/hall/volume/changes?from={seq}")
         page.get_by_role("button", name="Lines of odd/last").click()
         page.get_by_text("+two").wait_for()
-        _look_at(page, "lines")
+        look_at(page, "lines")
         page.keyboard.press("Escape")
         page.goto(f"{processes.url}#/v/hall/volume/timeline")
         page.locator("tbody tr").nth(9).wait_for()
@@ -271,7 +207,7 @@ def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: Console
 
 def test_a_viewer_on_a_phone_whose_session_ends(layer: Layer, processes: ConsoleProcesses) -> None:
     (layer.mountpoint / "file").write_text("content")
-    with _page(processes, "viewer", viewport={"width": 390, "height": 844}) as page:
+    with browser_page(processes, "viewer", viewport={"width": 390, "height": 844}) as page:
         for view in ("", "v/hall/volume/timeline", "v/hall/volume/browse", "jobs"):
             page.goto(f"{processes.url}#/{view}")
             page.wait_for_load_state("networkidle" if view == "jobs" else "load")

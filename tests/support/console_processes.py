@@ -19,27 +19,33 @@ PASSWORD = "correct horse battery staple"
 class ConsoleProcesses:
     """Both, with what they log in *directory*. Use :func:`console_processes`."""
 
-    def __init__(self, layer: Layer, directory: Path) -> None:
+    def __init__(
+        self, layer: Layer, directory: Path, namespace: str = "", address: str = "127.0.0.1"
+    ) -> None:
+        """*namespace*: that of the network they are in; *address*: where the agent listens."""
         self.environment = layer.environment
         self.url = ""
+        self.namespace = namespace
         self._directory = directory
         self._agent: Forked | None = None
         self._console: Forked | None = None
-        self._listen = "127.0.0.1:0"
+        self._listen = f"{address}:0"
+        self._page_listens = "127.0.0.1:0"
 
     def run(self, *arguments: str, check: bool = True) -> Any:
         """Run a command to its end."""
-        return run(arguments, self.environment, check=check, timeout=60)
+        return run(arguments, self.environment, check=check, timeout=60, namespace=self.namespace)
 
-    def start_agent(self) -> None:
+    def start_agent(self, *options: str) -> None:
         """Start the agent, where it listened before if it did."""
-        self._agent = self._start("agent", "agent", "--listen", self._listen)
+        self._agent = self._start("agent", "agent", "--listen", self._listen, *options)
         self._listen = self._await("agent", r"listens on (\S+),")
 
     def start_console(self, *options: str) -> None:
-        """Start the console; ``url`` is the page then."""
-        self._console = self._start("console", "console", "--listen", "127.0.0.1:0", *options)
+        """Start the console, where it listened before if it did; ``url`` is the page then."""
+        self._console = self._start("console", "console", "--listen", self._page_listens, *options)
         self.url = self._await("console", r"the console is at (\S+)")
+        self._page_listens = self.url.split("/")[2]
 
     def pair(self, name: str, console: "ConsoleProcesses | None" = None) -> None:
         """Pair the agent with the console, or with *console*, which calls it *name*."""
@@ -56,6 +62,12 @@ class ConsoleProcesses:
         assert self._agent is not None
         self._agent.send_signal(signal.SIGKILL)
         self._agent.wait(10)
+
+    def kill_console(self) -> None:
+        """kill -9: its sessions are gone."""
+        assert self._console is not None
+        self._console.send_signal(signal.SIGKILL)
+        self._console.wait(10)
 
     def stop(self) -> None:
         """An orderly stop of both, which leaves nothing in their logs."""
@@ -79,7 +91,9 @@ class ConsoleProcesses:
     def _start(self, name: str, *arguments: str) -> Forked:
         said = self._directory / f"{name}.said"
         said.write_text("")
-        return Forked(arguments, self.environment, out=os.devnull, err=said)
+        return Forked(
+            arguments, self.environment, out=os.devnull, err=said, namespace=self.namespace
+        )
 
     def _await(self, name: str, pattern: str) -> str:
         said = self._directory / f"{name}.said"

@@ -5,6 +5,7 @@ That process is multiprocessing's fork server. It is started before a test has a
 nothing of a test's reaches a command but what is passed here."""
 
 import atexit
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -42,7 +43,10 @@ def _main(
     cwd: str,
     out: str,
     err: str,
+    namespace: str,
 ) -> None:
+    if namespace:
+        enter_namespace(namespace)
     module, _, name = program.partition(":")
     main = getattr(importlib.import_module(module), name)
     os.environ.clear()
@@ -82,12 +86,13 @@ class Forked:
         out: Path | str = os.devnull,
         err: Path | str = os.devnull,
         program: str = PROGRAM,
+        namespace: str = "",
     ) -> None:
         """Begin *program*, a function without arguments of its own, with *arguments* in *cwd*; what
-        it writes is appended to *out* and *err*."""
+        it writes is appended to *out* and *err*. *namespace*: that of the network it is in."""
+        texts = str(cwd), str(out), str(err), namespace
         self._process = _SERVER.Process(
-            target=_main,
-            args=(program, list(arguments), dict(environment), str(cwd), str(out), str(err)),
+            target=_main, args=(program, list(arguments), dict(environment), *texts)
         )
         self._process.start()
         assert self._process.pid is not None
@@ -115,13 +120,30 @@ class Forked:
         return self._process.exitcode
 
 
+def enter_namespace(name: str) -> None:
+    """Enter a network namespace, by the name that ip(8) has for it. Raises OSError."""
+    fd = os.open(f"/run/netns/{name}", os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(fd, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+    finally:
+        os.close(fd)
+
+
 def run(
-    arguments: Sequence[str], environment: Mapping[str, str], *, check: bool, timeout: float
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    check: bool,
+    timeout: float,
+    namespace: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in the current directory, as :func:`subprocess.run` does."""
     with TemporaryDirectory(prefix="fusejournal-forked-") as directory:
         out, err = Path(directory, "out"), Path(directory, "err")
-        command = Forked(arguments, environment, cwd=os.getcwd(), out=out, err=err)
+        command = Forked(
+            arguments, environment, cwd=os.getcwd(), out=out, err=err, namespace=namespace
+        )
         try:
             code = command.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
 // The page's frame: who is logged in, which view is shown, and the overview as it changes.
 
 import { get, post, restoreSession, session, may, encode } from "./api.js";
-import { h, failure, spinner } from "./dom.js";
+import { h, clock, failure, spinner } from "./dom.js";
 import { loginView } from "./login.js";
 import { overviewView } from "./overview.js";
 import { timelineView } from "./timeline.js";
@@ -20,19 +20,40 @@ let shown = "";
 export const live = new EventTarget();
 export let overview = null;
 let source = null;
+// Since when the console has not answered: what is shown is older than that.
+let awaySince = null;
 
 function listen() {
   if (source || document.hidden || !session.name) return;
   source = new EventSource("/api/events");
+  source.addEventListener("open", () => away(false));
+  source.addEventListener("error", listenAgain);
   source.addEventListener("overview", (event) => {
     overview = JSON.parse(event.data);
     live.dispatchEvent(new Event("change"));
     showTop();
   });
-  source.addEventListener("over", () => {
-    stopListening();
-    get("/api/session").catch(() => {});
-  });
+  source.addEventListener("over", listenAgain);
+}
+
+function away(is) {
+  if (is === (awaySince !== null)) return;
+  awaySince = is ? Date.now() * 1e6 : null;
+  showTop();
+}
+
+// A browser goes on by itself after some failures alone, and shows none of them. Asking who is
+// logged in finds out whether the session is over, the console away, or neither.
+async function listenAgain() {
+  stopListening();
+  try {
+    await get("/api/session");
+    away(false);
+  } catch (error) {
+    if (error.status === 401) return;
+    away(true);
+  }
+  setTimeout(listen, 2000);
 }
 
 function stopListening() {
@@ -123,7 +144,9 @@ async function show() {
     place.signal = gone.signal;
     await view(place);
   } catch (error) {
-    if (error.name !== "AbortError" && !gone.signal.aborted) place.replaceChildren(failure(error));
+    if (error.name !== "AbortError" && !gone.signal.aborted) {
+      place.replaceChildren(h("h1", {}, title), failure(error), h("button", { type: "button", onclick: show }, "Try again"));
+    }
   }
 }
 
@@ -143,7 +166,8 @@ function showTop() {
       h("div", { class: "who" }, h("span", {}, `${session.name}, ${session.role}`),
         h("button", { type: "button", onclick: logout }, "Log out")));
   }
-  document.getElementById("top").replaceChildren(bar);
+  const note = awaySince === null ? [] : [h("p", { class: "note bad away", role: "alert" }, `The console does not answer since ${clock(awaySince, false)}: what is shown here is from before.`)];
+  document.getElementById("top").replaceChildren(bar, ...note);
 }
 
 async function logout() {
@@ -155,6 +179,7 @@ function end() {
   stopListening();
   Object.assign(session, { name: "", role: "", csrf: "" });
   overview = null;
+  awaySince = null;
   show();
 }
 

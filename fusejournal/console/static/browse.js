@@ -132,7 +132,7 @@ export async function lifeView(place, agent, volume, params) {
         h("tbody", {}, life.entries.map((entry) => h("tr", { class: "rows" },
           h("td", {}, h("button", { type: "button", class: "plain", onclick: () => showEntry(entry.seq, view) }, number(entry.seq))),
           h("td", { class: "time" }, time(entry.time_ns)), h("td", {}, user(entry.uid, userNames)), h("td", {}, operation(entry.op)),
-          h("td", { class: "number" }, entry.size_after === null ? "" : size(entry.size_after)),
+          h("td", { class: "number", "data-label": entry.size_after === null ? null : "Size after" }, entry.size_after === null ? "" : size(entry.size_after)),
           h("td", { class: "wide" }, path(entry.path), entry.new_path ? [" → ", path(entry.new_path)] : null,
             h("div", { class: "row small" }, actions(view, entry)))))))))),
     command(found.command));
@@ -204,6 +204,6 @@ export function changeTable(found, shown, lines = null) {
       h("td", {}, [...one.letters].map((letter) => WORDS[letter]).join(", ")),
       h("td", { class: "wide" }, shown(one), one.renamed ? [" → ", path(one.new_path)] : null,
         lines && one.letters.includes("M") && one.old_path && one.new_path ? [" ", h("button", { type: "button", class: "plain", "aria-label": `Lines of ${plain(one.new_path)}`, onclick: () => lines(one) }, "Lines")] : null),
-      hasUsers ? [h("td", {}, one.uids.map((uid, at) => [at ? ", " : "", user(uid, userNames)])), h("td", { class: "number" }, number(one.entries))] : null))))),
+      hasUsers ? [h("td", {}, one.uids.map((uid, at) => [at ? ", " : "", user(uid, userNames)])), h("td", { class: "number", "data-label": "Entries" }, number(one.entries))] : null))))),
   found.count > found.changes.length ? h("p", { class: "soft" }, `The first ${number(found.changes.length)}; the command line has them all.`) : null);
 }

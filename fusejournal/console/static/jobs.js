@@ -2,7 +2,7 @@
 
 import { get, post, may, encode } from "./api.js";
 import * as app from "./app.js";
-import { h, path, name, pill, number, size, time, command, failure, say, facts } from "./dom.js";
+import { h, path, name, pill, number, size, time, command, failure, say, facts, spinner } from "./dom.js";
 import { confirmTyped } from "./dialogs.js";
 import { begin } from "./timeline.js";
 
@@ -41,23 +41,27 @@ const WARNINGS = {
 
 export async function jobsView(place) {
   const overview = app.overview ?? await get("/api/overview", {}, place.signal);
-  const parts = [];
-  for (const agent of overview.agents) {
-    let jobs = [];
-    let problem = null;
+  // Each server apart: one that does not answer holds up no other.
+  const sections = overview.agents.map((agent) => h("section", { class: "card", "aria-label": agent.name }, h("h2", {}, agent.name), h("div", {}, spinner())));
+  place.replaceChildren(h("h1", {}, "Recovery"), ...sections);
+  await Promise.all(overview.agents.map(async (agent, at) => {
     try {
-      jobs = (await get(`/api/agents/${encode(agent.name)}/jobs`, {}, place.signal)).jobs;
+      if (agent.error !== null) throw new Error(`It is not reached now: ${agent.error}`);
+      const { jobs } = await get(`/api/agents/${encode(agent.name)}/jobs`, {}, place.signal);
+      sections[at].lastChild.replaceChildren(jobTable(agent, jobs));
     } catch (error) {
-      problem = failure(error);
+      if (error.name !== "AbortError") sections[at].lastChild.replaceChildren(failure(error));
     }
-    parts.push(h("section", { class: "card", "aria-label": agent.name }, h("h2", {}, agent.name), problem,
-      jobs.length ? h("div", { class: "scroll" }, h("table", { class: "stack" },
-        h("thead", {}, h("tr", {}, ["Job", "Volume", "State", "By", "Asked for"].map((words) => h("th", { scope: "col" }, words)))),
-        h("tbody", {}, jobs.map((job) => h("tr", {},
-          h("td", { class: "wide" }, h("a", { href: app.link(["jobs", agent.name, job.id]) }, titleOf(job))),
-          h("td", {}, job.volume ?? ""), h("td", {}, stateOf(job)), h("td", {}, job.user ?? ""), h("td", { class: "time" }, job.made_ns ? time(job.made_ns) : "")))))) : h("p", { class: "soft" }, problem ? "" : "No job yet: choose entries in a timeline, or a directory at a moment.")));
-  }
-  place.replaceChildren(h("h1", {}, "Recovery"), ...parts);
+  }));
+}
+
+function jobTable(agent, jobs) {
+  if (!jobs.length) return h("p", { class: "soft" }, "No job yet: choose entries in a timeline, or a directory at a moment.");
+  return h("div", { class: "scroll" }, h("table", { class: "stack" },
+    h("thead", {}, h("tr", {}, ["Job", "Volume", "State", "By", "Asked for"].map((words) => h("th", { scope: "col" }, words)))),
+    h("tbody", {}, jobs.map((job) => h("tr", {},
+      h("td", { class: "wide" }, h("a", { href: app.link(["jobs", agent.name, job.id]) }, titleOf(job))),
+      h("td", {}, job.volume ?? ""), h("td", {}, stateOf(job)), h("td", {}, job.user ?? ""), h("td", { class: "time" }, job.made_ns ? time(job.made_ns) : ""))))));
 }
 
 export async function jobView(place, agent, id) {

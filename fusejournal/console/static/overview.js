@@ -23,7 +23,7 @@ function describe(overview) {
     return parts;
   }
   parts.push(...alertsOf(alerts, agents));
-  for (const agent of agents) parts.push(apart(agent));
+  parts.push(h("div", { class: "servers" }, agents.map(apart)));
   parts.push(channelsOf(overview.channels), command("fusejournal status"));
   return parts;
 }
@@ -35,12 +35,24 @@ function alertsOf(alerts, agents) {
   }
   return alerts.map((alert) => h("div", { class: `note ${alert.acknowledged || alert.silenced ? "warning" : alert.severity}` },
     h("div", { class: "row" },
-      h("div", {}, h("strong", {}, alert.volume ? `${alert.volume} on ${alert.agent}: ` : `${alert.agent}: `), plain(alert.words),
+      h("div", {}, h("strong", {}, alert.volume ? [h("a", { href: app.link(["v", alert.agent, alert.volume, "timeline"]) }, `${alert.volume} on ${alert.agent}`), ": "] : `${alert.agent}: `), plain(alert.words),
+        massLink(alert),
         alert.advice ? h("div", { class: "small" }, "What to do: ", plain(alert.advice)) : null,
         h("div", { class: "small soft" }, `seen first ${ago(alert.since_ns)}`,
           alert.acknowledged ? `, acknowledged by ${alert.acknowledged.user}` : "",
           alert.silenced ? `, silenced by ${alert.silenced.user} until ${clock(alert.silenced.until_ns)}` : "")),
       may("operator") ? h("div", { class: "row" }, alertButtons(alert)) : null)));
+}
+
+// Where a user changed very many files: the entries that did it, from where they can be taken back.
+const MASS = { removed: ["removed", "unlink,rmdir"], renamed: ["renamed", "rename"], rewrote: ["rewritten", "write,truncate"] };
+
+function massLink(alert) {
+  const [, uid, done] = /\/mass:(\d+):(\w+)$/.exec(alert.key) ?? [];
+  if (!MASS[done]) return null;
+  const [words, op] = MASS[done];
+  const since = /--since (@\d+)/.exec(alert.advice)?.[1];
+  return h("div", {}, h("a", { href: app.link(["v", alert.agent, alert.volume, "timeline"], { uid, op, since }) }, `See what was ${words}`));
 }
 
 function alertButtons(alert) {
@@ -85,7 +97,7 @@ function apart(agent) {
 
 function agentOf(agent) {
   const away = agent.error !== null;
-  return h("section", { "aria-label": agent.name },
+  return h("section", { "aria-label": agent.name, class: agent.volumes.length > 1 ? "many" : null },
     h("div", { class: "head" }, h("h2", {}, agent.name, agent.node && agent.node !== agent.name ? h("span", { class: "soft" }, ` (${agent.node})`) : null),
       away ? h("span", { class: "soft small" }, agent.seen_ns ? `as it was ${ago(agent.seen_ns)}` : "never seen") : null),
     agent.volumes.length

@@ -34,6 +34,7 @@ function filterForm(agent, volume, params) {
     input("Path or pattern", "path", "home/anna or *.odt"),
     h("label", {}, "Operation", h("select", { name: "op" }, h("option", { value: "" }, "all"),
       h("option", { value: "unlink,rmdir", selected: params.op === "unlink,rmdir" }, "removals"),
+      h("option", { value: "write,truncate", selected: params.op === "write,truncate" }, "rewrites"),
       OPERATIONS.map((op) => h("option", { value: op, selected: params.op === op }, op)))),
     h("label", {}, "User (uid)", h("input", { name: "uid", value: params.uid ?? "", inputmode: "numeric", pattern: "[0-9]*", size: 6 })),
     input("From", "since", "2 hours ago"), input("To", "until", "14:00, or a mark"),

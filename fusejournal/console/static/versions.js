@@ -76,9 +76,9 @@ function versionRow(one, view, choose, again) {
     h("td", {}, h("input", { type: "checkbox", "aria-label": `Choose ${words}`, onchange: (event) => choose(one.key, event.target.checked) })),
     h("td", { class: "wide" }, h("a", { href: app.link(["v", view.agent, view.volume, "versions"], { version: one.key }) }, one.name ? name(one.name) : words), " ",
       one.protected ? pill("good", "protected") : null, HISTORIES[one.history] ? [" ", pill("warning", HISTORIES[one.history])] : null),
-    h("td", { class: "time" }, time(one.time_ns), h("span", { class: "soft small" }, `, entry ${number(one.seq)}`)),
-    h("td", { class: "time" }, time(one.made_ns)),
-    h("td", { class: "number" }, number(one.file_count)), h("td", { class: "number" }, size(one.content_bytes)), h("td", { class: "number" }, size(one.added_bytes)),
+    h("td", { class: "time", "data-label": "As of" }, time(one.time_ns), h("span", { class: "soft small" }, `, entry ${number(one.seq)}`)),
+    h("td", { class: "time", "data-label": "Made" }, time(one.made_ns)),
+    h("td", { class: "number", "data-label": "Files" }, number(one.file_count)), h("td", { class: "number", "data-label": "Content" }, size(one.content_bytes)), h("td", { class: "number", "data-label": "Added" }, size(one.added_bytes)),
     h("td", {}, h("div", { class: "row" }, may("operator") ? [
       h("button", { type: "button", class: "plain", "aria-label": `${one.protected ? "Protect no longer" : "Protect"} ${words}`, onclick: () => protect(view, one, again) }, one.protected ? "Protect no longer" : "Protect"),
       h("button", { type: "button", class: "plain", "aria-label": `Verify ${words}`, onclick: () => begin(view, { kind: "version-verify", volume: view.volume, version: one.key, data: true }) }, "Verify"),

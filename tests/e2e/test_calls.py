@@ -14,6 +14,7 @@ import pytest
 
 from fusejournal.disk import syscalls
 from tests.support.layer import Layer
+from tests.support.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.mount
 
@@ -149,7 +150,7 @@ def test_who_is_ended_while_an_fsync_waits_is_gone(layer: Layer, number: int) ->
     child.send_signal(signal.SIGUSR1)
     assert _still_runs(child)
     child.send_signal(number)
-    assert child.wait(5) == -number
+    assert child.wait(PATIENCE_SECONDS) == -number
     # Others are served as before.
     assert (layer.mountpoint / "file").read_bytes() == b"x"
 
@@ -164,7 +165,7 @@ def test_what_is_done_is_not_answered_before_its_time(layer: Layer) -> None:
     assert _still_runs(child)
     assert (layer.backing / "directory").is_dir()
     layer.kill()
-    assert child.wait(10) == -signal.SIGKILL
+    assert child.wait(PATIENCE_SECONDS) == -signal.SIGKILL
 
 
 def test_flags_are_shown(layer: Layer) -> None:

@@ -8,23 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.layer import Layer
 from tests.support.losses import begin_another_boot
+from tests.support.patience import wait_until
 from tests.support.trees import difference, image
 
 pytestmark = pytest.mark.mount
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def fails(layer: Layer, code: int, *arguments: str) -> str:

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
 from tests.support.faulty import FAULTS
 from tests.support.layer import Layer
+from tests.support.patience import wait_until
 from tests.support.trees import rebuild
 
 pytestmark = pytest.mark.mount
@@ -28,13 +28,6 @@ pytestmark = pytest.mark.mount
 def layer(tmp_path: Path) -> Iterator[Layer]:
     with Layer(tmp_path, in_place=True) as one:
         yield one
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def is_dead(layer: Layer) -> bool:

@@ -22,6 +22,7 @@ from fusejournal.disk.mounts import mounts
 from fusejournal.node.state_dir import load_state
 from fusejournal.replay.digest import digest_tree
 from tests.support.layer import Layer
+from tests.support.patience import wait_until
 from tests.support.trees import rebuild
 from tests.support.users import acting
 
@@ -57,13 +58,6 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def patiently(change: Callable[[], object], *, done: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.kernel_protocol import UNANSWERED, Opcode
 from fusejournal.layer.open_files import OpenFiles, new_table
 from fusejournal.layer.request_loop import RequestLoop
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.recorded import Recorded, comparable, read_recorded
 from tests.support.volumes import open_volume
 
@@ -34,7 +35,7 @@ async def _ask_again(kernel: socket.socket, recorded: Recorded) -> Recorded:
     kernel.send(recorded.request)
     if not recorded.reply:
         return Recorded(recorded.request, b"")
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         await trio.lowlevel.wait_readable(kernel)
     return Recorded(recorded.request, kernel.recv(_REPLY_BYTES_MAX))
 

@@ -36,6 +36,7 @@ from fusejournal.console.watch import Watch
 from fusejournal.errors import ConfigError, UsageError
 from fusejournal.wire.identity import load_or_make
 from tests.support.pairs import until
+from tests.support.patience import PATIENCE_SECONDS
 
 _PROBLEM = {
     "key": "hall/data/failed", "words": "read-only: <b>\x1b[31m\udcff", "severity": "bad",
@@ -243,14 +244,14 @@ async def test_a_channel_that_drips_holds_up_no_other(
     with _hook([200]) as (url, got), _dripping() as slow_url:
         slow = Webhook("slow", WebhookConfig.model_validate({"url": slow_url, "after_seconds": 0}))
         told = AlertDelivery([slow, _webhook(url)], tmp_path / "told.json")
-        with trio.fail_after(2):
+        with trio.fail_after(PATIENCE_SECONDS):
             await told.deliver(alerts.update([_PROBLEM]))
         assert told.to_json()[0]["error"] == "webhook slow: not done within 0.3 s"
         assert len(got) == 1
         monkeypatch.setattr(delivery, "_SEND_SECONDS", 60.0)
         async with trio.open_nursery() as nursery:
             told.begin(nursery, alerts.update([_PROBLEM, other]))
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_SECONDS):
                 await until("it is told", lambda: not told._states["webhook ops"].is_busy)
                 told.begin(nursery, alerts.update([_PROBLEM]))  # while the slow one still sends
                 await until("it is told", lambda: not told._states["webhook ops"].is_busy)
@@ -278,7 +279,7 @@ async def test_the_watch_goes_on_where_it_cannot_look(
     command = AlertCommand("page", CommandConfig(argv=["/bin/true"]))
     agents = Agents(book, load_or_make(tmp_path / "identity", "console"))
     looking = Watch(agents, alerts, AlertDelivery([command], tmp_path / "told.json"))
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(looking.run)
             await until("it looks again", lambda: len(caplog.records) >= 2)

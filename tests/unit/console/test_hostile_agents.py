@@ -24,6 +24,7 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import CallPart
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.listener import serve
+from tests.support.patience import PATIENCE_SECONDS
 
 _PROBLEM = {"key": "failed", "words": "read-only", "severity": "bad", "advice": "look"}
 _GOOD: dict[str, Any] = {
@@ -144,7 +145,7 @@ async def test_one_that_hangs_holds_up_no_other(
     monkeypatch.setattr(watch, "_WAIT_SECONDS", 0.1)
     async with _watched(tmp_path) as watched:
         watched.answers.append(_hang)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             overview = await watched.look()
             while overview["agents"][0]["seen_ns"] == 0:  # a slow machine
                 overview = await watched.look()

@@ -14,6 +14,7 @@ import trio
 
 from fusejournal.layer.interrupts import WaitingRequest, is_dying, may_end_here, note_done
 from fusejournal.layer.replies import errno_of
+from tests.support.patience import PATIENCE_SECONDS
 
 _STAYS_BLOCKED = (
     "import ctypes, signal, sys, time\n"
@@ -86,7 +87,7 @@ async def test_a_caller_that_dies_ends_its_wait() -> None:
     with process() as child:
         request = WaitingRequest(child.pid)
         _held_with(child, signal.SIGALRM)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(request.watch)
                 with pytest.raises(InterruptedError) as caught:
@@ -105,7 +106,7 @@ async def test_a_caller_that_dies_later_ends_its_wait_then() -> None:
                 await request.outcome(_never())
             ended.set()
 
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 nursery.start_soon(request.watch)
@@ -127,7 +128,7 @@ async def test_what_is_done_is_waited_for_whoever_dies() -> None:
         async def answer() -> None:
             assert await request.outcome(change()) == b"done"
 
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(request.watch)
                 nursery.start_soon(answer)
@@ -149,7 +150,7 @@ async def test_what_was_to_end_is_not_begun() -> None:
     with process() as child:
         request = WaitingRequest(child.pid)
         _held_with(child, signal.SIGALRM)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             async with trio.open_nursery() as nursery:
 
                 async def look() -> None:
@@ -169,7 +170,7 @@ async def test_a_watch_ends_with_the_wait() -> None:
         await trio.sleep(0.05)
         return b"body"
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(request.watch)
             assert await request.outcome(answer()) == b"body"

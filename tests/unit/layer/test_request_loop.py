@@ -21,6 +21,7 @@ from fusejournal.layer.request_loop import RequestLoop
 from fusejournal.native import kernel as kernel_calls
 from fusejournal.types import Caller, Fid, Seq
 from fusejournal.volume.volume import EHELD
+from tests.support.patience import PATIENCE_SECONDS
 
 
 class _Handshake:
@@ -126,7 +127,7 @@ class _Kernel:
 
     async def reply(self) -> tuple[int, int, bytes]:
         """Number, errno and body of the next reply."""
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             await trio.lowlevel.wait_readable(self.device)
         data = self.device.recv(1 << 16)
         length, error, number = struct.unpack_from("=IiQ", data)
@@ -369,7 +370,7 @@ async def test_a_flush_that_ends_after_the_mount_answers_nobody(
     def gone(*_: object) -> int:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_SECONDS):
         async with _serving() as kernel:
             kernel.ask(Opcode.FSYNCDIR, 1, struct.pack("=QII", 0, 0, 0))
             kernel.ask(Opcode.STATFS, 2)
@@ -413,7 +414,7 @@ async def test_nobody_waits_when_the_connection_is_gone(monkeypatch: pytest.Monk
     def gone(*_: object) -> int:
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_SECONDS):
         async with _serving() as kernel:
             kernel.ask(Opcode.FSYNC, 1, struct.pack("=QII", 14, 0, 0))
             kernel.ask(Opcode.STATFS, 2)

@@ -17,6 +17,7 @@ from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import Offered, VolumeState, load_state, note_offer
 from fusejournal.types import Epoch, Reign
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.volumes import Quiet
 
 pytestmark = pytest.mark.mount
@@ -69,7 +70,7 @@ async def test_a_person_may_say_that_the_reign_is_none(tmp_path: Path) -> None:
     with hold_or_make_volume(spec) as state:
         handoffs, parts, node = opened(spec, note_offer(state, OFFERED))
         assert parts.local is not None
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             await handoffs.learn_outcome(parts.local, pytest.fail)
         assert load_state(state.directory).offered is node.state.offered is None
         parts.startup.close()

@@ -29,6 +29,7 @@ from fusejournal.versions.base_tree import base_of
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import make_store
 from fusejournal.versions.place import StorePlace, write_place
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.workload import make_directory, workload_of
 from tests.unit.node.test_handoffs import OFFERED, opened, spec_of
 
@@ -117,7 +118,7 @@ async def test_what_a_handoff_writes_down_meanwhile_is_seen(tmp_path: Path) -> N
 
         async with trio.open_nursery() as nursery, tending:
             nursery.start_soon(prune)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_SECONDS):
                 while not tending.statistics().tasks_waiting:  # noqa: ASYNC110 -- it reads first
                     await trio.sleep(0.005)
             await handoffs._note(OFFERED.reign)

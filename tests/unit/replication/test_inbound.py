@@ -19,6 +19,7 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello, Message, Ping, Refusal
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.transport import connect
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.volumes import open_volume
 
 pytestmark = pytest.mark.mount
@@ -56,7 +57,7 @@ async def test_a_peer_that_is_removed_before_it_greets(tmp_path: Path) -> None:
     async with _mirror(tmp_path) as mirror, await mirror.call("east") as connection:
         await trio.testing.wait_all_tasks_blocked()
         await mirror.replication.commands()["peer-remove"]({"name": "east"})
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             with suppress(PeerLostError):
                 assert await connection.receive() is None
 

@@ -22,6 +22,7 @@ from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.members import Members, Rule
 from tests.support.losses import crash_system
 from tests.support.pairs import level, listens_at, running, until
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.volumes import OpenVolume, open_volume
 
 pytestmark = pytest.mark.mount
@@ -254,7 +255,7 @@ async def test_a_primary_that_is_to_wait_for_none_tells_its_mirrors_first(tmp_pa
         await cluster.stop("north")
         await cluster.start("east")
         north = await cluster.start("north", "east", mirrors=0, on_timeout="degrade")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             await north.durability.wait(north.volume.journal.head_seq)
         assert not cluster.record("north").rule.waits
 

@@ -14,6 +14,7 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.wire.pairing import CODE_SECONDS
 from fusejournal.wire.transport import connect
 from tests.support.nodes import running_node
+from tests.support.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +115,7 @@ async def test_pairing(tmp_path: Path) -> None:
         known = b.book.get("mirror").certificate
         async with await connect(a.address, b.identity, known, insecure=False, timeout_seconds=10):
             pass
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not a.came:
                 await trio.lowlevel.checkpoint()
         assert a.came == ["b"]

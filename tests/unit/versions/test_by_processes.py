@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fusejournal.versions.by_processes import by_processes
+from tests.support.patience import wait_until
 
 _PARENT = os.getpid()
 
@@ -115,10 +116,7 @@ def test_they_end_where_the_one_that_asked_is_killed(tmp_path: Path, size: int) 
     asking.kill()
     asking.join()
     try:
-        deadline = time.monotonic() + 10
-        while any(_is_running(child) for child in children) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(_is_running(child) for child in children)
+        wait_until(lambda: not any(_is_running(child) for child in children))
     finally:
         for child in children:
             with suppress(ProcessLookupError):

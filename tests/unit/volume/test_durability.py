@@ -23,6 +23,7 @@ from fusejournal.types import Seq
 from fusejournal.volume.durability import FlushHooks
 from fusejournal.volume.flush_times import Average
 from tests.support.descriptors import no_descriptors_left
+from tests.support.patience import PATIENCE_SECONDS
 from tests.support.volumes import OpenVolume, open_volume
 
 
@@ -154,7 +155,7 @@ async def test_what_comes_while_a_flush_is_prepared_is_the_next_ones(tmp_path: P
         await durability.flush()
         assert durability.durable_seq == seq
         assert meanwhile == [seq + 1] == [journal.head_seq]
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             await durability.wait(journal.head_seq)
         assert durability.durable_seq == seq + 1
 
@@ -176,7 +177,7 @@ async def test_who_waits_without_a_task_is_called_by_the_flush(tmp_path: Path) -
             seq = volume.volume.note(Mark(f"mark{number}"))
             durability.call_when_flushed(seq, time.perf_counter(), partial(note, seq))
         assert not called
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             await is_there.wait()
         assert set(called.values()) == {None}
         assert durability.flushes - flushes <= 2  # that of the first, and one for all others

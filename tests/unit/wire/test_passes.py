@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.passes import PassCheck, make_pass, name_asked, name_in
+from tests.support.patience import PATIENCE_SECONDS
 
 Identities = dict[str, Identity]
 
@@ -113,5 +114,5 @@ async def test_who_ends_before_has_no_name() -> None:
         async with await listener.accept() as stream:
             await sending.send_all(_client_hello("a.name")[:50])
             await sending.aclose()
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_SECONDS):
                 assert await name_asked(stream) == ""

@@ -3,7 +3,8 @@ modules on the way of a change compiled by mypyc.
 
 ``[tool.fusejournal] compiled`` in pyproject.toml lists those modules. They are plain Python and
 stay it: mypyc compiles what mypy has checked, and with ``FUSEJOURNAL_PURE=1`` in the environment
-none of them is compiled. The C module is always: there is no other way to what it does. The build
+none of them is compiled. The C module is always: there is no other way to what it does. With
+``FUSEJOURNAL_OPTIMIZE=0`` the C compiler takes less time, for what is not to be fast. The build
 leaves ``fusejournal/compiled.sha256`` beside them, by which the package sees at its import that a
 source has changed since.
 
@@ -65,8 +66,9 @@ def _extensions() -> list[Any]:
         project = tomllib.loads(Path("pyproject.toml").read_text())
         modules = [f"fusejournal/{name}.py" for name in project["tool"]["fusejournal"]["compiled"]]
         sources += modules
+        level = os.environ.get("FUSEJOURNAL_OPTIMIZE", "2")
         extensions += mypycify(
-            [*_MYPY_OPTIONS, *modules], opt_level="2", debug_level="0", group_name=_GROUP
+            [*_MYPY_OPTIONS, *modules], opt_level=level, debug_level="0", group_name=_GROUP
         )
     _MANIFEST.write_text(
         "".join(f"{sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in sources)

@@ -28,6 +28,8 @@ _PACKAGES = (
     "btrfs-progs", "dmsetup", "libdevmapper1.02.1", "nfs4-acl-tools", "acl", "attr", "systemd",
     "libsystemd-shared", "libapparmor1", "libcap2", "libip4tc2", "libkmod2", "libseccomp2",
 )  # fmt: skip
+MEMORY_MIB = 2048
+"""The memory of a guest that is given none of its own."""
 _LAYOUT = 1
 """Grows when what is unpacked, or how, changes."""
 
@@ -111,13 +113,13 @@ class Guest:
         disk_mib: Sequence[int] = (),
         images: Sequence[Path] = (),
         cpu: int | None = None,
-        memory_mib: int = 2048,
+        memory_mib: int = MEMORY_MIB,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Boot it for *command*, which runs as root in this checkout's directory; *out* becomes
         /out and takes ``console``, ``output`` and ``status``; an empty disk for each of
         *disk_mib*, which takes no space but for what is written, then the *images*; on processor
-        *cpu*."""
+        *cpu*, with *memory_mib* of memory."""
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
         variables = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}

@@ -7,6 +7,7 @@ FILE`` the host's own tests are over when another process has made FILE.
 
 What takes a host's speed is prepared there: ``guest(prepare=function)`` names a function that gets
 an empty directory and returns disk images, which are /dev/ubdd, /dev/ubde ...
+``guest(memory_mib=N)`` gives the guest so much memory and not 2048.
 
 Inside, the same pytest runs the same tests by node id and writes each report as a line of JSON to
 /out, as pytest-xdist sends them between processes; here they are told as if the tests had run
@@ -28,7 +29,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.guest.machine import CHECKOUT, unavailable
+from tests.support.guest.machine import CHECKOUT, MEMORY_MIB, unavailable
 from tests.support.guest.runner import INSIDE
 
 _REPORTS = "reports.jsonl"
@@ -102,6 +103,7 @@ class Outside:
             name = f"{prepare.__module__}:{prepare.__name__}" if prepare else None
             run = self._runs.setdefault(module, _Run(module, name))
             run.is_early = bool(marker and marker.kwargs.get("early"))
+            run.memory_mib = marker.kwargs.get("memory_mib", MEMORY_MIB) if marker else MEMORY_MIB
             run.tests.append(item.nodeid)
         items.sort(key=lambda item: item.get_closest_marker("guest") is not None)
 
@@ -180,6 +182,7 @@ class _Run:
         self.module = module
         self._prepare = prepare
         self.is_early = False
+        self.memory_mib = MEMORY_MIB
         self.tests: list[str] = []
         self.finished: set[str] = set()
         self.failure = ""
@@ -193,6 +196,7 @@ class _Run:
             "module": self.module,
             "tests": self.tests,
             "prepare": self._prepare,
+            "memory_mib": self.memory_mib,
             "out": str(self.out),
         }
 

@@ -3,7 +3,8 @@ umask at times, which all threads of a process share.
 
 ``python -m tests.support.guest.runner`` reads its plan from the first line of stdin, JSON::
 
-    {"runs": [{"module": ..., "tests": [...], "prepare": "module:function" or null, "out": ...}],
+    {"runs": [{"module": ..., "tests": [...], "prepare": "module:function" or null,
+               "memory_mib": ..., "out": ...}],
      "cpus": [...]}
 
 and boots the guests, two at a time on the first processor, because a guest waits as much as it
@@ -28,7 +29,9 @@ INSIDE = "FUSEJOURNAL_GUEST"
 
 _LIMIT_SECONDS = 1800
 """The time that a guest may take, beside all that runs on a machine that others use, too."""
-_ASKING = ("FUSEJOURNAL_MODEL_", "FUSEJOURNAL_NFS_MOVES", "FUSEJOURNAL_PURE")
+_ASKING = (
+    "FUSEJOURNAL_MODEL_", "FUSEJOURNAL_NFS_MOVES", "FUSEJOURNAL_NFS_LARGE", "FUSEJOURNAL_PURE",
+)  # fmt: skip
 _DISKS_MIB = (8192, 4096, 4096)
 _AT_ONCE = 2
 """Guests on a processor."""
@@ -62,6 +65,7 @@ def _boot(run: dict[str, Any], cpu: int) -> str:
             disk_mib=_DISKS_MIB,
             images=images,
             cpu=cpu,
+            memory_mib=run["memory_mib"],
             environment={INSIDE: "1", **_asked()},
         ) as guest:
             limit = time.monotonic() + _LIMIT_SECONDS

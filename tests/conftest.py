@@ -16,8 +16,9 @@ pytest_plugins = ("tests.support.guest.plugin", "tests.support.seaweed")
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# What a shell runs in the background ignores it, and so would all commands that tests interrupt.
+# What a shell runs in the background ignores both, and so would all commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 # A run that is ended for its time takes its layers, mounts and namespaces along, as on Ctrl-C.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 

@@ -92,19 +92,16 @@ Sections and defaults::
 Without a file given, a volume's configuration is /etc/fusejournal/NAME.toml, if that is there.
 """
 
-import difflib
 import os
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
+from fusejournal.config_values import Bounds, Parsed, ValueRefusedError, checked, known_keys
 from fusejournal.errors import ConfigError, UsageError
-
-_OUR_WORDS = "Value error, "
-"""The words that pydantic puts before the message of a ValueError."""
 
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -129,7 +126,7 @@ def parse_size(text: str) -> int:
     return found
 
 
-Bytes = Annotated[int, BeforeValidator(_parse_bytes)]
+Bytes = Annotated[int, Parsed(_parse_bytes)]
 
 _SPANS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -141,29 +138,22 @@ def _parse_span(value: Any) -> Any:
     return float(int(match[1]) * _SPANS[match[2]])
 
 
-SpanSeconds = Annotated[float, BeforeValidator(_parse_span), Field(ge=1, le=366 * 86_400)]
+SpanSeconds = Annotated[float, Parsed(_parse_span), Bounds(1, 366 * 86_400)]
 """A span of time, in seconds."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class JournalConfig(_Section):
+@dataclass(frozen=True)
+class JournalConfig:
     """The journal: how it is written and kept."""
 
-    segment_bytes: Annotated[Bytes, Field(ge=1 << 16, le=4 << 30)] = 64 << 20
-    segment_entries: Annotated[int, Field(ge=256, le=1 << 22)] = 1 << 16
+    segment_bytes: Annotated[Bytes, Bounds(1 << 16, 4 << 30)] = 64 << 20
+    segment_entries: Annotated[int, Bounds(256, 1 << 22)] = 1 << 16
     compress: bool = True
-    compress_level: Annotated[int, Field(ge=1, le=19)] = 3
-    flush_interval_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
-    checkpoint_interval_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
-    keep_bytes: Annotated[Bytes, Field(ge=0)] | None = None
-    keep_days: Annotated[float, Field(ge=0)] | None = None
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    compress_level: Annotated[int, Bounds(1, 19)] = 3
+    flush_interval_seconds: Annotated[float, Bounds(most=60, above=0)] = 1.0
+    checkpoint_interval_seconds: Annotated[float, Bounds(most=3600, above=0)] = 10.0
+    keep_bytes: Annotated[Bytes, Bounds(0)] | None = None
+    keep_days: Annotated[float, Bounds(0)] | None = None
 
 
 MountFlag = Literal[
@@ -173,50 +163,54 @@ MountFlag = Literal[
 """The options of a mount that the kernel has flags for, whatever the file system."""
 
 
-class VolumeConfig(_Section):
+@dataclass(frozen=True)
+class VolumeConfig:
     """The promises to callers, and the mount, unless the command line adds to it."""
 
     role: Literal["primary", "mirror"] | None = None
     durability: Literal["async", "nfs", "strict"] | None = None
-    hold_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
-    options: Annotated[tuple[MountFlag, ...], BeforeValidator(_freeze)] = ()
+    hold_seconds: Annotated[float, Bounds(0, 86400)] = 60.0
+    options: tuple[MountFlag, ...] = ()
     access_times: Literal["none", "relatime"] = "none"
     open_backing: bool = False
 
 
-class ReplicationConfig(_Section):
+@dataclass(frozen=True)
+class ReplicationConfig:
     """The peers that the journal is shipped to and taken from, and how."""
 
     listen: str | None = None
     insecure: bool = False
-    mirrors: Annotated[int, Field(ge=0, le=64)] = 0
-    mirrors_timeout_seconds: Annotated[float, Field(gt=0, le=86400)] = 10.0
+    mirrors: Annotated[int, Bounds(0, 64)] = 0
+    mirrors_timeout_seconds: Annotated[float, Bounds(most=86400, above=0)] = 10.0
     on_timeout: Literal["degrade", "block"] = "degrade"
-    batch_bytes: Annotated[Bytes, Field(ge=4096, le=16 << 20)] = 1 << 20
-    batch_age_seconds: Annotated[float, Field(ge=0, le=60)] = 0.02
-    window_bytes: Annotated[Bytes, Field(ge=1 << 16, le=1 << 30)] = 16 << 20
-    compress_level_max: Annotated[int, Field(ge=1, le=19)] = 9
-    keep_bytes: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 30
-    keep_days: Annotated[float, Field(gt=0)] = 30.0
-    take_back_seconds: Annotated[float, Field(ge=0, le=86400)] = 30.0
+    batch_bytes: Annotated[Bytes, Bounds(4096, 16 << 20)] = 1 << 20
+    batch_age_seconds: Annotated[float, Bounds(0, 60)] = 0.02
+    window_bytes: Annotated[Bytes, Bounds(1 << 16, 1 << 30)] = 16 << 20
+    compress_level_max: Annotated[int, Bounds(1, 19)] = 9
+    keep_bytes: Annotated[Bytes, Bounds(1 << 20)] = 64 << 30
+    keep_days: Annotated[float, Bounds(above=0)] = 30.0
+    take_back_seconds: Annotated[float, Bounds(0, 86400)] = 30.0
     without_peers: Literal["new-epoch", "wait"] = "new-epoch"
     take_back: Literal["signed", "any", "never"] = "signed"
     overrule: str | None = None
     begin_alone: str | None = None
-    peers: dict[str, str] = {}
+    peers: dict[str, str] = field(default_factory=dict)
 
 
-class BranchesConfig(_Section):
+@dataclass(frozen=True)
+class BranchesConfig:
     """The bounds of what is kept of histories that lost."""
 
-    keep_bytes: Annotated[Bytes, Field(ge=0)] = 16 << 30
-    keep_days: Annotated[float, Field(gt=0)] = 90.0
+    keep_bytes: Annotated[Bytes, Bounds(0)] = 16 << 30
+    keep_days: Annotated[float, Bounds(above=0)] = 90.0
 
 
-_Count = Annotated[int, Field(ge=0, le=1 << 20)]
+_Count = Annotated[int, Bounds(0, 1 << 20)]
 
 
-class VersionsConfig(_Section):
+@dataclass(frozen=True)
+class VersionsConfig:
     """The schedule by which the layer has versions made and pruned (node/version_schedule.py), and
     the policy by which they are kept (versions/policy.py)."""
 
@@ -231,39 +225,44 @@ class VersionsConfig(_Section):
     keep_yearly: _Count = 0
 
 
-class StoreConfig(_Section):
+@dataclass(frozen=True)
+class StoreConfig:
     """The dealings with a store of versions that is not a directory (objects/remote.py)."""
 
-    uploads: Annotated[int, Field(ge=1, le=64)] = 4
-    upload_bytes_per_second: Annotated[Bytes, Field(ge=1024)] | None = None
-    download_bytes_per_second: Annotated[Bytes, Field(ge=1024)] | None = None
-    request_seconds: Annotated[float, Field(gt=0, le=3600)] = 120.0
-    retry_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
-    options: dict[str, str] = {}
+    uploads: Annotated[int, Bounds(1, 64)] = 4
+    upload_bytes_per_second: Annotated[Bytes, Bounds(1024)] | None = None
+    download_bytes_per_second: Annotated[Bytes, Bounds(1024)] | None = None
+    request_seconds: Annotated[float, Bounds(most=3600, above=0)] = 120.0
+    retry_seconds: Annotated[float, Bounds(0, 86400)] = 60.0
+    options: dict[str, str] = field(default_factory=dict)
 
 
-class MetricsConfig(_Section):
+@dataclass(frozen=True)
+class MetricsConfig:
     """The address at which the metrics can be read."""
 
     listen: str | None = None
 
 
-class HooksConfig(_Section):
+@dataclass(frozen=True)
+class HooksConfig:
     """The programs that are called around a change of the role (node/hooks.py)."""
 
-    before: Annotated[tuple[str, ...], BeforeValidator(_freeze)] = ()
-    after: Annotated[tuple[str, ...], BeforeValidator(_freeze)] = ()
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     fence: str | None = None
-    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    timeout_seconds: Annotated[float, Bounds(most=3600, above=0)] = 30.0
 
 
-class LogConfig(_Section):
+@dataclass(frozen=True)
+class LogConfig:
     """The layer's own log."""
 
     level: Literal["debug", "info", "warning", "error"] = "warning"
 
 
-class Config(_Section):
+@dataclass(frozen=True)
+class Config:
     """The whole file."""
 
     volume: VolumeConfig = VolumeConfig()
@@ -275,6 +274,12 @@ class Config(_Section):
     metrics: MetricsConfig = MetricsConfig()
     hooks: HooksConfig = HooksConfig()
     log: LogConfig = LogConfig()
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> "Config":
+        """Returns the configuration that the tables *raw* are, as ``tomllib`` gives them. Raises
+        ValueRefusedError."""
+        return checked(cls, raw)
 
 
 def config_root() -> Path:
@@ -295,33 +300,28 @@ def load_config(path: Path | None) -> Config:
     if path is None:
         return Config()
     try:
-        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Config.of(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except RecursionError:
         raise ConfigError(f"{path}: too deep") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{path}: unknown key {where!r}{_nearest(first['loc'])}") from None
-        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix(_OUR_WORDS)}") from None
+    except ValueRefusedError as error:
+        where = ".".join(error.keys)
+        if error.is_unknown:
+            raise ConfigError(f"{path}: unknown key {where!r}{_nearest(where)}") from None
+        raise ConfigError(f"{path}: {where}: {error.reason}") from None
     except ValueError as error:  # not UTF-8, no TOML, or a number of too many digits
         raise ConfigError(f"{path}: not TOML: {error}") from None
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
+def _nearest(text: str) -> str:
     """Returns a hint at the known key that is most like the unknown one."""
-    known = []
-    for name, field in Config.model_fields.items():
-        known.append(name)
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, _Section):
-            known += [f"{name}.{key}" for key in section.model_fields]
-    text = ".".join(str(part) for part in location)
+    known = known_keys(Config)
     by_last = {key.rpartition(".")[2]: key for key in known}
-    near = difflib.get_close_matches(text, known, 1) or [
-        by_last[word]
-        for word in difflib.get_close_matches(text.rpartition(".")[2], list(by_last), 1)
+    # Only here: it takes its time to load.
+    from difflib import get_close_matches
+
+    near = get_close_matches(text, known, 1) or [
+        by_last[word] for word in get_close_matches(text.rpartition(".")[2], list(by_last), 1)
     ]
     return f"; did you mean {near[0]!r}?" if near else ""

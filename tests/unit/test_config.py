@@ -42,7 +42,34 @@ def test_values(tmp_path: Path) -> None:
         ('[volume]\noptions = ["suid"]', "volume.options"),
         ('[volume]\noptions = "nosuid"', "volume.options"),
         ("[journal", "not TOML"),
-        ("[journal]\ncompress = 3", "journal.compress"),
+        ("[journal]\ncompress = 3", "journal.compress: Input should be a valid boolean"),
+        ("journal = []", "journal: Input should be a table"),
+        (
+            "[journal]\nsegment_entries = true",
+            "journal.segment_entries: Input should be a valid int",
+        ),
+        (
+            "[journal]\nsegment_entries = 256.0",
+            "journal.segment_entries: Input should be a valid int",
+        ),
+        (
+            "[journal]\nkeep_days = nan",
+            "journal.keep_days: Input should be greater than or equal to 0",
+        ),
+        ("[journal]\nflush_interval_seconds = 0", "Input should be greater than 0"),
+        ("[journal]\nflush_interval_seconds = inf", "Input should be less than or equal to 60"),
+        (
+            f"[journal]\nkeep_days = {'9' * 400}",
+            "journal.keep_days: Input should be a valid number",
+        ),
+        ('[volume]\noptions = ["ro", 1]', "volume.options.1: Input should be 'ro', 'nosuid', "),
+        ('[volume]\nrole = "both"', "volume.role: Input should be 'primary' or 'mirror'"),
+        ("[hooks]\nbefore = [1]", "hooks.before.0: Input should be a valid string"),
+        ("[hooks]\nfence = 1", "hooks.fence: Input should be a valid string"),
+        ("[replication]\npeers = []", "replication.peers: Input should be a table"),
+        ("[replication.peers]\neast = 1", "replication.peers.east: Input should be a valid string"),
+        ('[versions]\nevery = "99999d"', "versions.every: Input should be less than or equal to"),
+        ('[log]\nlevel = "debug"\nlines = 3', "unknown key 'log.lines'"),
     ],
 )
 def test_errors_are_one_line(tmp_path: Path, text: str, told: str) -> None:

@@ -39,7 +39,7 @@ class Silent:
 def _spec(base: Path, role: str) -> MountSpec:
     backing = base / "backing"
     backing.mkdir(exist_ok=True)
-    config = Config.model_validate(
+    config = Config.of(
         {"volume": {"role": role}, "replication": {"listen": "127.0.0.1:0", "insecure": True}}
     )
     return MountSpec("vol", base / "state", backing, backing, config, False, frozenset())

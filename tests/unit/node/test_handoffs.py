@@ -35,7 +35,7 @@ def spec_of(base: Path, overrule: str | None) -> MountSpec:
     backing = base / "backing"
     backing.mkdir()
     replication = {"listen": "127.0.0.1:0", "insecure": True, "overrule": overrule}
-    config = Config.model_validate({"replication": replication})
+    config = Config.of({"replication": replication})
     return MountSpec("vol", base / "state", backing, backing, config, False, frozenset())
 
 

@@ -112,7 +112,7 @@ def await_told(server: Path, times: int) -> None:
 async def test_one_that_hangs_is_ended(server: Path, tmp_path: Path) -> None:
     (server / "goes-on").touch()
     command = " ".join((*python_module("fusejournal"), *_NOTIFY))
-    config = Config.model_validate({"hooks": {"after": [command], "timeout_seconds": 1.5}})
+    config = Config.of({"hooks": {"after": [command], "timeout_seconds": 1.5}})
     spec = MountSpec("vol", tmp_path, tmp_path, tmp_path, config, False, frozenset())
     called = RoleHooks(spec)
     try:
@@ -130,7 +130,7 @@ async def test_a_change_without_an_end_is_followed_by_what_gives_back(tmp_path: 
     program = tmp_path / "hook"
     program.write_text(f'#!/bin/sh\necho "$FUSEJOURNAL_WHEN $FUSEJOURNAL_ROLE" >>{out}\n')
     program.chmod(0o755)
-    config = Config.model_validate({"hooks": {"before": [str(program), "/bin/false"],
+    config = Config.of({"hooks": {"before": [str(program), "/bin/false"],
                                               "after": [str(program)]}})  # fmt: skip
     spec = MountSpec("vol", tmp_path, tmp_path, tmp_path, config, False, frozenset())
     called = RoleHooks(spec)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.mount  # whose owner is root
 
 
 def hooks(tmp_path: Path, **config: object) -> RoleHooks:
-    checked = Config.model_validate({"hooks": config})
+    checked = Config.of({"hooks": config})
     places = tmp_path / "state", tmp_path / "backing", tmp_path / "mount"
     return RoleHooks(MountSpec("vol", *places, checked, False, frozenset()))
 

@@ -106,7 +106,7 @@ def test_spans_that_are_none(tmp_path: Path, text: str) -> None:
 
 def test_spans() -> None:
     for text, seconds in (("90s", 90), ("30min", 1800), ("1h", 3600), ("1 d", 86_400)):
-        config = Config.model_validate({"versions": {"every": text}})
+        config = Config.of({"versions": {"every": text}})
         assert config.versions.every == seconds
 
 

@@ -94,11 +94,9 @@ Without a file given, a volume's configuration is /etc/fusejournal/NAME.toml, if
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fusejournal.config_values import Bounds, Parsed, ValueRefusedError, checked, known_keys
 from fusejournal.errors import ConfigError, UsageError
@@ -142,8 +140,10 @@ SpanSeconds = Annotated[float, Parsed(_parse_span), Bounds(1, 366 * 86_400)]
 """A span of time, in seconds."""
 
 
-@dataclass(frozen=True)
-class JournalConfig:
+_NONE: Mapping[str, str] = {}
+
+
+class JournalConfig(NamedTuple):
     """The journal: how it is written and kept."""
 
     segment_bytes: Annotated[Bytes, Bounds(1 << 16, 4 << 30)] = 64 << 20
@@ -163,8 +163,7 @@ MountFlag = Literal[
 """The options of a mount that the kernel has flags for, whatever the file system."""
 
 
-@dataclass(frozen=True)
-class VolumeConfig:
+class VolumeConfig(NamedTuple):
     """The promises to callers, and the mount, unless the command line adds to it."""
 
     role: Literal["primary", "mirror"] | None = None
@@ -175,8 +174,7 @@ class VolumeConfig:
     open_backing: bool = False
 
 
-@dataclass(frozen=True)
-class ReplicationConfig:
+class ReplicationConfig(NamedTuple):
     """The peers that the journal is shipped to and taken from, and how."""
 
     listen: str | None = None
@@ -195,11 +193,10 @@ class ReplicationConfig:
     take_back: Literal["signed", "any", "never"] = "signed"
     overrule: str | None = None
     begin_alone: str | None = None
-    peers: dict[str, str] = field(default_factory=dict)
+    peers: Mapping[str, str] = _NONE
 
 
-@dataclass(frozen=True)
-class BranchesConfig:
+class BranchesConfig(NamedTuple):
     """The bounds of what is kept of histories that lost."""
 
     keep_bytes: Annotated[Bytes, Bounds(0)] = 16 << 30
@@ -209,8 +206,7 @@ class BranchesConfig:
 _Count = Annotated[int, Bounds(0, 1 << 20)]
 
 
-@dataclass(frozen=True)
-class VersionsConfig:
+class VersionsConfig(NamedTuple):
     """The schedule by which the layer has versions made and pruned (node/version_schedule.py), and
     the policy by which they are kept (versions/policy.py)."""
 
@@ -225,8 +221,7 @@ class VersionsConfig:
     keep_yearly: _Count = 0
 
 
-@dataclass(frozen=True)
-class StoreConfig:
+class StoreConfig(NamedTuple):
     """The dealings with a store of versions that is not a directory (objects/remote.py)."""
 
     uploads: Annotated[int, Bounds(1, 64)] = 4
@@ -234,18 +229,16 @@ class StoreConfig:
     download_bytes_per_second: Annotated[Bytes, Bounds(1024)] | None = None
     request_seconds: Annotated[float, Bounds(most=3600, above=0)] = 120.0
     retry_seconds: Annotated[float, Bounds(0, 86400)] = 60.0
-    options: dict[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = _NONE
 
 
-@dataclass(frozen=True)
-class MetricsConfig:
+class MetricsConfig(NamedTuple):
     """The address at which the metrics can be read."""
 
     listen: str | None = None
 
 
-@dataclass(frozen=True)
-class HooksConfig:
+class HooksConfig(NamedTuple):
     """The programs that are called around a change of the role (node/hooks.py)."""
 
     before: tuple[str, ...] = ()
@@ -254,15 +247,13 @@ class HooksConfig:
     timeout_seconds: Annotated[float, Bounds(most=3600, above=0)] = 30.0
 
 
-@dataclass(frozen=True)
-class LogConfig:
+class LogConfig(NamedTuple):
     """The layer's own log."""
 
     level: Literal["debug", "info", "warning", "error"] = "warning"
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """The whole file."""
 
     volume: VolumeConfig = VolumeConfig()
@@ -299,6 +290,9 @@ def load_config(path: Path | None) -> Config:
     ConfigError, one line naming what is wrong."""
     if path is None:
         return Config()
+    # Only here: most volumes have no file.
+    import tomllib
+
     try:
         return Config.of(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

@@ -1,17 +1,26 @@
-"""The checks of configured values: what a TOML file gives becomes a frozen dataclass whose fields
-say what they take, by annotations. By hand, because every command reads a configuration, and a
+"""The checks of configured values: what a TOML file gives becomes a NamedTuple whose fields say
+what they take, by annotations. By hand, because every command reads a configuration, and a
 library for this would be the larger part of a short one's start.
 
-Understood are dataclasses, ``bool``, ``int``, ``float``, ``str``, ``Literal``, ``tuple[X, ...]``,
-``dict[str, str]``, ``X | None``, and ``Annotated`` with any of :class:`Bounds` and
+Understood are NamedTuples, ``bool``, ``int``, ``float``, ``str``, ``Literal``, ``tuple[X, ...]``,
+``Mapping[str, str]``, ``X | None``, and ``Annotated`` with any of :class:`Bounds` and
 :class:`Parsed`. Nothing is converted but an integer where a float is wanted, and a list where a
 tuple is. Pure."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 _T = TypeVar("_T")
 _A_KIND = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -29,8 +38,7 @@ class ValueRefusedError(Exception):
         super().__init__(f"{'.'.join(keys)}: {reason}")
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(NamedTuple):
     """The ends of a number's range; *above* is not in it, both others are."""
 
     least: float | None = None
@@ -38,8 +46,7 @@ class Bounds:
     above: float | None = None
 
 
-@dataclass(frozen=True)
-class Parsed:
+class Parsed(NamedTuple):
     """A value is first given to *parse*, which returns what it stands for, or raises ValueError
     with the reason."""
 
@@ -47,7 +54,7 @@ class Parsed:
 
 
 def checked(cls: type[_T], raw: Any) -> _T:
-    """Returns the dataclass *cls* made of the table *raw*, as ``tomllib`` gives it; keys that are
+    """Returns the NamedTuple *cls* made of the table *raw*, as ``tomllib`` gives it; keys that are
     missing have their defaults. Raises ValueRefusedError for the first thing that cannot be."""
     made: _T = _check(cls, raw, ())
     return made
@@ -55,15 +62,17 @@ def checked(cls: type[_T], raw: Any) -> _T:
 
 def known_keys(cls: type, above: tuple[str, ...] = ()) -> list[str]:
     """Returns all keys that a file for *cls* can have, with their sections before them."""
-    assert is_dataclass(cls)
-    hints = get_type_hints(cls)
     found = []
-    for field in fields(cls):
-        keys = *above, field.name
+    for name, kind in get_type_hints(cls).items():
+        keys = *above, name
         found.append(".".join(keys))
-        if is_dataclass(hints[field.name]):
-            found += known_keys(hints[field.name], keys)
+        if _is_table(kind):
+            found += known_keys(kind, keys)
     return found
+
+
+def _is_table(kind: Any) -> bool:
+    return hasattr(kind, "_field_defaults")
 
 
 def _check(kind: Any, value: Any, keys: tuple[str, ...]) -> Any:
@@ -79,10 +88,10 @@ def _check(kind: Any, value: Any, keys: tuple[str, ...]) -> Any:
             raise ValueRefusedError(keys, "Input should be a valid tuple")
         each = get_args(kind)[0]
         return tuple(_check(each, one, (*keys, str(at))) for at, one in enumerate(value))
-    if origin is dict or is_dataclass(kind):
+    if origin is Mapping or _is_table(kind):
         if not isinstance(value, dict):
             raise ValueRefusedError(keys, "Input should be a table")
-        if origin is dict:
+        if origin is Mapping:
             return {key: _check(str, one, (*keys, key)) for key, one in value.items()}
         return _check_table(kind, value, keys)
     return _check_plain(kind, value, keys)
@@ -90,12 +99,8 @@ def _check(kind: Any, value: Any, keys: tuple[str, ...]) -> Any:
 
 def _check_table(cls: Any, raw: dict[str, Any], keys: tuple[str, ...]) -> Any:
     hints = get_type_hints(cls, include_extras=True)
-    for field in fields(cls):
-        assert field.default is not MISSING or field.default_factory is not MISSING
     made = {
-        field.name: _check(hints[field.name], raw[field.name], (*keys, field.name))
-        for field in fields(cls)
-        if field.name in raw
+        name: _check(kind, raw[name], (*keys, name)) for name, kind in hints.items() if name in raw
     }
     for key in raw:
         if key not in hints:

@@ -21,6 +21,7 @@ the same fid."""
 EPOCH_MAX = 1 << (63 - EPOCH_SHIFT)
 """The epochs that there can be: so few that every fid is a positive 64-bit number."""
 _NODE_BITS = 64
+_COOKIE_BASE = 4
 
 NAME_BYTES_MAX = 255
 """The longest name in a directory: the kernel's NAME_MAX."""
@@ -114,3 +115,8 @@ assert time_to_word(TIME_MIN_NS) > TIME_MAX_NS
 def first_fid(epoch: Epoch) -> Fid:
     """Returns the first fid that *epoch* may give to a new file."""
     return Fid(((epoch - 1) << EPOCH_SHIFT) + 2)
+
+
+def cookie_of(seq: Seq) -> int:
+    """Returns the cookie of a name that entry *seq* made: nfsd refuses 1 and 2."""
+    return _COOKIE_BASE + 2 * seq

@@ -4,12 +4,12 @@ with the recovery key if it is encrypted."""
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusejournal.admin.version_store import load_store_config
 from fusejournal.admin.versions import ListedVersion, ListedVersions, VolumeVersions
 from fusejournal.objects.service import do_not_wait, is_address, parse_address
 from fusejournal.objects.store import ObjectTraffic
-from fusejournal.replay.restore import Restored
 from fusejournal.types import Progress
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.keys import read_key_file
@@ -20,8 +20,10 @@ from fusejournal.versions.manifest import (
     store_head,
 )
 from fusejournal.versions.place import open_store, unsealed
-from fusejournal.versions.restore import restore_version
-from fusejournal.versions.verify import Verified, verify_version
+
+if TYPE_CHECKING:
+    from fusejournal.replay.restore import Restored
+    from fusejournal.versions.verify import Verified
 
 
 def is_store(text: str) -> bool:
@@ -70,15 +72,19 @@ class LoneStore:
         """Returns the path below a volume's root that *text* stands for."""
         return os.fsencode(os.path.normpath("/" + text)).strip(b"/")
 
-    def verify(self, wanted: str, progress: Progress, *, with_data: bool) -> Verified:
+    def verify(self, wanted: str, progress: Progress, *, with_data: bool) -> "Verified":
         """Verifies a version: see verify_version."""
+        from fusejournal.versions.verify import verify_version
+
         version = self.find(wanted).version
         return verify_version(BlockReader(self._store), version, progress, with_data=with_data)
 
     def restore(
         self, wanted: str, path: bytes, target: Path, progress: Progress
-    ) -> tuple[Restored, Version]:
+    ) -> "tuple[Restored, Version]":
         """Restores *path* as it is in a version: see restore_version."""
+        from fusejournal.versions.restore import restore_version
+
         version = self.find(wanted).version
         return restore_version(BlockReader(self._store), version, path, target, progress), version
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +149,8 @@ def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
         values = dict(keys)
         if "peers" in values:
             values["peers"] = {**config.replication.peers, **values["peers"]}
-        sections[section] = replace(getattr(config, section), **values)
-    return replace(config, **sections)
+        sections[section] = getattr(config, section)._replace(**values)
+    return config._replace(**sections)
 
 
 def split_words(options: Iterable[str]) -> list[str]:

@@ -28,10 +28,12 @@ from fusejournal.replay.undo_files import UndoFiles
 from fusejournal.replay.undo_others import Overlap
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.builder import Trees, build_trees
-from fusejournal.versions.create import is_on, newest_usable, trees_of_nearest
+from fusejournal.versions.builder import build_trees
+from fusejournal.versions.create import trees_of_nearest
+from fusejournal.versions.histories import is_on, newest_usable
 from fusejournal.versions.in_place import InPlacePlan, plan_in_place, private_prefix
 from fusejournal.versions.manifest import Version, list_versions
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.version_tree import VersionTree
 
 

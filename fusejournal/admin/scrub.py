@@ -29,13 +29,14 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.replay.undo_files import UndoFiles
 from fusejournal.types import Fid, Progress, Seq
 from fusejournal.versions.blocks import BlockReader, BlockWriter
-from fusejournal.versions.builder import Trees, build_trees
+from fusejournal.versions.builder import build_trees
 from fusejournal.versions.create import trees_of_nearest
 from fusejournal.versions.live_tree import LiveTree, TouchedSince, TreeFault, repair
 from fusejournal.versions.manifest import list_versions, read_versions
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key, inode_key
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.verify import verify_version
 from fusejournal.versions.version_tree import VersionTree
 

@@ -1,4 +1,7 @@
-"""The journals that can be read: a volume's, running or stopped, or a bare copy of segments."""
+"""The journals that can be read: a volume's, running or stopped, or a bare copy of segments.
+
+Much that is done with a journal asks nothing of its history: what answers that is loaded by the
+first question."""
 
 import os
 import time
@@ -6,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fusejournal.admin.live import live_status
 from fusejournal.config import StoreConfig, find_config
 from fusejournal.errors import (
     FusejournalError,
@@ -19,25 +22,17 @@ from fusejournal.errors import (
     UsageError,
     VolumeNotFoundError,
 )
-from fusejournal.history.lookup import Lookup
-from fusejournal.history.moments import Moments
-from fusejournal.history.query import (
-    Criteria,
-    Follower,
-    Match,
-    PathPattern,
-    find,
-    find_newest,
-    parse_kinds,
-    parse_path,
-    parse_ranges,
-)
 from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import is_segment, list_segments
 from fusejournal.node.registry import find_volume
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.types import Seq
+
+if TYPE_CHECKING:
+    from fusejournal.history.lookup import Lookup
+    from fusejournal.history.moments import Moments
+    from fusejournal.history.query import Criteria, Match
 
 _FOLLOW_PAUSE_SECONDS = 0.2
 
@@ -51,13 +46,17 @@ class JournalSource:
         self.state = state
 
     @cached_property
-    def lookup(self) -> Lookup:
+    def lookup(self) -> "Lookup":
         """Answers about the journal as it is at the first use."""
+        from fusejournal.history.lookup import Lookup
+
         return Lookup(self.reader)
 
     @cached_property
-    def moments(self) -> Moments:
+    def moments(self) -> "Moments":
         """The seqs of times and marks; "now" is the first use."""
+        from fusejournal.history.moments import Moments
+
         return Moments(self.name, self.lookup, lambda: self.head_seq)
 
     @cached_property
@@ -68,6 +67,8 @@ class JournalSource:
     def committed_head(self) -> Seq:
         """Returns the last seq whose outcome is known: applied, or refused by a VOID. Asks the
         layer where one is running. Raises JournalDamagedError."""
+        from fusejournal.admin.live import live_status
+
         if self.state is not None:
             try:
                 head_seq = Seq(live_status(self.state).head_seq or 0)
@@ -133,9 +134,11 @@ class JournalSource:
             "begins after them"
         )
 
-    def entry(self, seq: int) -> Match:
+    def entry(self, seq: int) -> "Match":
         """Returns the entry *seq* with its paths; of a VOID, the entry that it refused. Raises
         NoSuchSeqError, JournalDamagedError."""
+        from fusejournal.history.query import Criteria, find
+
         end = Seq(self.check_seq(seq) + 1)
         criteria = Criteria(from_seq=Seq(max(1, seq - 1)), to_seq=end)
         return [found for found in find(self.lookup, criteria) if found.entry.seq < end][-1]
@@ -143,6 +146,8 @@ class JournalSource:
     def path(self, text: str) -> bytes:
         """Parses a path in the volume as people type it: from the volume's root, or as it shows
         where the volume is mounted. Raises UsageError."""
+        from fusejournal.history.query import parse_path
+
         path = parse_path(text)
         if self.state is not None and text.startswith("/"):
             mountpoint = parse_path(str(self.state.mountpoint))
@@ -152,6 +157,8 @@ class JournalSource:
 
     def check_path(self, path: bytes) -> bytes:
         """Returns *path* if it is a pattern, or was ever there. Raises PathNotFoundError."""
+        from fusejournal.history.query import PathPattern
+
         pattern = PathPattern(path, self.lookup)
         if path and not pattern.is_glob and self.lookup.is_whole and not self.lookup.tenures(path):
             raise PathNotFoundError(
@@ -173,7 +180,7 @@ class JournalSource:
         only: Sequence[str] = (),
         without: Sequence[str] = (),
         check_paths: bool = True,
-    ) -> Criteria:
+    ) -> "Criteria":
         """Returns what an entry must be, of words that people type. Raises UsageError,
         NoSuchMomentError, PathNotFoundError.
 
@@ -185,6 +192,8 @@ class JournalSource:
             paths: paths, or patterns of them.
             only, without: seqs or ranges of seqs, both ends included.
             check_paths: whether a path that never was is an error."""
+        from fusejournal.history.query import Criteria, parse_kinds, parse_ranges
+
         found = [self.path(path) for path in paths]
         for path in found if check_paths else ():
             self.check_path(path)
@@ -201,10 +210,12 @@ class JournalSource:
             without=parse_ranges(without),
         )
 
-    def follow(self, criteria: Criteria, count: int | None) -> Iterator[Match]:
+    def follow(self, criteria: "Criteria", count: int | None) -> Iterator["Match"]:
         """Returns what *criteria* ask for, with *count* only the newest so many of what is there,
         then what is appended, as it becomes known whether it held; without an end. Raises
         JournalDamagedError."""
+        from fusejournal.history.query import Follower, find_newest
+
         end = Seq(self.head_seq + 1)
         yield from find_newest(self.lookup, replace(criteria, to_seq=end), count)
         follower = Follower(self.reader, criteria, end)

@@ -31,8 +31,9 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Seq
 from fusejournal.versions.block_source import OfferedTree, answer_blocks, progress_told
 from fusejournal.versions.blocks import BlockReader
-from fusejournal.versions.create import create_version, newest_usable
+from fusejournal.versions.create import create_version
 from fusejournal.versions.creators import reading
+from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import Version, list_versions
 from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeTold
 from fusejournal.wire.frames import Decoder, Message, Refusal, WireError, encode_parts

@@ -1,41 +1,26 @@
-"""Versions of a volume: what the commands of ``version`` do, as data. No layer need be running."""
+"""Versions of a volume: what the commands of ``version`` do, as data. No layer need be running.
+
+What only some of them need is loaded by those: a list of versions should not wait for it."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusejournal.address import node_name
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.version_store import VolumeStore
 from fusejournal.errors import UsageError
-from fusejournal.history.changes import Change
 from fusejournal.journal.base import load_base
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.node.version_record import note_made
-from fusejournal.objects.local import LocalStore
-from fusejournal.objects.overlay import OverlayStore
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectStore, ObjectTraffic, probe
-from fusejournal.replay.restore import Restored
 from fusejournal.types import Progress, Seq
-from fusejournal.versions.bases import relied_on
-from fusejournal.versions.blocks import BlockReader, BlockWriter
-from fusejournal.versions.collect import Collected, collect
-from fusejournal.versions.create import (
-    Created,
-    History,
-    create_version,
-    delete_version,
-    histories,
-    newest_usable,
-    trees_at,
-)
+from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.creators import reading, unregister, workers
-from fusejournal.versions.difference import find_version_changes
+from fusejournal.versions.histories import History, histories, newest_usable
 from fusejournal.versions.manifest import (
     NoSuchVersionError,
     UnreadableVersion,
@@ -49,9 +34,14 @@ from fusejournal.versions.manifest import (
 )
 from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.place import StorePlace
-from fusejournal.versions.reindex import Reindexed, make_indexes_anew
-from fusejournal.versions.restore import restore_trees, restore_version
-from fusejournal.versions.verify import Verified, verify_version
+
+if TYPE_CHECKING:
+    from fusejournal.history.changes import Change
+    from fusejournal.replay.restore import Restored
+    from fusejournal.versions.collect import Collected
+    from fusejournal.versions.create import Created
+    from fusejournal.versions.reindex import Reindexed
+    from fusejournal.versions.verify import Verified
 
 _FAR_ENTRIES = 20_000
 """The number of entries after a version from which on a path is restored by its own entries."""
@@ -172,15 +162,20 @@ class VolumeVersions:
                     raise StoreDamagedError(store.where, f"{pack_name(pack)} is missing")
         return self.store_facts()
 
-    def repair_store(self, progress: Progress) -> Reindexed:
+    def repair_store(self, progress: Progress) -> "Reindexed":
         """Makes anew what spoilt indexes told. Raises what make_indexes_anew raises."""
+        from fusejournal.versions.reindex import make_indexes_anew
+
         return make_indexes_anew(self.store(writing=True), node_name(self.name), progress)
 
     # -- versions ----------------------------------------------------------------------------------
 
-    def create(self, name: str, progress: Progress) -> Created:
+    def create(self, name: str, progress: Progress) -> "Created":
         """Makes a version of the tree as the journal has it now. Raises what create_version
         raises."""
+        from fusejournal.node.version_record import note_made
+        from fusejournal.versions.create import create_version
+
         if name.isdigit() or not name.isprintable():
             raise UsageError(f"{name!r} cannot be a version's name: it must not read as a seq")
         made = create_version(
@@ -211,8 +206,10 @@ class VolumeVersions:
         """Returns a version: see ListedVersions.find. Raises StoreError."""
         return self.all().find(self.name, wanted)
 
-    def changes(self, old: str, new: str, path: str | None, progress: Progress) -> list[Change]:
+    def changes(self, old: str, new: str, path: str | None, progress: Progress) -> "list[Change]":
         """Returns what differs between two versions; see find_version_changes."""
+        from fusejournal.versions.difference import find_version_changes
+
         first, second = self.find(old).version, self.find(new).version
         if first.seq > second.seq:
             raise UsageError(f"{old} is after {new}: the older one comes first")
@@ -220,8 +217,10 @@ class VolumeVersions:
         blocks = BlockReader(self.store())
         return find_version_changes(blocks, first.trees, second.trees, below, progress)
 
-    def verify(self, wanted: str, progress: Progress, *, with_data: bool) -> Verified:
+    def verify(self, wanted: str, progress: Progress, *, with_data: bool) -> "Verified":
         """Verifies a version: see verify_version."""
+        from fusejournal.versions.verify import verify_version
+
         with self.reading() as store:
             version = self.find(wanted).version
             return verify_version(BlockReader(store), version, progress, with_data=with_data)
@@ -244,6 +243,8 @@ class VolumeVersions:
     def key_to_delete(self, wanted: str) -> tuple[str, str]:
         """Returns the key of a version, and a name for it. Raises UsageError where it is protected
         or the volume's journal begins with it; NoSuchVersionError, JournalError, StoreError."""
+        from fusejournal.versions.bases import relied_on
+
         key, name = self._key_of(wanted)
         base = load_base(self.state.directory)
         if base is not None and base.version == key:  # also where its pin was lost
@@ -254,15 +255,19 @@ class VolumeVersions:
 
     def delete(self, wanted: str) -> None:
         """Deletes a version. Raises what key_to_delete raises; BusyError."""
+        from fusejournal.versions.create import delete_version
+
         key, _ = self.key_to_delete(wanted)
         delete_version(self.store(writing=True), key, node_name(self.name))
 
     def collect(
         self, progress: Progress, *, forget: str | None = None, dry_run: bool = False
-    ) -> Collected:
+    ) -> "Collected":
         """Collects the store, after forgetting those at work on node *forget*, which a person says
         are no more. Raises what collect raises; UsageError where that node has no process at
         work."""
+        from fusejournal.versions.collect import collect
+
         store = self.store(writing=not dry_run)
         if forget is not None:
             gone = [worker for worker in workers(store) if worker.node == forget]
@@ -285,7 +290,7 @@ class VolumeVersions:
 
     def restore_after(
         self, version: Version, seq: Seq, path: bytes, target: Path, progress: Progress
-    ) -> Restored:
+    ) -> "Restored":
         """Restores *path* as it was after entry *seq*, from *version* and the entries between;
         what they come to is put together in a temporary directory. Raises what restore_trees and
         create_version raise; NoSuchVersionError where *version* is deleted by now."""
@@ -302,9 +307,18 @@ class VolumeVersions:
         path: bytes,
         target: Path,
         progress: Progress,
-    ) -> Restored:
+    ) -> "Restored":
+        from fusejournal.versions.restore import restore_trees, restore_version
+
         if version.seq == seq:
             return restore_version(BlockReader(store), version, path, target, progress)
+        from tempfile import TemporaryDirectory
+
+        from fusejournal.objects.local import LocalStore
+        from fusejournal.objects.overlay import OverlayStore
+        from fusejournal.versions.blocks import BlockWriter
+        from fusejournal.versions.create import trees_at
+
         with TemporaryDirectory(prefix="fusejournal.") as directory:
             blocks = BlockWriter(OverlayStore(store, LocalStore(Path(directory))))
             trees = trees_at(blocks, version, self.source.reader, seq, progress)
@@ -316,8 +330,10 @@ class VolumeVersions:
 
     def restore(
         self, wanted: str, path: bytes, target: Path, progress: Progress
-    ) -> tuple[Restored, Version]:
+    ) -> "tuple[Restored, Version]":
         """Restores *path* as it is in a version: see restore_version."""
+        from fusejournal.versions.restore import restore_version
+
         with self.reading() as store:
             version = self.find(wanted).version
             return restore_version(BlockReader(store), version, path, target, progress), version

@@ -42,9 +42,7 @@ from fusejournal.operations import (
     Whiteout,
     made_by,
 )
-from fusejournal.types import ROOT_FID, Fid, Seq, first_fid
-
-_COOKIE_BASE = 4
+from fusejournal.types import ROOT_FID, Fid, Seq, cookie_of, first_fid
 
 
 class Catalog(CatalogStore):
@@ -211,8 +209,3 @@ class Catalog(CatalogStore):
     ) -> None:
         self._record_rename(operation, seq, time_ns, b"", 0)
         self._record_made(operation.making, seq, time_ns, handle, ino)
-
-
-def cookie_of(seq: Seq) -> int:
-    """Returns the cookie of a name that entry *seq* made: nfsd refuses 1 and 2."""
-    return _COOKIE_BASE + 2 * seq

@@ -7,7 +7,7 @@ import click
 
 from fusejournal.admin.branch import BranchInfo, BranchSource, branch_of, branches_of, drop
 from fusejournal.cli import entries, text
-from fusejournal.cli.replay import watched
+from fusejournal.cli.progress import watched
 from fusejournal.history.json_values import match_to_json
 from fusejournal.history.query import find_newest
 from fusejournal.journal.branches import Branch

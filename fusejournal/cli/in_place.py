@@ -9,7 +9,7 @@ from pathlib import Path
 from fusejournal.admin.restore_in_place import Moment, PlannedInPlace, planned_in_place
 from fusejournal.cli import entries, text
 from fusejournal.cli.interrupts import raise_interrupt
-from fusejournal.cli.replay import watched
+from fusejournal.cli.progress import watched
 from fusejournal.errors import FusejournalError, UndoOverlapError
 from fusejournal.versions.in_place import PathChange
 

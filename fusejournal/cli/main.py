@@ -4,7 +4,6 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -75,6 +74,9 @@ def _meant_by(name: str) -> str:
     """Returns the command that may be meant by *name*, which is none, in words."""
     if name in _OF_JOURNAL:
         return f": 'fusejournal journal {name}'?"
+    # Only here: it takes its time to load.
+    from difflib import get_close_matches
+
     near = get_close_matches(name, [one for one in _COMMANDS if one != "mount-helper"], 1)
     return f": '{near[0]}'?" if near else "; --help lists them"
 

@@ -5,7 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fusejournal.cli import text
+from fusejournal.cli.interrupts import orderly_interrupts
 from fusejournal.objects.store import ObjectTraffic
+from fusejournal.types import Progress
+
+_BAR_STEP = 1024
 
 
 def traffic_words(traffic: ObjectTraffic | None, seconds: float) -> str:
@@ -58,3 +62,21 @@ def progress_bar(
     ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def watched(
+    title: str, quiet: bool, traffic: Callable[[], ObjectTraffic | None] = lambda: None
+) -> Iterator[Progress]:
+    """A progress bar that also lets Ctrl-C end the work between two steps."""
+    with (
+        orderly_interrupts() as check,
+        progress_bar(title, quiet=quiet, in_bytes=False, traffic=traffic) as advance,
+    ):
+
+        def progress(done: int, total: int | None) -> None:
+            check()
+            if done % _BAR_STEP == 0:
+                advance(done, total)
+
+        yield progress

@@ -9,7 +9,7 @@ from fusejournal.admin.prune import LostMoment, PrunePlan, Pruning
 from fusejournal.admin.prune_journal import JournalPlan
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
-from fusejournal.cli.replay import watched
+from fusejournal.cli.progress import watched
 from fusejournal.cli.version import warn_of_unreadable
 from fusejournal.disk.process import lower_priority
 from fusejournal.versions.collect import Collected

@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,17 +9,13 @@ import click
 from fusejournal.admin.replay import ReplayRequest, conflict_path
 from fusejournal.admin.source import JournalSource
 from fusejournal.cli import entries, text
-from fusejournal.cli.interrupts import orderly_interrupts
-from fusejournal.cli.progress import progress_bar
+from fusejournal.cli.progress import watched
 from fusejournal.errors import ConflictError, UsageError
 from fusejournal.history.query import Match
-from fusejournal.objects.store import ObjectTraffic
 from fusejournal.replay.divergence import Conflict
 from fusejournal.replay.replay import ON_CONFLICT, OnReplayConflict, Plan, Result
-from fusejournal.types import Progress
 
 _CONFLICTS_SHOWN = 20
-_BAR_STEP = 1024
 
 
 @click.command(short_help="Carry out operations on a directory.")
@@ -123,24 +117,6 @@ def _make_base(request: ReplayRequest, as_json: bool) -> None:
     if request.needs_base:
         with watched("making the tree at the base", as_json) as progress:
             request.make_base(progress)
-
-
-@contextmanager
-def watched(
-    title: str, quiet: bool, traffic: Callable[[], ObjectTraffic | None] = lambda: None
-) -> Iterator[Progress]:
-    """A progress bar that also lets Ctrl-C end the work between two steps."""
-    with (
-        orderly_interrupts() as check,
-        progress_bar(title, quiet=quiet, in_bytes=False, traffic=traffic) as advance,
-    ):
-
-        def progress(done: int, total: int | None) -> None:
-            check()
-            if done % _BAR_STEP == 0:
-                advance(done, total)
-
-        yield progress
 
 
 class _Ask:

@@ -5,18 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fusejournal.admin.restore_aside import AsideRestore
-from fusejournal.admin.source import open_source
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
-from fusejournal.cli.replay import watched
+from fusejournal.cli.progress import watched
 from fusejournal.errors import UsageError
-from fusejournal.replay.restore import Restored
 from fusejournal.types import Seq
 
 if TYPE_CHECKING:
-    from fusejournal.admin.lone_store import LoneStore
-    from fusejournal.admin.versions import VolumeVersions
+    from fusejournal.replay.restore import Restored
     from fusejournal.versions.manifest import Version
 
 _ONE_OF = "give one of --to-version, --to-seq, --before-seq, --to-time and --to-mark"
@@ -106,14 +102,14 @@ def restore_command(
     if to_version is not None:
         if from_journal or any(one is not None for one in moment[1:]):
             raise UsageError("give --to-version alone, or one of the others")
-        # Only here: the other ways of restoring should not wait for its libraries to load.
-        from fusejournal.admin.lone_store import open_versions
-
-        versions = open_versions(volume, key_file, config, raise_interrupt)
-        _restore_version(versions, path, to_version, target, as_json)
+        to = volume, path, to_version, target
+        _restore_version(*to, key_file=key_file, config=config, as_json=as_json)
         return
     if all(one is None for one in moment):
         raise UsageError(_ONE_OF)
+    from fusejournal.admin.restore_aside import AsideRestore
+    from fusejournal.admin.source import open_source
+
     source = open_source(volume)
     end = source.end_of(to_seq=to_seq, before_seq=before_seq, to_time=to_time, to_mark=to_mark)
     raw = source.path(path) if path else b""
@@ -147,19 +143,26 @@ def _restore_in_place(
 
 
 def _restore_version(
-    versions: "VolumeVersions | LoneStore",
+    volume: str,
     path: str | None,
     wanted: str,
     target: Path,
+    *,
+    key_file: Path | None,
+    config: Path | None,
     as_json: bool,
 ) -> None:
+    # Only here: the other ways of restoring should not wait for its libraries to load.
+    from fusejournal.admin.lone_store import open_versions
+
+    versions = open_versions(volume, key_file, config, raise_interrupt)
     raw = versions.path(path) if path else b""
     with watched("restoring", as_json, versions.traffic) as progress:
         done, version = versions.restore(wanted, raw, target, progress)
     _echo(done, version.seq, as_json, version)
 
 
-def _echo(done: Restored, seq: int, as_json: bool, version: "Version | None" = None) -> None:
+def _echo(done: "Restored", seq: int, as_json: bool, version: "Version | None" = None) -> None:
     if as_json:
         of_version = {} if version is None else {"from_version": version.key}
         found = {"target": str(done.path), "names": done.names, "as_of_seq": seq, **of_version}

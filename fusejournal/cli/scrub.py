@@ -8,7 +8,7 @@ import click
 
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
-from fusejournal.cli.replay import watched
+from fusejournal.cli.progress import watched
 from fusejournal.config import parse_size
 from fusejournal.disk.process import WORKING_DIRECTORY, lower_priority
 from fusejournal.errors import ScrubFoundError

@@ -9,7 +9,7 @@ import click
 from fusejournal.admin.replay import conflict_path
 from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
 from fusejournal.cli import entries, text
-from fusejournal.cli.replay import watched
+from fusejournal.cli.progress import watched
 from fusejournal.errors import (
     ConflictError,
     FusejournalError,

@@ -9,14 +9,14 @@ import click
 
 from fusejournal.admin.lone_store import LoneStore, open_versions
 from fusejournal.admin.versions import ListedVersion, VolumeVersions
-from fusejournal.cli import entries, text
+from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
-from fusejournal.cli.replay import watched
+from fusejournal.cli.progress import watched
 from fusejournal.cli.version_store import key, store
 from fusejournal.disk.process import lower_priority
 from fusejournal.errors import UsageError
 from fusejournal.objects.store import StoreError
-from fusejournal.versions.create import History
+from fusejournal.versions.histories import History
 from fusejournal.versions.manifest import UnreadableVersion
 from fusejournal.versions.packs import StoreDamagedError
 
@@ -223,6 +223,9 @@ def diff(volume: str, version1: str, version2: str, path: str | None, as_json: b
       fusejournal version diff srv-data monday tuesday
       fusejournal version diff srv-data 4711 tuesday home/anna --json
     """
+    # Only here: the other commands need no entries.
+    from fusejournal.cli import entries
+
     versions = VolumeVersions(volume, raise_interrupt)
     with watched("comparing", as_json, versions.traffic) as progress:
         changes = versions.changes(version1, version2, path, progress)

@@ -9,7 +9,7 @@ import click
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
-from fusejournal.cli.replay import watched
+from fusejournal.cli.progress import watched
 from fusejournal.versions.keys import parse_key, read_key_file, write_key_file
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON.")

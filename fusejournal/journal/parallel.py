@@ -1,14 +1,15 @@
 """Work on many segments by several processes, results in order. Segments tell all they need by
 themselves, so each can be read alone; Python reads one a process."""
 
-import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -24,6 +25,10 @@ def map_in_order(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
     if workers <= 1:
         yield from map(function, items)
         return
+    # Only here: one segment alone should not wait for it to load.
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     # Forking is quicker by far, but what threads hold would be held for ever in the child.
     method = "fork" if threading.active_count() == 1 else "forkserver"
     context = multiprocessing.get_context(method)

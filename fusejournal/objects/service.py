@@ -7,10 +7,9 @@ keep them; or a machine of the cloud has them by itself.
 
 Source: the AWS SDKs' reference guide (shared configuration and credentials files)."""
 
-import configparser
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +65,7 @@ def parse_address(text: str) -> StoreAddress:
     return StoreAddress(match[1], match[2], match[3].strip("/"))
 
 
-def holds_secrets(options: dict[str, str]) -> bool:
+def holds_secrets(options: Mapping[str, str]) -> bool:
     """Returns True if some of *options* are not for everybody."""
     return any(word in name.lower() for name in options for word in _SECRETS)
 
@@ -125,6 +124,9 @@ def _s3_settings(given: dict[str, str]) -> dict[str, Any]:
 
 def _shared_files(directory: Path) -> dict[str, str]:
     """Returns what the files of the service's own programs have for the profile in use."""
+    # Only here: stores in directories have no such files.
+    import configparser
+
     profile = os.environ.get("AWS_PROFILE", "default")
     files = (
         (os.environ.get("AWS_SHARED_CREDENTIALS_FILE", directory / "credentials"), profile),

@@ -26,10 +26,10 @@ from fusejournal.roles.rejoin import RejoinError
 from fusejournal.types import Epoch, Position, Reign, StageProgress
 from fusejournal.versions.block_source import OfferedTree, parse_told
 from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.creators import check_registered, open_plan, register, unregister
 from fusejournal.versions.manifest import Version, put_version
 from fusejournal.versions.missing_blocks import MissingBlocks
+from fusejournal.versions.trees import Trees
 from fusejournal.wire.batches import frame_range_of
 from fusejournal.wire.block_messages import AskTree, Blocks, TreeTold
 from fusejournal.wire.connection import Connection

@@ -29,7 +29,6 @@ from fusejournal.operations import (
 )
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Fid, Seq
 from fusejournal.versions.blocks import BlockReader
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import items_of
 from fusejournal.versions.difference import differing
@@ -47,6 +46,7 @@ from fusejournal.versions.records import (
     name_of_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.version_tree import VersionTree
 
 

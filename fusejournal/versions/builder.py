@@ -10,9 +10,8 @@ states as in history/file_states.py."""
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from stat import S_IFDIR, S_IFLNK, S_IFREG
-from typing import Any, NamedTuple
+from typing import Any
 
-from fusejournal.backing.catalog import cookie_of
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import JournalError
 from fusejournal.file_operations import JOURNALED_FLAGS, Fallocate
@@ -39,7 +38,7 @@ from fusejournal.operations import (
     made_by,
 )
 from fusejournal.replay.extents import Extents
-from fusejournal.types import ROOT_FID, Epoch, Fid, Progress, Seq, first_fid
+from fusejournal.types import ROOT_FID, Epoch, Fid, Progress, Seq, cookie_of, first_fid
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import EMPTY, Content, Overlay, cut_content
@@ -54,22 +53,12 @@ from fusejournal.versions.records import (
     name_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree, empty_tree, update_tree
+from fusejournal.versions.trees import Trees
 
 _FOLDED_FILES_MAX = 20_000
 _FOLDED_BYTES_MAX = 48 << 20
 _FOLDED_ENTRIES_MAX = 200_000
 _LINK_MODE = S_IFLNK | 0o777
-
-
-class Trees(NamedTuple):
-    """The roots of a version's trees, and what else is known of the tree at that moment."""
-
-    inodes: bytes
-    names: bytes
-    next_fid: Fid
-    epoch: Epoch
-    content_bytes: int
-    """The sizes of all regular files, taken together."""
 
 
 def no_trees(blocks: BlockWriter) -> Trees:

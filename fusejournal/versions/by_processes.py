@@ -5,15 +5,16 @@ Where a process fails or is killed, this one does itself what is left: so an err
 as it is, and a kernel that was short of memory gets it back.
 Where this one is killed, they end after the unit that they are at."""
 
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkProcess
 
 _Result = TypeVar("_Result")
 
@@ -54,6 +55,9 @@ class _Pool(Generic[_Result]):
     """The processes."""
 
     def __init__(self, units: int, work: Callable[[int, bool], _Result], processes: int) -> None:
+        # Only here, and below: who makes one file should not wait for it to load.
+        import multiprocessing
+
         context = multiprocessing.get_context("fork")
         self._units = units
         self._work = work
@@ -69,7 +73,7 @@ class _Pool(Generic[_Result]):
             writer.close()
             self._processes.append(process)
 
-    def _run(self, results: Connection) -> None:
+    def _run(self, results: "Connection") -> None:
         """Does units, in a process of its own."""
         # Ctrl-C reaches every process of the terminal; the one that was asked says so and ends us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -94,6 +98,8 @@ class _Pool(Generic[_Result]):
 
     def results(self, waiting: Callable[[], None]) -> Iterator[tuple[int, _Result]]:
         """Yields results until no process sends any more, or one has ended without a word."""
+        from multiprocessing.connection import Connection, wait
+
         pipes = list(self._pipes)
         while pipes:
             for pipe in wait(pipes, _WAIT_SECONDS):

@@ -14,8 +14,7 @@ Storage Systems", IEEE TPDS 2020."""
 
 from collections.abc import Iterator
 
-from pyfastcdc import FastCDC
-
+_SLOW = "pyfastcdc is installed without its compiled part, a hundred times slower"
 RULE = "fastcdc-128k-v1"
 """The name of this rule. It is part of a version's root hash."""
 PAGE_BYTES = 4 << 10
@@ -24,15 +23,17 @@ BEFORE_BYTES = HOLE_BYTES + PAGE_BYTES
 _MIN_BYTES, _MEAN_BYTES, CHUNK_BYTES_MAX = 32 << 10, 128 << 10, 512 << 10
 _ZEROS = bytes(PAGE_BYTES)
 
-if FastCDC.__module__.startswith("pyfastcdc.py"):
-    raise ImportError("pyfastcdc is installed without its compiled part, a hundred times slower")
-
 
 class Cutter:
     """Cuts a content from byte *start* on, where an item ends, to its end. Feed it in order; it
     yields the items that end: a chunk's bytes, or how many zeros a hole has."""
 
     def __init__(self, start: int) -> None:
+        # Only here: most of what is done with versions cuts nothing.
+        from pyfastcdc import FastCDC
+
+        if FastCDC.__module__.startswith("pyfastcdc.py"):
+            raise ImportError(_SLOW)
         self._cdc = FastCDC(
             avg_size=_MEAN_BYTES, min_size=_MIN_BYTES, max_size=CHUNK_BYTES_MAX, seed=0
         )

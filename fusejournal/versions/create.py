@@ -5,7 +5,7 @@ It reads the journal and the store, and no live tree, so that it can be done on 
 anything. A kill at any moment leaves all versions as they were: what it put so far are blocks that
 the next attempt finds."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from fusejournal.errors import JournalError, UsageError
 from fusejournal.journal.reader import JournalReader
@@ -13,7 +13,7 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.bases import pinned_keys, relied_on
 from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.builder import Trees, build_trees, no_trees
+from fusejournal.versions.builder import build_trees, no_trees
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.creators import (
     BusyError,
@@ -23,6 +23,7 @@ from fusejournal.versions.creators import (
     register,
     unregister,
 )
+from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import (
     UnreadableVersion,
     Version,
@@ -32,11 +33,7 @@ from fusejournal.versions.manifest import (
 )
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
-
-History = Literal["this", "lost", "ahead", "before", "unknown"]
-"""A version's relation to a journal: of its history; of one that lost to it; of a seq that it has
-not got yet; or of a seq before its beginning, of which nothing here tells more. Unknown where there
-is no journal."""
+from fusejournal.versions.trees import Trees
 
 
 class Created(NamedTuple):
@@ -153,55 +150,6 @@ def _check_name_of(version: Version, name: str) -> None:
             f"the tree after seq {version.seq} is version {version.name} already: no entry has "
             "come since; use that name"
         )
-
-
-def newest_usable(versions: list[Version], reader: JournalReader, to_seq: Seq) -> Version | None:
-    """Returns the newest of *versions* up to seq *to_seq* that is on this journal, whose entries
-    after it are here; None where the journal is to be read from its first entry. Raises
-    JournalError where neither is there."""
-    first_seq = reader.first_seq
-    for version in sorted(versions, key=lambda one: one.seq, reverse=True):
-        if first_seq - 1 <= version.seq <= to_seq and is_on(version, reader):
-            return version
-    if first_seq > 1:
-        raise JournalError(
-            f"the journal here begins with seq {first_seq}, and no version in the store is of a "
-            f"seq from {first_seq - 1} to {to_seq}: nothing tells the tree before"
-        )
-    return None
-
-
-def is_on(version: Version, reader: JournalReader) -> bool:
-    """Returns True if *version* was made of the history that *reader* reads, as far as its last
-    entry, or the one behind it, is here. Raises JournalDamagedError."""
-    first_seq = reader.first_seq
-    if version.seq >= first_seq:
-        its_last = reader.read(version.seq, Seq(version.seq + 1))
-        return any(entry.chain == version.chain for entry in its_last)
-    header, _ = reader.beginning(reader.segments()[0])
-    return version.seq + 1 == first_seq and header.chain_before == version.chain
-
-
-def histories(versions: list[Version], reader: JournalReader) -> dict[str, History]:
-    """Returns for each of *versions*, by its key, how it stands to the history that *reader* reads.
-    What a version was made of is of its history. Raises JournalDamagedError."""
-    found: dict[str, History] = {}
-    segments = reader.segments()
-    head_seq, epoch = reader.head()[0], reader.beginning(segments[-1])[0].epoch
-    for version in versions:
-        if version.seq < reader.first_seq - 1:
-            found[version.key] = "before"
-        elif version.seq > head_seq:
-            found[version.key] = "lost" if version.epoch < epoch else "ahead"
-        else:
-            found[version.key] = "this" if is_on(version, reader) else "lost"
-    for version in sorted(versions, key=lambda one: one.seq):
-        if version.parent is not None and found.get(version.parent) == "lost":
-            found[version.key] = "lost"
-    for version in sorted(versions, key=lambda one: one.seq, reverse=True):
-        if version.parent in found and found[version.key] == "this":
-            found[version.parent] = "this"
-    return found
 
 
 def _entry_at(reader: JournalReader, seq: Seq) -> tuple[int, int]:

@@ -10,9 +10,9 @@ from stat import S_IFDIR
 from fusejournal.history.changes import Change
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.blocks import BlockReader
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key, inode_key
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.trees import Trees
 
 Differing = tuple[bytes, bytes | None, bytes | None]
 """A key, and its value in the one and the other map; None where it is not there."""

@@ -21,12 +21,12 @@ from fusejournal.errors import ConflictError
 from fusejournal.history.name_changes import Dentry
 from fusejournal.replay.undo_execute import WantedNames
 from fusejournal.types import ROOT_FID, Fid
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.difference import differing
 from fusejournal.versions.packs import block_id
 from fusejournal.versions.past_files import VersionFiles, unlike_parts
 from fusejournal.versions.records import InodeRecord, fid_of_key
 from fusejournal.versions.sorted_tree import Nodes
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.version_tree import VersionTree
 
 InPlaceStep = Literal["create", "remove", "move", "link", "rewrite", "attributes"]

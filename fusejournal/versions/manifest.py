@@ -34,9 +34,9 @@ from fusejournal.objects.store import (
     put_same,
 )
 from fusejournal.types import Epoch, Fid, Seq
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.packs import ID_BYTES, StoreDamagedError, block_id
+from fusejournal.versions.trees import Trees
 
 _FORMAT, _FORMAT_SEALED = 1, 2
 _CIPHERS = "aes-256-gcm aes-256-siv hkdf-sha256"

@@ -21,7 +21,6 @@ import msgpack
 
 from fusejournal.types import NAME_BYTES_MAX
 from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.manifest import Version
 from fusejournal.versions.packs import ID_BYTES, StoreDamagedError
@@ -33,6 +32,7 @@ from fusejournal.versions.records import (
     name_of_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.trees import Trees
 from fusejournal.wire.block_messages import AskBlocks, Blocks
 from fusejournal.wire.frames import WireError
 

@@ -17,7 +17,6 @@ from fusejournal.replay.restore import Filled, Restored, restore_into
 from fusejournal.replay.target import Target
 from fusejournal.types import ROOT_FID, Progress
 from fusejournal.versions.blocks import BlockReader
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.make_files import FileMaker
 from fusejournal.versions.make_tree import Marks, make_tree
@@ -30,6 +29,7 @@ from fusejournal.versions.selection import (
     Selection,
     WholeTree,
 )
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.version_tree import VersionTree
 
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from fusejournal.errors import PathNotFoundError
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.blocks import BlockReader
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.records import (
@@ -17,6 +16,7 @@ from fusejournal.versions.records import (
     name_of_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.trees import Trees
 
 
 class VersionTree:

@@ -14,6 +14,9 @@ shows it. So the certificate never ends, because a wrong clock must not part two
 sign no other. The extensions are those that OpenSSL's strict checks ask of a certificate that is
 its own anchor.
 
+The library for certificates is loaded by what deals with one: 'status' of a volume without peers
+should not wait for it.
+
 Source: RFC 5280, sections 4.1.2.5 and 4.2.1."""
 
 import hashlib
@@ -23,17 +26,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
-
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from typing import TYPE_CHECKING, Final
 
 from fusejournal.disk import calls
 from fusejournal.disk.files import write_new
 from fusejournal.errors import FusejournalError
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 _KEY: Final = "key.pem"
 _CERTIFICATE: Final = "cert.pem"
@@ -68,6 +69,8 @@ def load_or_make(directory: Path, node: str) -> Identity:
 @lru_cache(1024)
 def fingerprint_of(pem: str) -> str:
     """Returns the fingerprint of the certificate *pem*. Raises ValueError."""
+    from cryptography.hazmat.primitives import serialization
+
     return fingerprint_of_der(_parse(pem).public_bytes(serialization.Encoding.DER))
 
 
@@ -79,6 +82,8 @@ def fingerprint_of_der(der: bytes) -> str:
 def normalize(pem: str) -> str:
     """Returns the one certificate in *pem*, in the one form that both libraries read, where it is
     good for TLS. Raises ValueError for anything else."""
+    from cryptography.hazmat.primitives import serialization
+
     certificate = _parse(pem).public_bytes(serialization.Encoding.PEM).decode("ascii")
     if not trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate):
         raise ValueError("a certificate that TLS cannot use")
@@ -94,7 +99,9 @@ def trust(context: ssl.SSLContext, certificate: str) -> bool:
     return True
 
 
-def _parse(pem: str) -> x509.Certificate:
+def _parse(pem: str) -> "x509.Certificate":
+    from cryptography import x509
+
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem.encode("ascii"))
     except Exception:  # what cryptography raises for nonsense has no common base
@@ -103,6 +110,9 @@ def _parse(pem: str) -> x509.Certificate:
 
 
 def _load(directory: Path) -> Identity:
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
     paths = directory / _CERTIFICATE, directory / _KEY
     texts = []
     for path in paths:
@@ -137,6 +147,9 @@ def _spoilt(path: Path, reason: str) -> FusejournalError:
 
 
 def _make(directory: Path, node: str) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     temporary = directory.with_name(f"{directory.name}.new")
     if temporary.exists():
         shutil.rmtree(temporary)  # of a start that was killed half-way
@@ -155,7 +168,11 @@ def _make(directory: Path, node: str) -> None:
     calls.fsync_directory("identity.directory", directory.parent)
 
 
-def _sign(key: ec.EllipticCurvePrivateKey, node: str) -> x509.Certificate:
+def _sign(key: "ec.EllipticCurvePrivateKey", node: str) -> "x509.Certificate":
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
     # The name only helps who looks at the certificate; nothing compares it.
     cut = node.encode("utf-8", "replace")[:_COMMON_NAME_BYTES_MAX]
     common_name = cut.decode("utf-8", "ignore") or "fusejournal"
@@ -185,7 +202,9 @@ def _sign(key: ec.EllipticCurvePrivateKey, node: str) -> x509.Certificate:
     )
 
 
-def _key_usage() -> x509.KeyUsage:
+def _key_usage() -> "x509.KeyUsage":
+    from cryptography import x509
+
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,

@@ -17,7 +17,7 @@ from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.journal import base
 from fusejournal.types import Epoch
 from fusejournal.versions import manifest
-from fusejournal.versions.builder import Trees
+from fusejournal.versions.trees import Trees
 from fusejournal.wire.frames import HEADER_BYTES
 from tests.golden.files import from_rows, golden
 from tests.property.corpus import Input, inputs, keep

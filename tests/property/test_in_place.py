@@ -10,10 +10,11 @@ from fusejournal.history.name_changes import Dentry
 from fusejournal.journal.reader import JournalReader
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.builder import Trees, build_trees, no_trees
+from fusejournal.versions.builder import build_trees, no_trees
 from fusejournal.versions.content import read_content
 from fusejournal.versions.in_place import InPlacePlan, plan_in_place
 from fusejournal.versions.records import InodeRecord
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.version_tree import VersionTree
 from tests.support.objects import MemoryStore
 from tests.support.random_workloads import workloads

@@ -16,11 +16,12 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.operations import ControlOperation, Void
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions.blocks import BlockReader, BlockWriter
-from fusejournal.versions.builder import Trees, build_trees, no_trees
+from fusejournal.versions.builder import build_trees, no_trees
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import read_content
-from fusejournal.versions.create import create_version, newest_usable, trees_at
+from fusejournal.versions.create import create_version, trees_at
 from fusejournal.versions.difference import find_version_changes
+from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import list_versions
 from fusejournal.versions.records import (
     Name,
@@ -32,6 +33,7 @@ from fusejournal.versions.records import (
 )
 from fusejournal.versions.restore import restore_trees, restore_version
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.verify import verify_version
 from tests.support.model import File, Model
 from tests.support.objects import MemoryStore, sealed_store

@@ -42,11 +42,11 @@ from fusejournal.replication.witness import load_seen
 from fusejournal.types import ROOT_FID, Epoch
 from fusejournal.versions.block_source import OfferedTree, parse_told
 from fusejournal.versions.blocks import BlockWriter
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.keys import StoreKey, StoreKeyError, read_key
 from fusejournal.versions.manifest import store_head
 from fusejournal.versions.place import StorePlace, write_place
 from fusejournal.versions.sealed_store import SealedStore
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.version_tree import VersionTree
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.rollback import load_rollback

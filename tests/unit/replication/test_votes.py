@@ -2,7 +2,6 @@
 epoch."""
 
 import errno
-from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -333,9 +332,9 @@ async def test_a_person_may_have_a_primary_begin_alone(tmp_path: Path) -> None:
 
         assert not await may_begin(reign)
         assert f'begin_alone = "{reign}" under [replication]' in lines[-1]
-        primary.replicate(replace(block, begin_alone=str(reign)))
+        primary.replicate(block._replace(begin_alone=str(reign)))
         assert await may_begin(reign)
         assert "begin_alone says that no other was promoted" in lines[-1]
         assert not await may_begin(Reign(Epoch(3), node_id(primary)))
         with pytest.raises(ConfigError, match="begin_alone: 'alone' is no reign"):
-            primary.replicate(replace(block, begin_alone="alone"))
+            primary.replicate(block._replace(begin_alone="alone"))

@@ -15,10 +15,9 @@ from fusejournal.versions.create import (
     Created,
     create_version,
     delete_version,
-    histories,
-    newest_usable,
 )
 from fusejournal.versions.creators import BusyError, open_plan, put_plan, register, workers
+from fusejournal.versions.histories import histories, newest_usable
 from fusejournal.versions.manifest import read_versions
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.reindex import make_indexes_anew

@@ -14,9 +14,10 @@ from fusejournal.objects.local import LocalStore
 from fusejournal.objects.store import ObjectNotFlushedError, StoreError
 from fusejournal.types import Epoch, Fid, Seq
 from fusejournal.versions import builder as builder_module
-from fusejournal.versions.builder import Builder, Trees
+from fusejournal.versions.builder import Builder
 from fusejournal.versions.chunker import RULE
-from fusejournal.versions.create import create_version, newest_usable
+from fusejournal.versions.create import create_version
+from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import (
     NoSuchVersionError,
     Version,
@@ -35,6 +36,7 @@ from fusejournal.versions.manifest import (
 )
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.place import StorePlace, open_place, read_place, write_place
+from fusejournal.versions.trees import Trees
 from tests.support.entries import UUID_OF_TESTS, write_samples
 from tests.support.objects import MemoryStore
 from tests.support.volumes import show_nothing

@@ -14,7 +14,6 @@ import pytest
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq
 from fusejournal.versions.block_source import OfferedTree, answer_blocks, parse_told, progress_told
 from fusejournal.versions.blocks import BlockReader, BlockWriter
-from fusejournal.versions.builder import Trees
 from fusejournal.versions.chunk_list import ChunkItem, build_list
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.content import Content
@@ -30,6 +29,7 @@ from fusejournal.versions.records import (
     name_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, empty_tree, update_tree
+from fusejournal.versions.trees import Trees
 from fusejournal.versions.verify import verify_version
 from fusejournal.wire.block_messages import Blocks, TreeTold
 from fusejournal.wire.frames import WireError

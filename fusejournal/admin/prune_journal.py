@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ from fusejournal.types import Progress, Seq
 from fusejournal.versions.base_tree import base_of, open_base_tree
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin
 from fusejournal.versions.create import create_version
+from fusejournal.versions.verified_blocks import VERIFIED, VerifiedBlocks
 from fusejournal.versions.verify import verify_version
 from fusejournal.volume.rollback import load_intent
 
@@ -154,7 +155,8 @@ class JournalPruning:
         return []
 
     def carry_out(self, plan: JournalPlan, progress: Progress) -> JournalPlan:
-        """Have a version stand for what goes, read all of it back, and then have it go. Returns
+        """Have a version stand for what goes, read back what of it was not read back not long ago
+        (versions/verified_blocks.py), and then have it go. Returns
         *plan*. Raises what create_version and verify_version raise, with nothing gone;
         PruningRefusedError, also where another pruning is under way, BusyError, StoreError,
         FusejournalError, OSError."""
@@ -178,11 +180,15 @@ class JournalPruning:
             progress,
         ).version
         pin(store, version.key, version.uuid, self._state.created_ns)
-        # Of what is in the store by now, nothing is taken on trust.
+        # Of what is in the store by now, nothing is taken on trust but what was read not long ago.
         kept = self._versions.kept
         base = base_of(version, kept.place.id)
         fresh = open_base_tree(self._state.directory, base, kept.config).blocks
-        verify_version(fresh, version, progress, with_data=True)
+        path = self._state.directory / VERIFIED
+        known = VerifiedBlocks(path, base.store, int(time.time() * 10**9) // _DAY_NS)
+        verify_version(fresh, version, progress, with_data=True, verified=known)
+        with suppress(OSError):  # a full disk: the next pruning reads more
+            known.save()
         self._install(base)
 
     def _finish(self) -> None:

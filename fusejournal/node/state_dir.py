@@ -27,6 +27,7 @@
     STATE/base.json      the journal's base, where its beginning was pruned
     STATE/base.spare     a block for base.json on a full disk
     STATE/prune.lock     flock'ed by the command that prunes
+    STATE/verified       what it has read back of the version that the base is
     STATE/control.sock   the running layer's control socket
     STATE/boot           the boot in which the volume was last begun
     STATE/log            what a layer in the background had to say

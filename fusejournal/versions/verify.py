@@ -10,7 +10,7 @@ from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import Content, items_of
 from fusejournal.versions.manifest import Version
-from fusejournal.versions.packs import StoreDamagedError, pack_name
+from fusejournal.versions.packs import Place, StoreDamagedError, pack_name
 from fusejournal.versions.records import (
     InodeRecord,
     decode_inode,
@@ -19,6 +19,7 @@ from fusejournal.versions.records import (
     name_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.verified_blocks import VerifiedBlocks
 
 
 class Verified(NamedTuple):
@@ -27,7 +28,7 @@ class Verified(NamedTuple):
     files: int
     names: int
     chunks: int
-    """Different chunks; 0 where they were only looked up."""
+    """Different chunks that were read; 0 where they were only looked up."""
     bytes: int
     """The bytes of these."""
 
@@ -39,13 +40,20 @@ def verify_version(
     *,
     with_data: bool,
     seen: set[bytes] | None = None,
+    verified: VerifiedBlocks | None = None,
 ) -> Verified:
-    """Verifies *version*; *with_data*: every chunk is read, otherwise looked up in the indexes, and
-    its pack among the objects. *seen*: chunks that were verified before; these are added.
-    *progress* gets the files done and all. Memory grows by some 100 bytes a chunk, and 200 a pack.
-    Raises StoreDamagedError for the first thing that is not as it
-    should be; StoreError."""
-    work = _Verification(blocks, version, set() if seen is None else seen)
+    """Verifies a version. Memory grows by some 100 bytes a chunk, and 200 a pack.
+
+    Args:
+        blocks, version: where it lies, and which.
+        progress: gets the files done and all.
+        with_data: every chunk is read; otherwise it is looked up in the indexes, and its pack
+            among the objects.
+        seen: chunks that were verified before; these are added.
+        verified: chunks that were read not long ago, and are only looked up; these are added.
+
+    Raises StoreDamagedError for the first thing that is not as it should be; StoreError."""
+    work = _Verification(blocks, version, set() if seen is None else seen, verified)
     inodes = SortedTree(work.nodes, version.inodes)
     for key, value in inodes.items():
         progress(work.files, version.file_count)
@@ -57,13 +65,20 @@ def verify_version(
 class _Verification:
     """One verification under way."""
 
-    def __init__(self, blocks: BlockReader, version: Version, seen: set[bytes]) -> None:
+    def __init__(
+        self,
+        blocks: BlockReader,
+        version: Version,
+        seen: set[bytes],
+        verified: VerifiedBlocks | None,
+    ) -> None:
         self._blocks = blocks
         self._version = version
         self.nodes = Nodes(blocks)
         self._chunk_nodes = ChunkNodes(blocks)
         self._names = SortedTree(self.nodes, version.names)
         self._seen = seen
+        self._verified = verified
         self._packs = self._list_packs()
         self.files = self.names = self.chunks = self.bytes = self._content_bytes = 0
 
@@ -101,12 +116,20 @@ class _Verification:
         place = self._blocks.place(id_)
         if place is None or place.plain_bytes != length:
             raise self._damaged(self._blocks.missing(id_).reason)
-        if with_data:
+        if with_data and not self._is_verified(id_, place):
             self._blocks.read(id_)
             self.chunks += 1
             self.bytes += length
+            read_at = self._blocks.place(id_)
+            if self._verified is not None and read_at is not None:
+                self._verified.add(id_, read_at.pack)
         elif pack_name(place.pack) not in self._packs:
             self._find_again(id_)
+
+    def _is_verified(self, id_: bytes, place: Place) -> bool:
+        if self._verified is None or pack_name(place.pack) not in self._packs:
+            return False
+        return self._verified.knows(id_, place.pack)
 
     def _find_again(self, id_: bytes) -> None:
         """Raises StoreDamagedError, unless a collection has put the block elsewhere meanwhile."""

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.mount
 _RARE = {
     *("log", "parted.json", "rejoin.json", "branches", "overwritten", "store.json", "store.key"),
     *("base.json", "members.json", "prune.lock", "scrub.json", "versions.json"),
+    "verified",
     *("level.json", "journal.new", "versions"),
 }
 """Files of a layer in the background, of a mirror that parted, after a system crash, of a

@@ -355,6 +355,7 @@ GOLDENS = {
     "level-v1": Golden(state_files.make_level),
     "branch-v1": Golden(state_files.make_branch_record),
     "scrub-v1": Golden(state_files.make_scrub),
+    "verified-v1": Golden(state_files.make_verified),
     "versions-v1": Golden(state_files.make_versions),
     "place-v1": Golden(state_files.make_place),
     "key-v1": Golden(state_files.make_key),

@@ -28,6 +28,7 @@ from fusejournal.replication.witness import Seen
 from fusejournal.types import Caller, Epoch, Fid, Position, Reign, Seq
 from fusejournal.versions.keys import StoreKey, write_key
 from fusejournal.versions.place import StorePlace, write_place
+from fusejournal.versions.verified_blocks import VERIFIED, VerifiedBlocks
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.rollback import Rollback
 from fusejournal.volume.whole_set import WholeSet
@@ -84,6 +85,11 @@ CLIENTS = ClientRecords(
 )
 PROGRESS = (Seq(11), Seq(12), 13, 14, -15)
 """The state of the target of a replay: done, begun, and what was noted before."""
+
+
+VERIFIED_STORE = "00000000-0000-4000-8000-00000000feed"
+VERIFIED_CHUNKS = [(bytes([number]) * 32, bytes([9]) * 32) for number in (1, 2)]
+"""Ids of chunks, each with its pack."""
 
 
 def _read(path: Path) -> object:
@@ -195,6 +201,15 @@ def make_scrub(directory: Path) -> object:
     """The record of the last scrub."""
     save_scrub(directory, SCRUB)
     return _read(directory / "scrub.json")
+
+
+def make_verified(directory: Path) -> object:
+    """The record of two chunks that a pruning has read back."""
+    record = VerifiedBlocks(directory / VERIFIED, VERIFIED_STORE, 20_000)
+    for chunk in VERIFIED_CHUNKS:
+        record.add(*chunk)
+    record.save()
+    return {"content": (directory / VERIFIED).read_bytes().hex()}
 
 
 def make_versions(directory: Path) -> object:

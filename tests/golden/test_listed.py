@@ -57,6 +57,7 @@ _WRITTEN = {
     "nfs-clients": "clients-v1",
     "parted": "parted-v1",
     "peers": "peers-v1",
+    "prune.verified": "verified-v1",
     "rejoin.intent": "rejoin-v1",
     "scrub.record": "scrub-v1",
     "signatures.make": "signatures-v1",

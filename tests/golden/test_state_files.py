@@ -25,6 +25,7 @@ from fusejournal.replication.witness import Seen, load_seen
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.keys import read_key
 from fusejournal.versions.place import read_place, write_place
+from fusejournal.versions.verified_blocks import VERIFIED, VerifiedBlocks
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.rollback import load_intent
 from tests.golden.files import NOW_NS, UUID_OF_GOLDENS, from_rows, golden
@@ -44,6 +45,8 @@ from tests.golden.state_files import (
     ROLLBACK,
     SCRUB,
     SEEN,
+    VERIFIED_CHUNKS,
+    VERIFIED_STORE,
     VERSIONS,
     WHOLE_SETS,
     branch,
@@ -163,6 +166,13 @@ def test_what_is_known_of_scrub_and_versions_is_read(tmp_path: Path) -> None:
     write_place(tmp_path, PLACES[0])
     _put(tmp_path / "versions.json", golden("versions-v1"))
     assert load_version_status(tmp_path) == VERSIONS
+
+
+def test_what_was_read_back_of_a_base_is_known(tmp_path: Path) -> None:
+    (tmp_path / VERIFIED).write_bytes(bytes.fromhex(golden("verified-v1")["content"]))
+    record = VerifiedBlocks(tmp_path / VERIFIED, VERIFIED_STORE, 20_010)
+    assert all(record.knows(*chunk) for chunk in VERIFIED_CHUNKS)
+    assert not record.knows(*reversed(VERIFIED_CHUNKS[0]))
 
 
 def test_places_and_keys_are_read(tmp_path: Path) -> None:

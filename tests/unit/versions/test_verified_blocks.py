@@ -1,0 +1,141 @@
+"""The record of chunks that were read back when a version was verified."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from fusejournal.journal.reader import JournalReader
+from fusejournal.operations import Write
+from fusejournal.types import ROOT_FID, Fid, Seq
+from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.create import create_version
+from fusejournal.versions.manifest import Version
+from fusejournal.versions.packs import StoreDamagedError
+from fusejournal.versions.verified_blocks import VerifiedBlocks
+from fusejournal.versions.verify import verify_version
+from tests.support.objects import MemoryStore
+from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
+
+_STORE = "00000000-0000-4000-8000-000000000001"
+_OTHER = "00000000-0000-4000-8000-000000000002"
+_A, _B, _PACK, _NEW_PACK = (bytes([number]) * 32 for number in range(4))
+_TODAY = 20_000
+
+
+def _of(path: Path, day: int = _TODAY, store: str = _STORE) -> VerifiedBlocks:
+    return VerifiedBlocks(path, store, day)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A record of one chunk, of today."""
+    path = tmp_path / "verified"
+    record = _of(path)
+    assert not record.knows(_A, _PACK)
+    record.add(_A, _PACK)
+    record.save()
+    return path
+
+
+def test_what_was_read_is_known(path: Path) -> None:
+    record = _of(path)
+    assert record.knows(_A, _PACK)
+    assert not record.knows(_B, _PACK)
+    assert not record.knows(_A, _NEW_PACK)
+    assert not _of(path, store=_OTHER).knows(_A, _PACK)
+
+
+def test_it_is_read_again_after_a_month_and_while_the_clock_is_behind(path: Path) -> None:
+    assert _of(path, _TODAY + 29).knows(_A, _PACK)
+    assert not _of(path, _TODAY + 30).knows(_A, _PACK)
+    assert not _of(path, _TODAY - 1).knows(_A, _PACK)
+
+
+def test_a_look_up_is_no_reading(path: Path) -> None:
+    record = _of(path, _TODAY + 20)
+    assert record.knows(_A, _PACK)
+    record.add(_B, _PACK)
+    record.save()
+    later = _of(path, _TODAY + 40)
+    assert not later.knows(_A, _PACK)
+    assert later.knows(_B, _PACK)
+
+
+def test_what_no_verification_asks_for_any_more_goes(path: Path) -> None:
+    record = _of(path)
+    record.add(_B, _PACK)
+    record.save()
+    assert not _of(path).knows(_A, _PACK)
+
+
+def test_each_byte_that_is_spoilt_costs_a_reading(path: Path) -> None:
+    whole = path.read_bytes()
+    assert len(whole) == 50
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert not _of(path).knows(_A, _PACK), at
+        path.write_bytes(whole[:at])
+        assert not _of(path).knows(_A, _PACK), at
+    path.unlink()
+    assert not _of(path).knows(_A, _PACK)
+
+
+class _Counting(MemoryStore):
+    """A store that counts the bytes of ranges that are read of data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_bytes = 0
+
+    def get_range(self, name: str, start: int, length: int) -> bytes:
+        found = super().get_range(name, start, length)
+        if self.objects[name].startswith(b"FJPACK1D"):
+            self.read_bytes += length
+        return found
+
+
+def _verify(store: _Counting, version: Version, path: Path, day: int = _TODAY) -> int:
+    """Verifies *version* as a pruning does. Returns the bytes of data that it read."""
+    store.read_bytes = 0
+    known = _of(path, day)
+    verify_version(BlockReader(store), version, _nothing, with_data=True, verified=known)
+    known.save()
+    return store.read_bytes
+
+
+def test_a_version_is_read_but_for_what_was_read_before(tmp_path: Path) -> None:
+    store, path = _Counting(), tmp_path / "verified"
+    workload = workload_of(
+        make_directory(Fid(2), ROOT_FID, b"d"),
+        make_file(Fid(3), Fid(2), b"first"),
+        Write(Fid(3), 0, None),
+        make_file(Fid(4), Fid(2), b"second"),
+        Write(Fid(4), 0, None),
+    )
+    random = Random(1)
+    workload.steps = [
+        step._replace(data=random.randbytes(3000)) if step.data else step for step in workload.steps
+    ]
+    workload.write(tmp_path / "journal")
+    reader = JournalReader(tmp_path / "journal", UUID_OF_WORKLOADS)
+    head_seq = reader.head()[0]
+    early, late = (
+        create_version(store, reader, Seq(seq), "", "node", 1, _nothing).version
+        for seq in (head_seq - 2, head_seq)
+    )
+    assert _verify(store, early, path) == 3000
+    assert _verify(store, late, path) == 3000
+    assert _verify(store, late, path) == 0
+    assert _verify(store, late, path, _TODAY + 30) == 6000
+    # What is gone is missed, whenever it was read.
+    name = next(name for name in store.names("packs/") if store.objects[name][7:8] == b"D")
+    whole = store.objects.pop(name)
+    with pytest.raises(StoreDamagedError, match="is missing with its pack"):
+        _verify(store, late, path, _TODAY + 30)
+    store.objects[name] = whole
+    assert _verify(store, late, path, _TODAY + 30) == 0
+
+
+def _nothing(_: int, __: int | None) -> None:
+    """No progress to be shown."""

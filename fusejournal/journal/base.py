@@ -194,6 +194,11 @@ class BaseTree(Protocol):
 
     base: JournalBase
 
+    def check_there(self) -> None:
+        """Raises StoreError where the version that stands for it cannot be had. It loads no
+        index."""
+        ...
+
     def node(self, fid: Fid) -> BaseNode | None:
         """Returns what *fid* was; None where it had no name."""
         ...

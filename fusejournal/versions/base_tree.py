@@ -33,7 +33,8 @@ from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import items_of
 from fusejournal.versions.difference import differing
 from fusejournal.versions.keys import read_key
-from fusejournal.versions.manifest import Version
+from fusejournal.versions.manifest import Version, decode_version
+from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.past_files import unlike_parts
 from fusejournal.versions.place import open_place, read_place
 from fusejournal.versions.records import (
@@ -99,6 +100,13 @@ class VersionBase:
         """Drops what it keeps in memory; the next question opens the store again."""
         for name in ("blocks", "_nodes", "_chunk_nodes", "_inodes", "_names"):
             self.__dict__.pop(name, None)
+
+    def check_there(self) -> None:
+        """Does what BaseTree.check_there says."""
+        store, name = self._open_store(), f"versions/{self.base.version}"
+        version = decode_version(f"{store.where}/{name}", store.get(name))
+        if (version.inodes.hex(), version.names.hex()) != (self.base.inodes, self.base.names):
+            raise StoreDamagedError(f"{store.where}/{name}", "is not the version that it was")
 
     @cached_property
     def blocks(self) -> BlockReader:

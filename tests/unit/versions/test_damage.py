@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from fusejournal.journal.reader import JournalReader
+from fusejournal.objects.store import StoreError
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq
 from fusejournal.versions import blocks as blocks_module
+from fusejournal.versions.base_tree import VersionBase, base_of
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.collect import Collected, collect
 from fusejournal.versions.create import (
@@ -241,3 +243,17 @@ def test_what_a_version_was_made_of_is_of_its_history(tmp_path: Path) -> None:
     reader = JournalReader(tmp_path, UUID_OF_WORKLOADS)
     found = histories([old, unknown, base], reader)
     assert [found[one.key] for one in (old, unknown, base)] == ["this", "before", "this"]
+
+
+def test_whether_a_base_is_there_is_known_without_an_index(store: MemoryStore) -> None:
+    version = read_versions(store, None).versions[0]
+    base = base_of(version, "store")
+    for name in list(store.names("index/")):
+        store.objects[name] = b"spoilt"
+    VersionBase(base, lambda: store).check_there()
+    other = VersionBase(replace(base, inodes=base.names), lambda: store)
+    with pytest.raises(StoreDamagedError, match="is not the version that it was"):
+        other.check_there()
+    store.remove(f"versions/{version.key}")
+    with pytest.raises(StoreError, match="is missing"):
+        VersionBase(base, lambda: store).check_there()

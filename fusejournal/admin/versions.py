@@ -26,6 +26,7 @@ from fusejournal.versions.manifest import (
     UnreadableVersion,
     Version,
     find_version,
+    is_called,
     list_versions,
     objects_by_kind,
     protect,
@@ -206,11 +207,21 @@ class VolumeVersions:
         """Returns a version: see ListedVersions.find. Raises StoreError."""
         return self.all().find(self.name, wanted)
 
+    def _version(self, wanted: str) -> Version:
+        """Returns what :meth:`find` finds. It reads the journal only where several versions are
+        called so, of which the one of this history is meant."""
+        found = read_versions(self.store(), self.state.uuid)
+        for one in found.unreadable:
+            if one.key == wanted:
+                raise one.error
+        named = [one for one in found.versions if is_called(one, wanted)]
+        return named[0] if len(named) == 1 else self.find(wanted).version
+
     def changes(self, old: str, new: str, path: str | None, progress: Progress) -> "list[Change]":
         """Returns what differs between two versions; see find_version_changes."""
         from fusejournal.versions.difference import find_version_changes
 
-        first, second = self.find(old).version, self.find(new).version
+        first, second = self._version(old), self._version(new)
         if first.seq > second.seq:
             raise UsageError(f"{old} is after {new}: the older one comes first")
         below = self.source.path(path) if path else b""
@@ -222,7 +233,7 @@ class VolumeVersions:
         from fusejournal.versions.verify import verify_version
 
         with self.reading() as store:
-            version = self.find(wanted).version
+            version = self._version(wanted)
             return verify_version(BlockReader(store), version, progress, with_data=with_data)
 
     def protect(self, wanted: str, *, on: bool) -> str:
@@ -335,5 +346,5 @@ class VolumeVersions:
         from fusejournal.versions.restore import restore_version
 
         with self.reading() as store:
-            version = self.find(wanted).version
+            version = self._version(wanted)
             return restore_version(BlockReader(store), version, path, target, progress), version

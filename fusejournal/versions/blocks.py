@@ -34,7 +34,8 @@ _INDEX_BLOCKS = 100_000
 _INDEXES_MAX = 16
 """Indexes of which a writer, at its end, merges the smaller ones."""
 _ATTEMPTS = 5
-_WINDOWS_MAX = 32
+WINDOWS_MAX = 32
+"""Windows on packs that a reader of many blocks keeps: 8 MiB."""
 
 
 def read_indexes(
@@ -91,7 +92,7 @@ class BlockReader:
     def by_windows(self) -> "BlockReader":
         """Returns a reader of the same blocks that reads many in the order of their packs with few
         calls. Not of a BlockWriter that has not finished."""
-        store = WindowedStore(self.store, ("packs/",), _WINDOWS_MAX)
+        store = WindowedStore(self.store, ("packs/",), WINDOWS_MAX)
         return BlockReader(store, self.indexes)
 
     def look_again(self) -> None:

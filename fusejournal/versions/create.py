@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from fusejournal.errors import JournalError, UsageError
 from fusejournal.journal.reader import JournalReader
+from fusejournal.objects.read_windows import WindowedStore
 from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.bases import pinned_keys, relied_on
-from fusejournal.versions.blocks import BlockWriter
+from fusejournal.versions.blocks import WINDOWS_MAX, BlockWriter
 from fusejournal.versions.builder import build_trees, no_trees
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.creators import (
@@ -73,7 +74,7 @@ def create_version(
     Raises UsageError where *name* is taken, or the one that is there has another; JournalError
     where the journal begins later than any version; BusyError where it was taken for dead
     meanwhile; JournalDamagedError, StoreDamagedError, StoreFullError, StoreError."""
-    chain, _ = _entry_at(reader, head_seq)
+    chain, time_ns = _entry_at(reader, head_seq)
     assert reader.uuid is not None
     found = read_versions(store, reader.uuid)
     for version in found.versions:
@@ -84,7 +85,8 @@ def create_version(
             raise UsageError(f"a version {name!r} is there already, of seq {version.seq}")
     me = register(store, "creator", made_by)
     try:
-        return _create_registered(store, me, reader, head_seq, name, made_ns, progress)
+        last = head_seq, chain, time_ns
+        return _create_registered(store, me, reader, last, name, made_ns, progress)
     finally:
         unregister(store, me)
 
@@ -93,16 +95,18 @@ def _create_registered(
     store: ObjectStore,
     me: Worker,
     reader: JournalReader,
-    head_seq: Seq,
+    last: tuple[Seq, int, int],
     name: str,
     made_ns: int,
     progress: Progress,
 ) -> Created:
     assert reader.uuid is not None
-    chain, time_ns = _entry_at(reader, head_seq)
+    head_seq, chain, time_ns = last
     found = read_versions(store, reader.uuid)
     plan = open_plan(store)
-    blocks = BlockWriter(store, plan[1] if plan is not None else frozenset())
+    # Nodes lie in packs beside those that are asked for next.
+    windows = WindowedStore(store, ("packs/",), WINDOWS_MAX)
+    blocks = BlockWriter(windows, plan[1] if plan is not None else frozenset())
     made_of = trees_of_nearest(blocks, found.versions, reader, head_seq, progress)
     trees, base, faults = made_of
     from_seq = Seq(base.seq + 1) if base is not None else Seq(1)

@@ -240,14 +240,15 @@ def list_versions(store: ObjectStore, uuid: UUID) -> list[Version]:
     return read_versions(store, uuid).versions
 
 
+def is_called(version: Version, wanted: str) -> bool:
+    """Returns True if *wanted* is the version's name, seq or key."""
+    return bool(wanted) and wanted in (version.name, str(version.seq), version.key)
+
+
 def find_version(versions: list[Version], volume: str, wanted: str) -> Version:
     """Returns the one of *versions* that is called *wanted*, or is of this seq, or has this key.
     Raises NoSuchVersionError."""
-    found = [
-        version
-        for version in versions
-        if wanted in (version.name, str(version.seq), version.key) and wanted
-    ]
+    found = [version for version in versions if is_called(version, wanted)]
     if len(found) > 1:
         keys = ", ".join(version.key for version in found)
         raise NoSuchVersionError(volume, wanted, f": it may be any of {keys}")

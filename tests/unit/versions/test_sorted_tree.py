@@ -1,9 +1,12 @@
 """Maps as trees: the root follows from what is in it, and a change costs what it changes."""
 
+import msgpack
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusejournal.versions.blocks import BlockReader, BlockWriter
+from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.sorted_tree import Nodes, SortedTree, empty_tree, update_tree
 from tests.support.objects import MemoryStore
 
@@ -81,3 +84,16 @@ def test_a_tree_is_read_back_from_the_store() -> None:
     root = _build(Nodes(writer), content)
     writer.finish()
     assert dict(SortedTree(Nodes(BlockReader(store)), root).items()) == content
+
+
+def test_a_tree_that_contradicts_itself_is_not_changed() -> None:
+    """It would be looked through without an end."""
+    nodes = _nodes()
+    assert isinstance(nodes.blocks, BlockWriter)
+    content = {b"%05d" % number: b"v" for number in range(2_000)}
+    root = _build(nodes, content)
+    level, (first, *others) = nodes.read(root)
+    later = (first[0] + b"x", *first[1:])
+    spoilt = nodes.blocks.add_node(msgpack.packb((level, [later, *others])))
+    with pytest.raises(StoreDamagedError, match="ends before the key"):
+        update_tree(nodes, spoilt, [(first[0] + b"a", b"new")])

@@ -13,8 +13,9 @@ be one that only root can change. What it is to know is in its environment:
 ``FUSEJOURNAL_VOLUME``     the volume's name; ``_MOUNTPOINT`` and ``_STATE`` its places
 =========================  =======================================================================
 
-Its output goes to the log. Those that are shipped run in one process (hook_process.py), as long as
-a change goes on. Used from the event loop's thread."""
+Its output goes to the log. They are called one after the other, also those of two changes. Those
+that are shipped run in one process (hook_process.py), as long as a change goes on. Used from the
+event loop's thread."""
 
 import logging
 import os
@@ -51,6 +52,8 @@ class RoleHooks:
             "FUSEJOURNAL_STATE": str(spec.state_dir),
         }
         self._process = HookProcess()
+        self._calling = trio.Lock()
+        """Held by who calls some: those after a start may not be over when a change begins."""
         self._owed: str | None = None
         """The reign of the change before which some were called, and after which none were yet."""
 
@@ -75,29 +78,32 @@ class RoleHooks:
         try:
             yield
         except BaseException:
-            self._process.end()
+            if not self._calling.locked():
+                self._process.end()
             raise
 
     async def before(self, role: str, reign: str, peer: str) -> None:
         """Call what comes before the node gets *role*. Raises HookFailedError; those behind it are
         not called then. Cancelling ends the program."""
         self.prepare()
-        for command in self._config.before:
-            self._owed = reign
-            await self._run(command, "before", role, reign, peer)
+        async with self._calling:
+            for command in self._config.before:
+                self._owed = reign
+                await self._run(command, "before", role, reign, peer)
 
     async def after(self, role: str, reign: str, peer: str) -> list[str]:
         """Call what comes after the node has got *role*. Returns the failures, a line each.
         Cancelling ends the program."""
         failures = []
-        for command in self._config.after:
-            try:
-                await self._run(command, "after", role, reign, peer)
-            except HookFailedError as error:
-                log.error("%s", error)
-                failures.append(str(error))
-        self._owed = None
-        self._process.end()
+        async with self._calling:
+            for command in self._config.after:
+                try:
+                    await self._run(command, "after", role, reign, peer)
+                except HookFailedError as error:
+                    log.error("%s", error)
+                    failures.append(str(error))
+            self._owed = None
+            self._process.end()
         return failures
 
     def end(self, *, goes_on: bool) -> None:
@@ -117,7 +123,8 @@ class RoleHooks:
         command = self._config.fence
         assert command is not None
         try:
-            await self._run(command, "fence", "primary", reign, peer)
+            async with self._calling:
+                await self._run(command, "fence", "primary", reign, peer)
         except HookFailedError as error:
             raise HookFailedError(
                 command,

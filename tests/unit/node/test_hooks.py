@@ -64,6 +64,29 @@ async def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
         await called.before("mirror", "2/beef", "")
 
 
+async def await_file(path: Path) -> None:
+    """Return when there is something."""
+    while not path.exists():  # noqa: ASYNC110  a program makes it
+        await trio.sleep(0.01)
+
+
+async def test_those_of_a_change_wait_for_those_of_the_one_before(tmp_path: Path) -> None:
+    """A handoff just after a start: nfsd, which it stops, is not started behind it."""
+    out = tmp_path / "out"
+    text = f'echo "$FUSEJOURNAL_WHEN" >>{out}; while test ! -e {tmp_path}/go; do sleep 0.01; done'
+    command = program(tmp_path, f"{text}; echo over >>{out}")
+    called = hooks(tmp_path, before=[command], after=[command], fence=command)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(called.after, "mirror", "2/beef", "")
+            await await_file(out)
+            nursery.start_soon(called.before, "primary", "3/feed", "")
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert out.read_text() == "after\n"
+            (tmp_path / "go").touch()
+    assert out.read_text() == "after\nover\nbefore\nover\n"
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -32,8 +32,7 @@ def parse_floating(text: str) -> IPv4Interface | IPv6Interface:
 def take_address(address: IPv4Interface | IPv6Interface, device: str) -> None:
     """Gives *device* the *address*, if it has it not, and tells the network where that is now.
     Raises FusejournalError, OSError."""
-    if not has_address(address, device):
-        _ip("address", "add", str(address), "dev", device)
+    _ip("address", "replace", str(address), "dev", device)
     if isinstance(address, IPv4Interface):
         announce(address, device)
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from fusejournal.errors import ExportError
 from fusejournal.nfs import client_records, client_watch, exports, nfsd
+from fusejournal.nfs.connections import CONNECTIONS_MAX, established, have_end
 
 
 class RoleChange(NamedTuple):
@@ -55,15 +56,22 @@ def _rest(change: RoleChange) -> list[str]:
         nfsd.stop()
         return ["nfsd rests"]
     failures: list[str] = []
-    reign = ""
+    known = client_records.ClientRecords("")
     with _noting(failures):
-        records = client_records.load(change.mountpoint)
-        reign = records.reign if records is not None else ""
+        known = client_records.load(change.mountpoint) or known
+    opened, idle = nfsd.times_opened(), nfsd.idle_clients()
+    # Where the floating address is gone by now, nfsd has closed those to it, which clients cannot
+    # have heard (fs/nfsd/nfssvc.c, nfsd_inetaddr_event).
+    connections = tuple(sorted({*known.connections, *established()}))
     nfsd.stop()
     words = ""
     with _noting(failures):
         # Now none comes or goes any more.
-        now = client_records.of_server(reign, change.volume)
+        now = client_records.of_server(known.reign, change.volume)
+        now = now._replace(connections=connections[:CONNECTIONS_MAX])
+        if opened is not None and nfsd.times_opened() == opened:
+            # They have nothing to take back, and all others would wait until they say so.
+            now = now.without(idle)
         client_records.save(change.mountpoint, now)
         words = f"{_count(now)} may take their locks back elsewhere"
     if not words:
@@ -138,6 +146,14 @@ def _serve_mirror() -> list[str]:
         return []
     nfsd.start()
     return ["nfsd serves"]
+
+
+def let_go(mountpoint: Path, address: IPv4Interface | IPv6Interface) -> list[str]:
+    """Has the clients that were connected to *address* when it was another server's find that they
+    are so no more. Returns what was done. Raises ExportError, OSError."""
+    records = client_records.load(mountpoint)
+    told = have_end(records.connections, address.ip) if records is not None else []
+    return [f"{len(told)} NFS connections are ended"] if told else []
 
 
 def notify(volume: str, address: IPv4Interface | IPv6Interface) -> list[str]:

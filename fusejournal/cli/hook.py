@@ -1,13 +1,14 @@
 """``fusejournal hook``: programs for [hooks] in a volume's configuration."""
 
 import os
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 import click
 
 from fusejournal.admin.floating_address import drop_address, parse_floating, take_address
 from fusejournal.cli import text
-from fusejournal.errors import UsageError
+from fusejournal.errors import FusejournalError, UsageError
 
 
 @click.group(short_help="Programs for [hooks] in a configuration.")
@@ -61,6 +62,7 @@ def address(address: str, device: str) -> None:
     """Have DEVICE the ADDRESS while this node is the primary, and only then: the address that
     clients mount from. It is taken away before the node becomes a mirror, and set, with gratuitous
     ARP, after it has become the primary. ADDRESS is of IPv4, or of IPv6, which finds it by itself.
+    NFS clients that were connected to it elsewhere ('hook exportfs') connect anew at once.
 
     \b
     Example, as a volume calls it:
@@ -74,6 +76,21 @@ def address(address: str, device: str) -> None:
     elif when == "after":
         take_address(floating, device)
         text.echo(f"{floating} is on {device}")
+        _end_connections(floating)
+
+
+def _end_connections(floating: IPv4Interface | IPv6Interface) -> None:
+    """Have NFS clients that are connected to *floating*, as far as they know, connect anew. They
+    would come to it in a while."""
+    from fusejournal.admin import nfs_move
+
+    mountpoint = os.environ.get("FUSEJOURNAL_MOUNTPOINT")
+    if mountpoint:
+        try:
+            for line in nfs_move.let_go(Path(mountpoint), floating):
+                text.echo(line)
+        except (FusejournalError, OSError) as error:
+            text.echo(f"NFS clients come later: {error}")
 
 
 @hook.command()

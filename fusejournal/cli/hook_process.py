@@ -16,10 +16,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import IO
 
 from fusejournal.cli.main import main as command_line
+from fusejournal.errors import FusejournalError
 
 
 def serve(calls: IO[bytes], answers: IO[bytes]) -> None:
@@ -52,10 +53,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    # What the first call would load while clients wait.
+    # What the first call would load and ask for while clients wait.
     import fusejournal.admin.nfs_move
     import fusejournal.cli.hook  # noqa: F401
+    from fusejournal.nfs.client_records import remember_places
 
+    with suppress(FusejournalError):  # told when it is asked for again
+        remember_places()
     serve(sys.stdin.buffer, answers)
 
 

@@ -31,6 +31,7 @@ from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.errors import ExportError
 from fusejournal.nfs import nfsd
+from fusejournal.nfs.connections import ClientConnection, checked_connections, established
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +66,20 @@ class ClientRecords(NamedTuple):
     """The name of each NFSv4 client, and the hash of its principal."""
     v3: tuple[tuple[str, str], ...] = ()
     """The hosts that statd is to tell of a restart, each with its line."""
+    connections: tuple[ClientConnection, ...] = ()
+    """The connections that clients have."""
 
     def to_bytes(self) -> bytes:
         """Returns their text."""
         v4 = [[name.hex(), hash_ and hash_.hex()] for name, hash_ in sorted(self.v4, key=repr)]
         told = {"format": _FORMAT, "reign": self.reign, "v4": v4, "v3": dict(sorted(self.v3))}
+        if self.connections:
+            told["connections"] = self.connections
         return json.dumps(told, indent=1).encode() + b"\n"
+
+    def without(self, v4: frozenset[bytes]) -> "ClientRecords":
+        """Returns these without NFSv4 clients of the names *v4*."""
+        return self._replace(v4=frozenset(one for one in self.v4 if one[0] not in v4))
 
 
 def _parse(content: bytes) -> ClientRecords:
@@ -85,7 +94,8 @@ def _parse(content: bytes) -> ClientRecords:
         (bytes.fromhex(name), None if hash_ is None else bytes.fromhex(hash_))
         for name, hash_ in told["v4"]
     ]
-    return checked(ClientRecords(told["reign"], _checked(v4), v3))
+    connections = checked_connections(told.get("connections", ()))
+    return checked(ClientRecords(told["reign"], _checked(v4), v3, connections))
 
 
 def _checked(clients: Iterable[_Client]) -> frozenset[_Client]:
@@ -116,12 +126,12 @@ def of_server(reign: str, name: str) -> ClientRecords:
     for directory in (_statd(), notified(name)):
         for part in ("sm.bak", "sm"):
             hosts |= _hosts(directory, part)
-    return ClientRecords(reign, _clients(), tuple(sorted(hosts.items())))
+    return ClientRecords(reign, _clients(), tuple(sorted(hosts.items())), established())
 
 
-def stamp() -> tuple[int, ...]:
+def stamp() -> tuple[object, ...]:
     """Returns another value whenever the server's clients may have changed."""
-    found = []
+    found: list[object] = [established()]
     for path in (_database(), _database().with_name(f"{_DATABASE}-wal"), _statd() / "sm"):
         try:
             found.append(path.stat().st_mtime_ns)
@@ -143,6 +153,11 @@ def _database() -> Path:
 def _statd() -> Path:
     # An admin may have a link there; from here on none is followed.
     return _directory_of(nfsd.root(), "statd", "state-directory-path", "var/lib/nfs").resolve()
+
+
+def remember_places() -> None:
+    """Have what stands in nfs.conf(5) known before it is needed. Raises ExportError."""
+    nfsd.remember(("nfsd", "scope"), ("nfsdcld", "storagedir"), ("statd", "state-directory-path"))
 
 
 @cache  # because it takes a process, and is asked for twice a second

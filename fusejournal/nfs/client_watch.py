@@ -58,7 +58,7 @@ def _token_file(name: str) -> Path:
 def watch(mountpoint: Path, name: str, reign: str, token: str) -> None:
     """Keep the copy, until the volume is no longer this server's to change."""
     device = os.stat(mountpoint).st_dev
-    kept: tuple[int, ...] | None = None
+    kept: tuple[object, ...] | None = None
     while _is_wanted(name, token):
         try:
             if os.stat(mountpoint).st_dev != device:

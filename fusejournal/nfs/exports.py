@@ -430,7 +430,8 @@ def read_anew() -> None:
     were before. Raises ExportError."""
     _check_installed()
     _read_anew(dropping=None)
-    nfsd.flush()
+    if nfsd.threads():  # else it remembers nothing
+        nfsd.flush()
 
 
 def _argument(export: Export) -> str:

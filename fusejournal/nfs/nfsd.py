@@ -38,6 +38,7 @@ _POLL_SECONDS = 0.05
 _FILES_TOLD_MAX = 5
 _IN_SCOPE = 'echo "$1" >/proc/sys/kernel/hostname && shift && exec "$@"'
 _KINDS = {"deleg": "delegated", "layout": "laid out", "lock": "locked"}
+_HOLDING = (12, 18, 50)
 _STATE = re.compile(
     r'^- 0x\w+: \{.*?type: (\w+),.*?superblock: "([0-9a-f]+):([0-9a-f]+):(\d+)"', re.MULTILINE
 )
@@ -97,10 +98,11 @@ def run(name: str, *arguments: str) -> tuple[int, list[str]]:
 
 def threads() -> int:
     """Returns the number of nfsd's threads: 0 when it does not run."""
-    return int(_read("proc/fs/nfsd/threads").strip() or 0)
+    return int(read_kernel("proc/fs/nfsd/threads").strip() or 0)
 
 
-def _read(path: str | Path) -> str:
+def read_kernel(path: str | Path) -> str:
+    """Returns what the kernel tells at *path*, or an empty text."""
     try:
         return (root() / path).read_text(errors="surrogateescape")
     except OSError:
@@ -113,13 +115,13 @@ def _read(path: str | Path) -> str:
 def caches(mountpoint: Path) -> bool:
     """Returns True if nfsd's cache of exports has *mountpoint*, old or not."""
     path = "".join(f"\\{ord(char):03o}" if char in " \t\n\\" else char for char in str(mountpoint))
-    lines = _read("proc/net/rpc/nfsd.export/content").splitlines()
+    lines = read_kernel("proc/net/rpc/nfsd.export/content").splitlines()
     return any(line.removeprefix("# ").split("\t")[0] == path for line in lines)
 
 
 def flushes_in() -> float:
     """Returns the seconds after which a flush clears the caches."""
-    flushed = _read("proc/net/rpc/nfsd.export/flush").strip() or "0"
+    flushed = read_kernel("proc/net/rpc/nfsd.export/flush").strip() or "0"
     return max(0.0, int(flushed) + 1 - time.time())
 
 
@@ -139,7 +141,7 @@ def holders(mountpoint: Path) -> list[Holder]:
     found = [
         Holder(kind, inode, client) for client, kind, where, inode in _states() if where == device
     ]
-    for match in _LOCK.finditer(_read("proc/locks")):
+    for match in _LOCK.finditer(read_kernel("proc/locks")):
         pid, major, minor, inode = match.groups()
         if (int(major, 16), int(minor, 16)) == device and _is_lockd(pid):
             found.append(Holder("lock", int(inode), None))
@@ -152,7 +154,7 @@ def _number(device: str) -> tuple[int, int] | None:
 
 
 def _is_lockd(pid: str) -> bool:
-    return _read(f"proc/{pid}/comm").strip() == "lockd"
+    return read_kernel(f"proc/{pid}/comm").strip() == "lockd"
 
 
 def _states() -> Iterator[tuple[Path, str, tuple[int, int], int]]:
@@ -160,23 +162,54 @@ def _states() -> Iterator[tuple[Path, str, tuple[int, int], int]]:
     base = root() / "proc/fs/nfsd/clients"
     with suppress(OSError):
         for client in sorted(base.iterdir()):
-            for match in _STATE.finditer(_read(client / "states")):
+            for match in _STATE.finditer(read_kernel(client / "states")):
                 kind, major, minor, inode = match.groups()
                 yield client, kind, (int(major, 16), int(minor, 16)), int(inode)
+
+
+def idle_clients() -> frozenset[bytes]:
+    """Returns the names of those NFSv4 clients for which nfsd holds nothing: no open file, so no
+    lock and no delegation either."""
+    idle, busy = set[bytes](), set[bytes]()
+    with suppress(OSError):
+        for client in (root() / "proc/fs/nfsd/clients").iterdir():
+            states, name = (client / "states").read_bytes(), _info(client).get("name", "")
+            (busy if states.strip() else idle).add(_unescaped(name))
+    return frozenset(idle - busy)
+
+
+def _unescaped(name: str) -> bytes:
+    """Returns *name* as it is; the kernel writes bytes that are not printable as \\xHH."""
+    return re.sub(
+        rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), os.fsencode(name)
+    )
+
+
+def times_opened() -> int | None:
+    """Returns how often NFSv4 clients have asked for what they then hold (RFC 8881: LOCK, OPEN,
+    LAYOUTGET): nfsd counts it when it has answered. None where it does not tell."""
+    for line in read_kernel("proc/net/rpc/nfsd").splitlines():
+        name, *counts = line.split()
+        with suppress(ValueError, IndexError):
+            if name == "proc4ops":
+                return sum(
+                    int(counts[1 + number]) for number in _HOLDING if number < len(counts) - 1
+                )
+    return None
 
 
 def has_lost_files() -> bool:
     """Returns True if living NFSv4 clients have files open on a file system that is mounted no
     more: they answer EIO until nfsd is restarted."""
     known = {_number(mount.device) for mount in mounts()}
-    for line in _read("proc/1/mountinfo").splitlines():
+    for line in read_kernel("proc/1/mountinfo").splitlines():
         known.add(_number(line.split()[2]))  # nfsd may have another's view
     lost = {client for client, _, device, _ in _states() if device[0] == 0 and device not in known}
     return any(_info(client).get("status") != "courtesy" for client in lost)
 
 
 def _info(client: Path) -> dict[str, str]:
-    return dict(_FIELD.findall(_read(client / "info")))
+    return dict(_FIELD.findall(read_kernel(client / "info")))
 
 
 def describe(found: list[Holder], mountpoint: Path, handle_key: HandleKey) -> str:
@@ -265,8 +298,20 @@ def take_away(mountpoint: Path) -> None:
                 (client / "ctl").write_text("expire\n")
 
 
+_remembered: dict[tuple[Path, str, str], str] = {}
+
+
+def remember(*keys: tuple[str, str]) -> None:
+    """Have :func:`configured` know the values of *keys*, each a section and a key, by what they are
+    now: each takes a process to ask for."""
+    for section, key in keys:
+        _remembered[root(), section, key] = configured(section, key)
+
+
 def configured(section: str, key: str) -> str:
     """Returns the value of *key* in *section* of nfs.conf(5), or an empty text."""
+    if (known := _remembered.get((root(), section, key))) is not None:
+        return known
     if tool("nfsconf") is None:
         return ""
     code, lines = run("nfsconf", "--get", section, key)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from fusejournal.admin.floating_address import parse_floating
-from fusejournal.admin.nfs_move import RoleChange, follow, notify
+from fusejournal.admin.nfs_move import RoleChange, follow, let_go, notify
 from fusejournal.errors import ExportError
 from fusejournal.nfs import client_records, client_watch, nfsd
 from fusejournal.nfs.client_records import ClientRecords
+from fusejournal.nfs.connections import ClientConnection
 from tests.unit.nfs.test_client_records import (
     ANNA,
     BEN,
@@ -252,3 +253,60 @@ def test_no_user_keeps_the_service_where_it_is(server: Path, mounted: Path, spoi
     (told,) = follow(change("before", "mirror", mounted))
     assert re.fullmatch(f"nfsd rests; {words}", told)
     assert nfsd.threads() == 0
+
+
+def hold(server: Path, number: int, name: str, states: str) -> None:
+    """Have nfsd know an NFSv4 client, as it tells of it."""
+    client = server / f"proc/fs/nfsd/clients/{number}"
+    client.mkdir(parents=True)
+    info = f'clientid: 0x1\naddress: "192.0.2.{number}:700"\nstatus: confirmed\nname: "{name}"\n'
+    (client / "info").write_text(info)
+    (client / "states").write_text(states)
+
+
+@pytest.mark.parametrize("opens", [0, 1])
+def test_clients_that_hold_nothing_are_not_waited_for(
+    server: Path, mounted: Path, opens: int
+) -> None:
+    """By those that hold something the others would wait until the grace period is over, or until
+    each has said something; which may be as long as a lease. But one that has opened a file just
+    when that was looked at has something to take back."""
+    (server / "proc/fs/nfsd/threads").write_text("8\n")
+    odd = (b'odd \xff"name', None)
+    never_seen = (b"Linux NFSv4.2 of before", None)
+    insert(server, 1, ANNA, BEN, odd, never_seen)
+    hold(server, 3, "Linux NFSv4.2 anna", "- 0x00: { type: open }\n")
+    hold(server, 4, "Linux NFSv4.2 ben", "")
+    hold(server, 5, r"odd \xff\x22name", "")
+    statistics = server / "proc/net/rpc/nfsd"
+    statistics.parent.mkdir(parents=True)
+    counts = [0] * 72
+    statistics.write_text(f"rc 0 1 2\nproc4ops {len(counts)} {' '.join(map(str, counts))}\n")
+    counts[18] = opens
+    late = f"proc4ops {len(counts)} {' '.join(map(str, counts))}"
+    program = server / "usr/sbin/rpc.nfsd"
+    program.write_text(
+        f"{program.read_text()}\n(root / 'proc/net/rpc/nfsd').write_text('{late}')\n"
+    )
+    follow(change("before", "mirror", mounted))
+    found = client_records.load(mounted)
+    assert found is not None
+    kept = {ANNA, never_seen} | ({BEN, odd} if opens else set())
+    assert found.v4 == kept
+
+
+def test_connections_are_known_after_nfsd_has_closed_them(server: Path, mounted: Path) -> None:
+    """Their address goes first, and nfsd closes them by that."""
+    (server / "proc/fs/nfsd/threads").write_text("8\n")
+    gone = ClientConnection("192.0.2.9", 2049, "192.0.2.3", 700)
+    there = ClientConnection("192.0.2.1", 2049, "192.0.2.4", 701)
+    client_records.save(mounted, ClientRecords("2/beef", connections=(gone,)))
+    (server / "proc/net").mkdir(parents=True)
+    line = "0: 010200C0:0801 040200C0:02BD 01 00000000:00000000"
+    (server / "proc/net/tcp").write_text(f"sl local_address rem_address st\n {line}\n")
+    follow(change("before", "mirror", mounted))
+    found = client_records.load(mounted)
+    assert found is not None
+    assert found.connections == (there, gone)
+    # Only those to the address that moves are ended.
+    assert let_go(mounted, parse_floating("127.0.0.1/8")) == []

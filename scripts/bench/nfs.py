@@ -12,11 +12,11 @@ Three things are measured, each for NFSv3 and v4.2:
              machine did during the slowest.
   --account  which FUSE requests the kernel makes of the layer for each operation, and what they
              cost: "us" is the client's whole operation, "plain" that of the plain export,
-             "handlers" the layer's own methods, "wait" the part of it spent waiting for the
-             journal's flush, and "rest" what is neither, for each request: reading it, replying,
-             and waking each other up. Times are first quartiles. The clock, two system calls a
-             request, is taken off. nfsd closes files seconds later: a "release" counts where it
-             falls.
+             "handlers" the layer's own methods, "wait" the time spent waiting for the journal's
+             flush, by a thread or in place, and "rest" what is neither, for each request: reading
+             it, replying, and waking each other up. Times are first quartiles. The clock, two
+             system calls a request, is taken off. nfsd closes files seconds later: a "release"
+             counts where it falls.
 
 A cold step begins after all caches of the guest were dropped; "stat" goes through a mount that
 keeps no attributes, so that the server is asked, which has them. Before each step of rates and
@@ -158,12 +158,19 @@ def show_account(rows: list[dict[str, Any]]) -> None:
             head = f"{'us':>8}{'plain':>8}{'handlers':>9}{'wait':>7}{'rest':>6}{'RPCs':>6}"
             print(f"\n{title:24}{head}  requests x us of each")
         number = sum(one["count"] for one in row["requests"].values())
-        rest = (row["us"] - row["plain_us"] - row["handlers_us"]) / number if number else 0
+        ours_us = row["handlers_us"] + row["wait_us"]
+        rest = (row["us"] - row["plain_us"] - ours_us) / number if number else 0
         words = [
             f"{name} {_times(one['count'])} x {one['us']:.0f}"
             for name, one in row["requests"].items()
             if one["count"] >= _REQUESTS_MIN
         ]
+        flushes = row["flushes"]
+        if flushes["count"] >= _REQUESTS_MIN:
+            words.append(
+                f"flush {_times(flushes['count'])} x {flushes['us']:.0f}, "
+                f"{_times(flushes['in_place'])} of them in place"
+            )
         print(
             f"{row['step']:24}{row['us']:8.0f}{row['plain_us']:8.0f}{row['handlers_us']:9.0f}"
             f"{row['wait_us']:7.0f}{rest:6.0f}{row['rpcs']:6.1f}  {', '.join(words)}"

@@ -22,6 +22,9 @@ OUT = Path("/out")
 MODES = {"sync": ("nfs", "/dev/ubda", "/dev/ubdb"), "async": ("async", "/dev/ubdc", "/dev/ubdd")}
 """The volume's durability, the layer's disk and the plain one, by the export's mode."""
 
+WAITS, FLUSHES = "wait", "Durability._timed_sync"
+"""The names in the trace of a reply that waits for a flush, and of a flush."""
+
 _NFSD_THREADS = 8
 _REST_SECONDS = 120.0
 _REST_SECONDS_MIN = 0.1
@@ -192,6 +195,19 @@ def run_traced() -> None:
 
     for call in {kind.call for kind in request_kinds(0).values()}:
         wrap(Handlers, call)
+    wrap(Durability, "_timed_sync")
+    call_when_flushed = Durability.call_when_flushed
+
+    def calling(self: Durability, seq: Any, since: float, done: Any) -> None:
+        begun = clock()
+
+        def ended(error: OSError | None) -> None:
+            note(begun, WAITS, False)
+            done(error)
+
+        call_when_flushed(self, seq, since, ended)
+
+    Durability.call_when_flushed = calling  # type: ignore[method-assign]
     if seconds_min:
         for owner, names in (
             (calls, ("pwritev", "fdatasync", "fsync", "syncfs", "fallocate", "fsync_directory")),

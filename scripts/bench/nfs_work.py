@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.bench.nfs_exports import OUT, Dentry, Exports, exports
+from scripts.bench.nfs_exports import FLUSHES, OUT, WAITS, Dentry, Exports, exports
 from scripts.bench.nfs_mixed import list_and_stat, mixed
 from tests.support.guest.server import drop_caches
 
@@ -258,32 +258,38 @@ def _window(found: Exports, step: Step, place: Dentry, count: int) -> dict[str, 
 
 def _requests(window: dict[str, Any], records: list[Any], clock_us: float) -> dict[str, Any]:
     taken: dict[str, list[float]] = {}
-    waits: dict[str, list[float]] = {}
-    waited = None
-    for start, seconds, name, _ in records:
+    waits: list[float] = []
+    flushes: list[float] = []
+    in_place: list[float] = []
+    for start, seconds, name, in_loop in records:
         if not window["begin"] <= start <= window["end"]:
             continue
         us = max(0.0, seconds * 1e6 - clock_us)
-        if name == "wait":
-            waited = us
-            continue
-        taken.setdefault(name, []).append(us)
-        if waited is not None:  # what waited ends next, because there is one client
-            waits.setdefault(name, []).append(waited)
-            waited = None
+        if name == WAITS:
+            waits.append(us)
+        elif name == FLUSHES:
+            (in_place if in_loop else flushes).append(us)
+        else:
+            taken.setdefault(name, []).append(us)
     acts: int = window["acts"]
 
     def of_one(times: list[float]) -> float:
-        return _typical(times) * len(times) / acts
+        return _typical(times) * len(times) / acts if times else 0.0
 
-    clocks = sum(len(times) for times in (*taken.values(), *waits.values())) / acts
+    clocks = sum(map(len, (*taken.values(), waits, flushes, in_place))) / acts
     return {
         "requests": {
             name: {"count": len(times) / acts, "us": _typical(times)}
             for name, times in taken.items()
         },
-        "handlers_us": sum(map(of_one, taken.values())),
-        "wait_us": sum(map(of_one, waits.values())),
+        # Those in place are a part of the handlers' time.
+        "flushes": {
+            "count": (len(flushes) + len(in_place)) / acts,
+            "us": _typical(flushes + in_place) if flushes or in_place else 0.0,
+            "in_place": len(in_place) / acts,
+        },
+        "handlers_us": sum(map(of_one, taken.values())) - of_one(in_place),
+        "wait_us": of_one(waits) + of_one(in_place),
         # Without the clock itself, which is read twice each time.
         "us": window["us"] - clock_us * (1 + 2 * clocks),
     }

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -43,9 +44,11 @@ class HookProcess:
         if process is None:
             raise ProcessLookupError
         call = {"arguments": list(arguments), "environment": dict(environment)}
-        _pipe(process.stdin).write(json.dumps(call).encode() + b"\n")
-        _pipe(process.stdin).flush()
-        answer = _pipe(process.stdout).readline()
+        answer = b""
+        with suppress(BrokenPipeError, ValueError):  # it is gone, or its pipes are closed, too
+            _pipe(process.stdin).write(json.dumps(call).encode() + b"\n")
+            _pipe(process.stdin).flush()
+            answer = _pipe(process.stdout).readline()
         if not answer.endswith(b"\n"):
             raise ChildProcessError("its process has died")
         told = json.loads(answer)

@@ -79,7 +79,9 @@ def test_one_process_runs_them_all(server: Path, process: HookProcess) -> None:
     assert pid_of(process) == first
 
 
-def test_one_that_is_gone_gets_a_successor(server: Path, process: HookProcess) -> None:
+def test_one_that_is_gone_gets_a_successor(
+    server: Path, process: HookProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process.begin()
     first = pid_of(process)
     os.kill(first, signal.SIGKILL)
@@ -98,6 +100,13 @@ def test_one_that_is_gone_gets_a_successor(server: Path, process: HookProcess) -
         process.run(_NOTIFY, _TOLD)
     ended.join()
     (server / "goes-on").unlink()
+    process.begin()
+    assert process._process is not None
+    with process._process as gone:  # so may another thread end it just before it is asked
+        gone.kill()
+    monkeypatch.setattr(process, "begin", lambda: None)
+    with pytest.raises(ChildProcessError, match="its process has died"):
+        process.run(_NOTIFY, _TOLD)
 
 
 def await_told(server: Path, times: int) -> None:

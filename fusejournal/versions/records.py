@@ -229,5 +229,7 @@ def _check(record: InodeRecord) -> None:
     values = [value for _, value in record.xattrs]
     if not all(isinstance(one, bytes) for one in names + values):
         raise ValueError("no bytes")
+    if record.type == S_IFDIR and len(record.links) != (record.fid != ROOT_FID):
+        raise ValueError("a directory without its one name")
     if record.type == S_IFLNK and not isinstance(record.target, bytes):
         raise ValueError("no target")

@@ -8,6 +8,7 @@ from stat import S_IFDIR
 from typing import Protocol
 
 from fusejournal.types import ROOT_FID, Fid
+from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key
 from fusejournal.versions.version_tree import VersionTree
 
@@ -91,6 +92,10 @@ class PartOfTree:
             for _, fid in tree.children(todo.popleft()):
                 found.append(fid)
                 if tree.record(fid).type == S_IFDIR:
+                    if fid in self._directories:
+                        raise StoreDamagedError(
+                            tree.blocks.store.where, f"directory {fid} of a version has two names"
+                        )
                     self._directories.add(fid)
                     todo.append(fid)
         # A file with several names in it comes once.

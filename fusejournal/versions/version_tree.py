@@ -42,7 +42,13 @@ class VersionTree:
     def path(self, parent: Fid, name: bytes) -> bytes:
         """Returns the path of a name that is there."""
         parts = [name]
+        above = set()
         while parent != ROOT_FID:
+            if parent in above:
+                raise StoreDamagedError(
+                    self.blocks.store.where, f"fid {parent} of a version lies in itself"
+                )
+            above.add(parent)
             parent, name = self.record(parent).links[0]
             parts.append(name)
         return b"/".join(reversed(parts))

@@ -31,10 +31,10 @@ PROMISES = {
     4: "test_handles:test_handles_outlive",  # EXPORT_SUPPORT
     5: "test_promises:test_long_reads_and_writes",  # BIG_WRITES
     13: "test_promises:test_attributes_are_those_of_the_layer",  # DO_READDIRPLUS
-    20: "test_semantics:test_acl_and_mode_go_together",  # POSIX_ACL
+    20: "test_permissions:test_acl_and_mode_go_together",  # POSIX_ACL
     22: "test_promises:test_long_reads_and_writes",  # MAX_PAGES
     23: "test_semantics:test_symlink_is_read_from_memory",  # CACHE_SYMLINKS
-    28: "test_semantics:test_privileges_are_cleared",  # HANDLE_KILLPRIV_V2
+    28: "test_permissions:test_privileges_are_cleared",  # HANDLE_KILLPRIV_V2
     30: "test_promises:test_every_promise_is_known",  # INIT_EXT: how it is said
 }
 _NOT_PROMISED = {

@@ -1,22 +1,19 @@
 """Undo on a live volume that other processes change at the same time: what they do is kept, or
 named; nothing of theirs is overwritten in silence."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fusejournal.cli.main import main
-from fusejournal.errors import ConflictError, UndoOverlapError
+from fusejournal.errors import ConflictError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
 from fusejournal.journal.reader import JournalReader
 from fusejournal.replay import undo_files
 from fusejournal.replay.undo_plan import Undo, UndoPlan
 from fusejournal.types import Seq
-from tests.support.forked import Forked
 from tests.support.layer import Layer
 from tests.support.trees import make_small_tree
 from tests.support.volumes import show_nothing
@@ -25,13 +22,13 @@ from tests.support.xattrs import make_acl
 pytestmark = pytest.mark.mount
 
 
-def _planned(layer: Layer, first: int) -> tuple[Undo, UndoPlan]:
+def planned(layer: Layer, first: int) -> tuple[Undo, UndoPlan]:
     lookup = Lookup(JournalReader(layer.state / "journal"))
     undo = Undo(lookup, Criteria(from_seq=Seq(first)), layer.head_seq())
     return undo, undo.plan(show_nothing)
 
 
-def _elsewhere(deed: Callable[[], object]) -> None:
+def elsewhere(deed: Callable[[], object]) -> None:
     """Do *deed* in another process."""
     pid = os.fork()
     if pid == 0:
@@ -43,7 +40,7 @@ def _elsewhere(deed: Callable[[], object]) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def _at(
+def at_call(
     step: str,
     monkeypatch: pytest.MonkeyPatch,
     deed: Callable[[], object],
@@ -56,7 +53,7 @@ def _at(
         nonlocal done
         if reached == step and not done:
             done = True
-            _elsewhere(deed)
+            elsewhere(deed)
             if then is not None:
                 then()
 
@@ -72,14 +69,14 @@ def test_another_file_under_the_name_is_not_touched(
     first = live.head_seq() + 1
     file.write_text("bad")
     file.chmod(0o600)
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
     before = other.stat()
 
     def put_another_there() -> None:
         os.rename(file, live.mountpoint / "away")
         os.rename(other, file)
 
-    _at("rewrite", monkeypatch, put_another_there)
+    at_call("rewrite", monkeypatch, put_another_there)
     with pytest.raises(ConflictError, match="changed it"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     assert file.read_text() == "another's"
@@ -93,13 +90,13 @@ def test_what_is_appended_meanwhile_is_not_cut_off(
     file.write_text("short")
     first = live.head_seq() + 1
     file.write_text("bad, and longer")
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
 
     def append() -> None:
         with open(file, "a") as appended:
             appended.write(" and a user's")
 
-    _at("change", monkeypatch, append)
+    at_call("change", monkeypatch, append)
     with pytest.raises(ConflictError, match="changed it"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     assert file.read_text() == "bad, and longer and a user's"
@@ -112,13 +109,13 @@ def test_what_comes_between_the_last_look_and_the_change_is_told(
     file.write_text("short")
     first = live.head_seq() + 1
     file.write_text("bad, and longer")
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
 
     def append() -> None:
         with open(file, "a") as appended:
             appended.write(" and a user's")
 
-    _at("between", monkeypatch, append)
+    at_call("between", monkeypatch, append)
     with pytest.raises(ConflictError, match="at the very moment"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
 
@@ -134,7 +131,7 @@ def test_a_name_that_another_file_got_is_not_removed(
     lookup = Lookup(JournalReader(live.state / "journal"))
     undo = Undo(lookup, Criteria(from_seq=Seq(first), to_seq=Seq(last + 1)), live.head_seq())
     plan = undo.plan(show_nothing)
-    _at("move away", monkeypatch, lambda: os.replace(other, made))
+    at_call("move away", monkeypatch, lambda: os.replace(other, made))
     with pytest.raises(ConflictError, match="changed it"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     assert made.read_text() == "another's"
@@ -146,8 +143,8 @@ def test_a_directory_that_somebody_put_something_into_stays(
     first = live.head_seq() + 1
     tree = live.mountpoint / "made"
     make_small_tree(tree)
-    undo, plan = _planned(live, first)
-    _at("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs"))
+    undo, plan = planned(live, first)
+    at_call("move away", monkeypatch, lambda: (tree / "sub/theirs").write_text("theirs"))
     with pytest.raises(ConflictError, match="theirs"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     assert (tree / "f").read_text() == "precious"
@@ -159,8 +156,8 @@ def test_a_name_taken_since_the_plan_is_left(live: Layer, monkeypatch: pytest.Mo
     file.write_text("precious")
     first = live.head_seq() + 1
     file.unlink()
-    undo, plan = _planned(live, first)
-    _at("put in place", monkeypatch, lambda: file.write_text("theirs"))
+    undo, plan = planned(live, first)
+    at_call("put in place", monkeypatch, lambda: file.write_text("theirs"))
     with pytest.raises(ConflictError, match="took the name"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     assert file.read_text() == "theirs"
@@ -194,7 +191,7 @@ def test_what_another_gave_a_directory_is_left_to_it(
     os.setxattr(directory, "user.k", b"bad")
     directory.chmod(0o700)
     (directory / "f").write_text("to go")
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
     theirs: list[object] = []
 
     def look() -> tuple[object, ...]:
@@ -202,7 +199,7 @@ def test_what_another_gave_a_directory_is_left_to_it(
         xattrs = {key: os.getxattr(directory, key) for key in os.listxattr(directory)}
         return found.st_mode, found.st_uid, found.st_gid, xattrs
 
-    _at(step, monkeypatch, lambda: deed(directory), lambda: theirs.append(look()))
+    at_call(step, monkeypatch, lambda: deed(directory), lambda: theirs.append(look()))
     with pytest.raises(ConflictError, match="/d: another process changed it since"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     assert [look()] == theirs
@@ -216,8 +213,8 @@ def test_what_a_directory_got_at_the_last_moment_is_named(
     os.setxattr(directory, "user.k", b"good")
     first = live.head_seq() + 1
     os.setxattr(directory, "user.k", b"bad")
-    undo, plan = _planned(live, first)
-    _at("between", monkeypatch, lambda: os.removexattr(directory, "user.k"))
+    undo, plan = planned(live, first)
+    at_call("between", monkeypatch, lambda: os.removexattr(directory, "user.k"))
     with pytest.raises(ConflictError, match=r"/d: .*at the very moment"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
 
@@ -229,8 +226,8 @@ def test_a_directory_in_which_others_make_names_is_changed_all_the_same(
     directory.mkdir()
     first = live.head_seq() + 1
     directory.chmod(0o700)
-    undo, plan = _planned(live, first)
-    _at("change", monkeypatch, lambda: (directory / "theirs").write_text("theirs"))
+    undo, plan = planned(live, first)
+    at_call("change", monkeypatch, lambda: (directory / "theirs").write_text("theirs"))
     undo.carry_out(plan, live.mountpoint, show_nothing)
     assert directory.stat().st_mode & 0o7777 == 0o755
 
@@ -244,9 +241,9 @@ def test_a_directory_keeps_the_time_of_what_others_did_in_it(
     first = live.head_seq() + 1
     (directory / "f").write_text("to go")
     os.setxattr(directory, "user.k", b"to go")
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
     theirs: list[int] = []
-    _at(
+    at_call(
         step,
         monkeypatch,
         lambda: (directory / "theirs").write_text("theirs") and None,
@@ -266,13 +263,13 @@ def test_a_directory_that_came_back_keeps_the_time_of_what_others_did_in_it(
     first = live.head_seq() + 1
     (directory / "alive").rename(live.mountpoint / "alive")
     directory.rmdir()
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
     theirs: list[int] = []
 
     def put() -> None:
         (directory / "theirs").write_text("theirs")
 
-    _at("times", monkeypatch, put, lambda: theirs.append(directory.stat().st_mtime_ns))
+    at_call("times", monkeypatch, put, lambda: theirs.append(directory.stat().st_mtime_ns))
     undo.carry_out(plan, live.mountpoint, show_nothing)
     assert sorted(os.listdir(directory)) == ["alive", "theirs"]
     assert [directory.stat().st_mtime_ns] == theirs
@@ -287,7 +284,7 @@ def test_a_hard_link_goes_and_its_file_is_rewritten(live: Layer) -> None:
     first = live.head_seq() + 1
     os.link(file, live.mountpoint / "link")
     file.write_text("bad, and longer")
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
     undo.carry_out(plan, live.mountpoint, show_nothing)
     assert os.listdir(live.mountpoint) == ["f"]
     assert file.read_text() == "good"
@@ -304,7 +301,7 @@ def test_hard_links_in_a_directory_that_goes(live: Layer) -> None:
     (made / "x").write_text("to go")
     os.link(made / "x", made / "y")
     file.write_text("bad, and longer")
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
     undo.carry_out(plan, live.mountpoint, show_nothing)
     assert os.listdir(live.mountpoint) == ["f"]
     assert file.read_text() == "good"
@@ -317,7 +314,7 @@ def _made(layer: Layer) -> tuple[int, Undo, UndoPlan]:
     made = layer.mountpoint / "made"
     made.mkdir()
     (made / "f").write_text("precious")
-    undo, plan = _planned(layer, first)
+    undo, plan = planned(layer, first)
     return os.open(made, os.O_RDONLY | os.O_DIRECTORY), undo, plan
 
 
@@ -327,7 +324,7 @@ def test_what_takes_the_name_of_a_file_that_goes_is_named(
     other = live.mountpoint / "other"
     other.write_text("another's")
     opened, undo, plan = _made(live)
-    _at("unlink", monkeypatch, lambda: os.rename(other, "f", dst_dir_fd=opened))
+    at_call("unlink", monkeypatch, lambda: os.rename(other, "f", dst_dir_fd=opened))
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     os.close(opened)
@@ -342,7 +339,7 @@ def test_what_is_written_to_a_file_that_goes_is_named(
         file = os.open("f", os.O_WRONLY, dir_fd=opened)
         os.write(file, b"theirs")
 
-    _at("unlink", monkeypatch, write)
+    at_call("unlink", monkeypatch, write)
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     os.close(opened)
@@ -353,7 +350,7 @@ def test_a_further_name_for_a_file_that_goes_is_named(
 ) -> None:
     opened, undo, plan = _made(live)
     kept = live.mountpoint / "kept"
-    _at("unlink", monkeypatch, lambda: os.link("f", kept, src_dir_fd=opened))
+    at_call("unlink", monkeypatch, lambda: os.link("f", kept, src_dir_fd=opened))
     with pytest.raises(ConflictError, match=r"/made/f: .*at the very moment"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     assert kept.read_text() == "precious"
@@ -370,7 +367,7 @@ def test_what_is_put_into_a_directory_that_goes_stays(
         file = os.open("theirs", os.O_WRONLY | os.O_CREAT, dir_fd=opened)
         os.write(file, b"theirs")
 
-    _at(step, monkeypatch, put)
+    at_call(step, monkeypatch, put)
     with pytest.raises(ConflictError, match="/made: another process changed it") as told:
         undo.carry_out(plan, live.mountpoint, show_nothing)
     os.close(opened)
@@ -387,8 +384,8 @@ def test_a_directory_that_is_gone_takes_nothing_back(
     (directory / "f").write_text("precious")
     first = live.head_seq() + 1
     (directory / "f").unlink()
-    undo, plan = _planned(live, first)
-    _at("put in place", monkeypatch, directory.rmdir)
+    undo, plan = planned(live, first)
+    at_call("put in place", monkeypatch, directory.rmdir)
     with pytest.raises(ConflictError, match="/d"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     (staging,) = live.mountpoint.glob(".fusejournal-undo.*")
@@ -403,8 +400,8 @@ def test_a_directory_does_not_get_below_itself(
     (place / "d").mkdir()
     first = live.head_seq() + 1
     (place / "d").rename(moved)
-    undo, plan = _planned(live, first)
-    _at("move away", monkeypatch, lambda: os.rename(place, moved / "place"))
+    undo, plan = planned(live, first)
+    at_call("move away", monkeypatch, lambda: os.rename(place, moved / "place"))
     with pytest.raises(ConflictError, match="place/d"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     (found,) = live.mountpoint.glob(".fusejournal-undo.*/*")
@@ -417,15 +414,15 @@ def test_what_cannot_go_back_to_its_name_is_named(
     first = live.head_seq() + 1
     made = live.mountpoint / "made"
     made.write_text("bad")
-    undo, plan = _planned(live, first)
+    undo, plan = planned(live, first)
     done: list[str] = []
 
     def on_step(reached: str) -> None:
         if reached == "move away" and not done:
-            _elsewhere(lambda: os.replace(other, made))
+            elsewhere(lambda: os.replace(other, made))
         elif reached == "move back" and not done:
             done.append(reached)
-            _elsewhere(lambda: made.write_text("a third's"))
+            elsewhere(lambda: made.write_text("a third's"))
 
     other = live.mountpoint / "other"
     other.write_text("another's")
@@ -444,111 +441,8 @@ def test_a_file_that_lost_its_last_name_is_not_staged(
     file.write_text("x")
     first = live.head_seq() + 1
     file.rename(live.mountpoint / "g")
-    undo, plan = _planned(live, first)
-    _at("stage link", monkeypatch, (live.mountpoint / "g").unlink)
+    undo, plan = planned(live, first)
+    at_call("stage link", monkeypatch, (live.mountpoint / "g").unlink)
     with pytest.raises(ConflictError, match="/g: another process changed it"):
         undo.carry_out(plan, live.mountpoint, show_nothing)
     assert os.listdir(live.mountpoint) == []
-
-
-# -- the report ------------------------------------------------------------------------------------
-
-
-def test_all_that_came_between_is_named(live: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = [live.mountpoint / name for name in "abc"]
-    for file in files:
-        file.write_text("good")
-    first = live.head_seq() + 1
-    for file in files:
-        file.chmod(0o600)
-    undo, plan = _planned(live, first)
-    left = files[:2]
-
-    def on_step(reached: str) -> None:
-        if reached == "between" and left:
-            _elsewhere(lambda: os.setxattr(left[0], "user.k", b"theirs"))
-            left.pop(0)
-
-    monkeypatch.setattr(undo_files, "on_step", on_step)
-    with pytest.raises(UndoOverlapError, match=r"/a: .* and 1 more"):
-        undo.carry_out(plan, live.mountpoint, show_nothing)
-    assert [undo.path_of(one) for one in plan.overlaps] == [b"a", b"b"]
-    assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o644"] * 3
-
-
-def test_what_came_between_is_named_also_where_the_undo_stops(
-    live: Layer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = [live.mountpoint / name for name in "ab"]
-    for file in files:
-        file.write_text("good")
-    first = live.head_seq() + 1
-    for file in files:
-        file.write_text("bad, and longer")
-    undo, plan = _planned(live, first)
-
-    def append() -> None:
-        for file in files:
-            with file.open("a") as opened:
-                opened.write("x")
-
-    _at("between", monkeypatch, append)
-    with pytest.raises(ConflictError, match="/b: another process changed it since"):
-        undo.carry_out(plan, live.mountpoint, show_nothing)
-    assert [undo.path_of(one) for one in plan.overlaps] == [b"a"]
-
-
-def test_an_undo_that_stops_before_it_begins_leaves_nothing(
-    live: Layer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = live.mountpoint / "f"
-    file.write_text("good")
-    first = live.head_seq() + 1
-    file.write_text("bad, and longer")
-    undo, plan = _planned(live, first)
-    _at("rewrite", monkeypatch, lambda: file.write_text("theirs"))
-    with pytest.raises(ConflictError):
-        undo.carry_out(plan, live.mountpoint, show_nothing)
-    assert os.listdir(live.mountpoint) == ["f"]
-
-
-def change_beside_undo() -> None:
-    """The program, whose undo has another process give the file MEDDLED an attribute between its
-    first look and its first change."""
-    left = [os.environ["MEDDLED"]]
-
-    def on_step(reached: str) -> None:
-        if reached == "between" and left:
-            file = left.pop()
-            _elsewhere(lambda: os.setxattr(file, "user.k", b"theirs"))
-
-    undo_files.on_step = on_step
-    main()
-
-
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_the_command_names_what_came_between(
-    live: Layer, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    file = live.mountpoint / "f"
-    file.write_text("good")
-    first = live.head_seq() + 1
-    file.chmod(0o600)
-    command = Forked(
-        ["undo", "volume", str(first), "--apply", *options],
-        {**live.environment, "MEDDLED": str(file)},
-        out=tmp_path / "out",
-        err=tmp_path / "err",
-        program=f"{__name__}:change_beside_undo",
-    )
-    assert command.wait(60) == 22
-    assert file.stat().st_mode & 0o777 == 0o644
-    (theirs,) = (entry["seq"] for entry in live.entries() if entry["op"] == "setxattr")
-    out, err = (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
-    assert f"overlaps    /f: entry {theirs} by pid" in err
-    if options:
-        done = json.loads(out)
-        assert [(one["seq"], one["path"]) for one in done["overlaps"]] == [(theirs, "f")]
-        assert done["applied"]["from_seq"] == first + 1
-    else:
-        assert "done, as entries" in out

@@ -1,0 +1,18 @@
+"""A fixture of the tests of what a mounted layer answers."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.layer import Layer
+
+
+@pytest.fixture
+def root(layer: Layer) -> Path:
+    """The mounted tree; anybody may write in it."""
+    layer.start()
+    layer.base.chmod(0o755)
+    for parent in layer.base.parents[:2]:
+        parent.chmod(0o755)
+    layer.mountpoint.chmod(0o777)
+    return layer.mountpoint

@@ -2,9 +2,12 @@
 its configuration and book, has its mirrors told, and lets nothing be acknowledged while a promotion
 might go by another rule than this node.
 
-A rule by which nothing is waited for needs no record in the first reign. In any other there is one:
-a node that was away may have a record of a reign before, and go by that until it is told.
-A volume without TLS has none, as long as a peer has no certificate, by which to tell it apart.
+A mirror that never was told goes by no rule: it is not promoted without the word of its primary, or
+a person's. So what counts for an acknowledgement is what mirrors have that have the present record
+on their disks: each promotion meets one of them, and goes by that or a later one. (Too old a
+mirror, which can have none, is never promoted, and counts without.) A volume whose primary ships to
+none has no record; one without TLS neither, as long as a peer has no certificate, by which to tell
+it apart.
 
 Used from the event loop's thread."""
 
@@ -73,8 +76,7 @@ class Membership:
         blocks = config.on_timeout == "block"
         rule = Rule(config.mirrors, blocks, tuple(sorted(nodes)), tuple(sorted(witnesses)))
         current = self._record.current
-        is_first = self._reign is None or self._reign.epoch <= 1
-        if known and (rule.waits or current is not None or (shipped_to and not is_first)):
+        if known and (rule.waits or shipped_to or current is not None):
             self._desired = rule
         self._hold()
         self._wake()
@@ -85,6 +87,7 @@ class Membership:
         node_id = self._ids.get(peer)
         if node_id is None:
             return
+        before = self._stored.get(node_id), node_id in self._old
         if version is None:
             self._stored.pop(node_id, None)
             self._old.add(node_id)
@@ -92,6 +95,8 @@ class Membership:
             self._check_version(peer, version)
             self._stored[node_id] = version
             self._old.discard(node_id)
+        if before != (self._stored.get(node_id), node_id in self._old):
+            self._hold()
         # (What it holds itself, a peer is told when a session begins.)
         if acked_seq and len(self._ids) > 1:
             self._record.note_held({node_id: acked_seq})
@@ -168,7 +173,7 @@ class Membership:
             changed = current._replace(version=version + 1, before=None)
             return changed.holding(dict(current.held))
         if current.before is None and current.rule != desired:
-            before = current.rule if current.rule.waits else None
+            before = current.rule if current.rule.waits or desired.waits else None
             changed = current._replace(version=version + 1, rule=desired, before=before)
             return changed.holding(dict(current.held))
         return None
@@ -181,21 +186,34 @@ class Membership:
         by the new one hold all that was acknowledged by that."""
         stored = [one for one, version in self._stored.items() if version >= current.version]
         assert current.before is not None
-        if not current.before.is_kept_from(self._local.node_id, stored):
+        # (What is acknowledged without mirrors goes with a primary that is turned off, anyway.)
+        waits, me = current.rule.waits, self._local.node_id
+        if not current.before.is_kept_from(me, stored, fenced=waits):
             return False
-        return not current.rule.waits or self._quorum.seq >= self._since_seq
+        return not waits or self._quorum.seq >= self._since_seq
 
     def _hold(self) -> None:
         """Have nothing acknowledged while it is not known by which rule a promotion goes, nor by
         peers that do not count."""
         current, desired = self._record.current, self._desired
         if current is None:
-            self._quorum.hold(False)
+            self._quorum.hold(desired is not None and desired.waits)
             return
-        is_other = current.rule.waits and desired is not None and current.rule != desired
-        counted = {name for name, node_id in self._ids.items() if node_id in current.rule.nodes}
+        waits = current.rule.waits or (desired is not None and desired.waits)
+        is_other = waits and desired is not None and current.rule != desired
+        counted = {
+            name
+            for name, node_id in self._ids.items()
+            if node_id in current.rule.nodes
+            and (not current.rule.waits or self._knows(node_id, current))
+        }
         self._quorum.count_only(counted if desired is not None else None)
         self._quorum.hold(current.before is not None or is_other)
+
+    def _knows(self, node_id: int, current: Members) -> bool:
+        """Returns True if no promotion of *node_id*, or with its word, goes by less than
+        *current*."""
+        return node_id in self._old or self._stored.get(node_id, 0) >= current.version
 
     def _wake(self) -> None:
         self._wakeup.set()
@@ -205,10 +223,12 @@ class Membership:
     def trouble(self) -> str | None:
         """Returns that the members cannot be changed for now, and what to do, in words."""
         current = self._record.current
-        if not self._quorum.is_held or current is None:
-            return None
-        if self._failure:
+        if self._quorum.is_held and self._failure:
             return f"what waits for a flush is blocked: {self._failure}"
+        if current is None:
+            return None
+        if not self._quorum.is_held:
+            return self._unknowing(current)
         before = current.before or current.rule
         stored = {one for one, version in self._stored.items() if version >= current.version}
         lacking = set(before.nodes) - stored - {self._local.node_id}
@@ -220,6 +240,17 @@ class Membership:
             f"{', '.join(self._names(lacking))}; {upgrade}"
             "have them run, or, where they are gone for good, 'fusejournal demote --force' and "
             "'fusejournal promote --force' here begin with the nodes that there are"
+        )
+
+    def _unknowing(self, current: Members) -> str | None:
+        """Returns which mirrors do not count because they have not the record, in words."""
+        nodes = {one for one in self._stored if one in current.rule.nodes}
+        lacking = {one for one in nodes if not self._knows(one, current)}
+        if not (lacking and current.rule.waits and len(nodes - lacking) < current.rule.mirrors):
+            return None
+        return (
+            f"what waits for a flush is blocked: {', '.join(self._names(lacking))} cannot write "
+            "down which nodes count, and so does not count: see its own status and log"
         )
 
     def _names(self, nodes: set[int]) -> list[str]:

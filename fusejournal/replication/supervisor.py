@@ -150,10 +150,12 @@ class Replication:
         volume, quorum, fence = self._volume, self.quorum, self.local.fence
         if fence.refusal(volume.journal.epoch) is not None:
             quorum.fence()
+        members = self.local.members.current
+        # (Where it waited for mirrors before, these have to know first that it does not.)
+        waited = members is not None and any(rule.waits for rule in members.rules)
         durability = make_durability(
             FlushHooks(
-                # (Where it waited for mirrors before, these have to know first that it does not.)
-                quorum if self.local.config.mirrors or self.local.members.current else None,
+                quorum if self.local.config.mirrors or waited else None,
                 self._keep_uncompressed_from,
             )
         )

@@ -140,7 +140,7 @@ class Promotion:
         return plan_promotion(self._candidate(), answers, self._name)
 
     def _candidate(self) -> Candidate:
-        replication, config = self._replication, self._replication.local.config
+        replication = self._replication
         known = [peer for peer in replication.local.book.list() if peer.heard_at is not None]
         primary = max(known, key=lambda peer: peer.heard_at or 0.0, default=None)
         silent_seconds = self._receiver.heard_seconds_ago
@@ -154,7 +154,5 @@ class Promotion:
             self._receiver.last_peer or (primary.name if primary is not None else None),
             max(self._receiver.told_seq, primary.told_seq if primary is not None else Seq(0)),
             silent_seconds,
-            config.mirrors,
-            config.on_timeout == "block",
             self._fence is not None,
         )

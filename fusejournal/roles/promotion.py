@@ -9,10 +9,14 @@ nodes begin one epoch. A primary that goes on alone (no ``mirrors``, or ``on_tim
 is stopped by no word but its own: then a person has to say that it is off.
 
 For how many mirrors it waits, and which nodes count, the newest record of members says that any
-node which answers has (wire/members.py); without one, this node's own configuration and book. A
-record of a reign before the last of which one of them has entries says neither: then all have to
-give their vote. A node that has less than it is known to have acknowledged does not count, this one
-neither.
+node which answers has (wire/members.py). No node's own configuration or book does: what these say
+of the primary may be old. Without a record all have to give their vote, the former primary, too;
+and with one of a reign before the last of which one of them has entries. A node that has less than
+it is known to have acknowledged does not count, this one neither.
+
+A program that turns the old primary off (``fence``) tells that this one goes on no more. Which node
+has what is newest it does not tell: so as many mirrors are needed as meet each acknowledgement, and
+where it is not known how many those are, all others.
 
 So a promotion that is not forced needs that no node that answers is a primary, holds more, or has
 seen a higher reign that has begun, and that votes enough can be had.
@@ -32,7 +36,7 @@ from fusejournal.replication.canvass import PeerAnswer, has_lost_entries
 from fusejournal.roles.plan import PeerVote, PromotionPlan
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.frames import Welcome
-from fusejournal.wire.members import Members, VoteCount, members_of, newest, votes_needed
+from fusejournal.wire.members import Members, VoteCount, members_of, newest
 from fusejournal.wire.session import MIRROR, PRIMARY, WITNESS, HandshakeState, reign_of
 
 EPOCHS_ALONE: Final = 1024
@@ -54,10 +58,6 @@ class Candidate:
     """The end of the primary's journal, as that told last."""
     silent_seconds: float | None
     """The time since it was heard; None where it never was."""
-    mirrors: int
-    """The number of mirrors that the primary waits for,"""
-    blocks: bool
-    """and whether it waits for as long as it takes."""
     has_fence: bool = False
     """True if there is a program that makes sure that the primary is off."""
 
@@ -109,14 +109,19 @@ def plan_promotion(
         if answer.welcome is not None
         for line in _objections(me, answer.peer, answer.welcome)
     ]
-    if record is not None and is_outdated:
-        tally = _tally_all(me.node_id, answers, peers, record, own)
+    given = {me.node_id} if own else set[int]()
+    for answer, peer in zip(answers, peers, strict=True):
+        if peer.counts and answer.welcome is not None:
+            given.add(answer.welcome.node_id)
+    if members is None:
+        tally, fenced = _tally_all(candidate, answers, peers, record, given)
     else:
-        tally = _tally(candidate, answers, peers, members, own)
-    votes, needed, nodes = tally
+        tally = max((rule.tally(given) for rule in members.rules), key=_lacking)
+        fenced = max((rule.tally_fenced(given) for rule in members.rules), key=_lacking)
+    votes, needed, _ = tally
     uncovered = ""
     if tally.lacking > 0 and not objections:
-        uncovered = _not_covered(candidate, tally, record, volume, is_outdated=is_outdated)
+        uncovered = _not_covered(candidate, tally, fenced, record, volume, is_outdated=is_outdated)
     return PromotionPlan(
         node=me.node,
         reign=str(next_reign(me, answers, is_covered=votes >= needed)),
@@ -132,52 +137,37 @@ def plan_promotion(
         words_needed=needed,
         objections=tuple(objections),
         uncovered=uncovered,
-        # Of the nodes but the one that is turned off, more than half: no other gets as many.
-        has_fence=candidate.has_fence and votes > (nodes - 1) // 2,
+        has_fence=candidate.has_fence and fenced.lacking <= 0,
     )
 
 
-def _tally(
-    candidate: Candidate,
-    answers: Sequence[PeerAnswer],
-    peers: Sequence[PeerVote],
-    members: Members | None,
-    own: int,
-) -> VoteCount:
-    """Returns how many votes there are and are needed, by the rule of *members* by which most is
-    lacking. *own* is 1 if this node's vote counts."""
-    if members is None:
-        # (A node was its primary, also where its book knows of no peer.)
-        nodes, votes = max(2, 1 + len(peers)), own + sum(peer.counts for peer in peers)
-        needed = votes_needed(nodes, candidate.mirrors, blocks=candidate.blocks)
-        return VoteCount(votes, needed, nodes)
-    given = {candidate.me.node_id} if own else set()
-    for answer, peer in zip(answers, peers, strict=True):
-        if peer.counts and answer.welcome is not None:
-            given.add(answer.welcome.node_id)
-    return max((rule.tally(given) for rule in members.rules), key=lambda one: one.lacking)
+def _lacking(count: VoteCount) -> int:
+    return count.lacking
 
 
 def _tally_all(
-    my_id: int,
+    candidate: Candidate,
     answers: Sequence[PeerAnswer],
     peers: Sequence[PeerVote],
-    outdated: Members,
-    own: int,
-) -> VoteCount:
-    """Returns how many votes there are of all nodes that the *outdated* record or a book knows of:
-    each is needed. *own* is 1 if the vote of this node, *my_id*, counts."""
-    known, given = {my_id}, {my_id} if own else set[int]()
-    for answer, peer in zip(answers, peers, strict=True):
-        if answer.welcome is not None:
-            known.add(answer.welcome.node_id)
-            if peer.counts:
-                given.add(answer.welcome.node_id)
-    for rule in outdated.rules:
+    outdated: Members | None,
+    given: set[int],
+) -> tuple[VoteCount, VoteCount]:
+    """Returns how many votes there are of all nodes that the *outdated* record or a book knows of,
+    by those who have *given* theirs: each is needed; and where a program has turned the primary
+    off, each but that. Without any record the former primary has to be among them, and no program
+    stands for it, because a book need not know of all."""
+    known = {candidate.me.node_id}
+    known |= {one.welcome.node_id for one in answers if one.welcome is not None}
+    for rule in outdated.rules if outdated is not None else ():
         known |= rule.everyone
-    # (A peer that is silent may be one of the record's, or none: it has no vote in either case.)
-    nodes = max(2, len(known), 1 + len(peers))
-    return VoteCount(len(given), nodes, nodes)
+    # (A peer that is silent may be one of the record's, or none: it has no vote in either case. And
+    # a node was its primary, also where its book knows of no peer.)
+    nodes, votes = max(2, len(known), 1 + len(peers)), len(given)
+    has_primary = any(one.counts and one.peer == candidate.primary for one in peers)
+    is_known = outdated is not None
+    needed = nodes if is_known or has_primary else max(nodes, votes + 1)
+    others = nodes - 1 if is_known else max(nodes, votes + 1)
+    return VoteCount(votes, needed, nodes), VoteCount(votes, others, nodes - 1)
 
 
 def _vote_of(answer: PeerAnswer, members: Members | None) -> PeerVote:
@@ -236,25 +226,30 @@ def _objections(me: HandshakeState, peer: str, theirs: Welcome) -> list[str]:
 def _not_covered(
     candidate: Candidate,
     tally: VoteCount,
-    members: Members | None,
+    fenced: VoteCount,
+    record: Members | None,
     volume: str,
     *,
     is_outdated: bool,
 ) -> str:
     primary = f"primary {candidate.primary}" if candidate.primary else "a primary"
-    mirrors, blocks = candidate.mirrors, candidate.blocks
-    if members is not None:
-        mirrors, blocks = members.rule.mirrors, members.rule.blocks
+    if record is None:
+        why = "no node that answers was told by a primary who counts"
+    elif is_outdated:
+        why = f"who counts is known as of reign {record.reign}, and another has begun since"
+    elif record.rule.waits:
+        why = f"it waits for {record.rule.mirrors} mirrors"
+    else:
+        why = "it goes on without mirrors where none answers"
     votes, needed, nodes = tally
-    why = (
-        f"it waits for {mirrors} mirrors"
-        if blocks and mirrors
-        else "it goes on without mirrors where none answers"
-    )
-    if is_outdated and members is not None:
-        why = f"who counts is known as of reign {members.reign}, and another has begun since"
-    return (
+    lines = (
         f"nothing says that {primary} has stopped: {votes} of {nodes} nodes take nothing from it "
-        f"any more, and {needed} are needed, because {why}; make sure that it is off, then "
-        f"'fusejournal promote {volume} --force'"
+        f"any more, and {needed} are needed, because {why}; "
     )
+    if candidate.has_fence and fenced.lacking > 0:
+        return (
+            f"{lines}once it is turned off, as 'fence' would, those of {fenced.needed} are needed, "
+            "because the others may have what is newest: have them run, or, where they are gone "
+            f"for good, 'fusejournal promote {volume} --force'"
+        )
+    return f"{lines}make sure that it is off, then 'fusejournal promote {volume} --force'"

@@ -95,11 +95,22 @@ class Rule(NamedTuple):
         lacking = len(self.nodes) - self.mirrors + has_lost - holding
         return VoteCount(votes, max(total // 2 + 1, votes + lacking), total)
 
-    def is_kept_from(self, who: int, nodes: Collection[int]) -> bool:
+    def tally_fenced(self, given: Collection[int]) -> VoteCount:
+        """Returns how many votes a reign needs where a program has turned the primary off, of all
+        nodes but that. It stands for the primary's vote alone, and never for a node that may have
+        what is newest: those who *given* theirs still meet each acknowledgement. Where nothing is
+        waited for, no number does, and all have to give theirs."""
+        others, votes = len(self.everyone) - 1, len(self.everyone & set(given))
+        if not self.waits:
+            return VoteCount(votes, max(1, others), others)
+        lacking = len(self.nodes) - self.mirrors - len(set(self.nodes) & set(given))
+        return VoteCount(votes, max(others // 2 + 1, votes + lacking), others)
+
+    def is_kept_from(self, who: int, nodes: Collection[int], *, fenced: bool) -> bool:
         """Returns True if no promotion by this rule, of another node than *who*, finds votes enough
-        without one of *nodes*."""
+        without one of *nodes*; *fenced*: also where a program has turned *who* off."""
         others = self.everyone - {who} - set(nodes)
-        return not self.waits or self.tally(others).lacking > 0
+        return (self.tally_fenced(others) if fenced else self.tally(others)).lacking > 0
 
 
 class Members(NamedTuple):

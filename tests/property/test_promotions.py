@@ -15,7 +15,7 @@ from fusejournal.errors import WireError
 from fusejournal.replication.canvass import PeerAnswer
 from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
 from fusejournal.types import Epoch, Position, Reign, Seq
-from fusejournal.wire.members import votes_needed
+from fusejournal.wire.members import Members, Rule, votes_needed
 from fusejournal.wire.session import (
     FETCH,
     VOTE,
@@ -41,6 +41,7 @@ class Node:
     is_primary: bool
     journal: tuple[tuple[int, int], ...] = ()
     fence: Reign = _EPOCH_1
+    members: Members | None = None
     acked: dict[int, int] = field(default_factory=dict)
     is_off: bool = False
     is_lost: bool = False
@@ -62,6 +63,7 @@ class Node:
             self.fence.node_id,
             node_id=self.number + 1,
             role="primary" if self.is_primary else "mirror",
+            members=self.members.to_wire() if self.members is not None else (),
         )
 
     @property
@@ -78,6 +80,8 @@ class Life:
         nodes = self.random.randint(2, _NODES_MAX)
         self.mirrors = self.random.randint(1, nodes - 1)
         self.nodes = [Node(number, number == 0) for number in range(nodes)]
+        rule = Rule(self.mirrors, True, tuple(range(1, nodes + 1)))
+        self.nodes[0].members = Members(_EPOCH_1, 1, rule)
         self.numbers = self.promotions = 0
         self.begun: dict[int, int] = {1: 0}
         self.acknowledged: list[tuple[int, int]] = []
@@ -107,6 +111,7 @@ class Life:
         if source.journal[: len(sink.journal)] != sink.journal:
             return  # diverged
         sink.journal, sink.fence = source.journal, source.me.reign
+        sink.members = source.members
         source.acked[sink.number] = len(sink.journal)
         held = sorted(source.acked.values(), reverse=True)
         if len(held) >= self.mirrors:
@@ -144,6 +149,8 @@ class Life:
         node.journal += (self.entry(reign.epoch),)
         node.fence, node.is_primary = reign, True
         node.acked, node.is_lost = {}, False
+        known = [one.members for one in self.nodes if one.members is not None]
+        node.members = max(known, key=lambda one: one.order)._replace(reign=reign)
         missing = [one for one in self.acknowledged if one not in node.journal]
         assert not missing, f"{missing} were acknowledged, and are lost"
 
@@ -154,7 +161,7 @@ class Life:
 
         def refusal(answers: list[PeerAnswer]) -> str:
             seq = Seq(len(node.journal))
-            known = Candidate(node.me, seq, seq, None, Seq(0), None, self.mirrors, True)
+            known = Candidate(node.me, seq, seq, None, Seq(0), None)
             return plan_promotion(known, answers, "vol").refusal
 
         answers = self.answers(node, cut, None)

@@ -12,16 +12,16 @@ import trio.testing
 from fusejournal.address import node_name, parse_remote
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.membership import Membership
 from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Epoch, Reign, Seq
-from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.members import Members, Rule
 from fusejournal.wire.session import RefusedError
+from tests.support.losses import failing_at
 from tests.support.volumes import open_volume
 
 pytestmark = pytest.mark.mount
@@ -79,15 +79,84 @@ def primary_of(
         yield Primary(base, local)
 
 
-async def test_a_promoted_primary_that_waits_for_none_tells_that_too(tmp_path: Path) -> None:
-    """Its mirrors may have the record of a reign before, by which the votes of few are enough."""
+async def test_a_primary_that_waits_for_none_tells_that_too(tmp_path: Path) -> None:
+    """Its mirrors may have the record of a reign before, by which the votes of few are enough; and
+    one without any would go by its own book."""
+    with primary_of(tmp_path, config=ReplicationConfig()) as north:
+        await north.begin()
+        assert north.local.members.current is None, "no node is shipped to"
     with primary_of(tmp_path, "east", config=ReplicationConfig()) as north:
-        await north.begin(1)
-        assert north.local.members.current is None, "no node has an older one"
-        await north.begin(1024)
-        assert (north.record.reign.epoch, north.record.rule.waits) == (1024, False)
-        assert len(north.record.rule.nodes) == 2
-        assert MemberRecord(north.local.state_dir).current == north.record
+        for epoch in (1, 1024):
+            await north.begin(epoch)
+            assert (north.record.reign.epoch, north.record.rule.waits) == (epoch, False)
+            assert len(north.record.rule.nodes) == 2
+            assert MemberRecord(north.local.state_dir).current == north.record
+            assert not north.quorum.is_held
+
+
+async def test_a_mirror_counts_once_it_has_the_first_record(tmp_path: Path) -> None:
+    """Without one it goes by no rule, and with one of before by another: a promotion would not meet
+    what it has acknowledged."""
+    with primary_of(tmp_path, "east", "west") as north:
+        await north.begin()
+        north.acked("east", 10, 0)
+        assert north.quorum.seq == 0
+        assert "east cannot write down which nodes count" in (north.membership.trouble() or "")
+        north.acked("east", 10, north.record.version)
+        assert north.quorum.seq == 10
+        assert north.membership.trouble() is None
+
+
+async def test_a_mirror_that_can_have_no_record_counts_without(tmp_path: Path) -> None:
+    """It is of an older version, and is promoted by none."""
+    with primary_of(tmp_path, "east", "west") as north:
+        await north.begin()
+        north.acked("east", 10, None)
+        assert north.quorum.seq == 10
+        north.acked("east", 10, 0)  # upgraded
+        assert north.quorum.seq == 0
+
+
+async def test_a_first_record_that_cannot_be_written_has_nothing_acknowledged(
+    tmp_path: Path,
+) -> None:
+    with primary_of(tmp_path, "east", "west") as north:
+        with failing_at("members", 1, OSError(28, "No space left on device")):
+            await north.begin()
+        north.acked("east", 10, 0)
+        assert north.quorum.is_held
+        assert "No space left" in (north.membership.trouble() or "")
+        await north.begin()
+        assert not north.quorum.is_held
+
+
+async def test_a_primary_whose_only_mirror_is_gone_goes_on_without(tmp_path: Path) -> None:
+    """By the rule before it could be promoted only where a program turns this one off, with which
+    goes what waited for no mirror."""
+    with primary_of(tmp_path, "east", config=ReplicationConfig()) as north:
+        reign = Reign(Epoch(1), north.local.node_id)
+        await north.local.members.change(Members(reign, 1, north.rule("east")))
+        await north.begin()
+        assert not north.quorum.is_held
+        assert not north.record.rule.waits
+
+
+async def test_a_primary_begins_to_wait_once_its_mirror_knows(tmp_path: Path) -> None:
+    """A program that turns it off would let a mirror be promoted by the rule before, which waits
+    for none: without the one that has acknowledged."""
+    with primary_of(tmp_path, "east", "west") as north:
+        reign = Reign(Epoch(1), north.local.node_id)
+        before = north.rule("east", mirrors=0)
+        await north.local.members.change(Members(reign, 1, before))
+        await north.begin()
+        assert north.record.before == before
+        north.acked("west", 10, north.record.version)
+        await north.begin()
+        assert north.quorum.is_held
+        north.acked("east", 10, north.record.version)
+        await north.begin()
+        assert not north.quorum.is_held
+        assert north.record.rules == (north.rule("east", "west"),)
 
 
 @pytest.mark.parametrize("version", [1 << 62, 1 << 63, (1 << 64) - 1, 5000])

@@ -19,6 +19,7 @@ from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.types import EPOCH_MAX, ROOT_FID, Epoch, Reign, Seq, reign_of_text
 from fusejournal.wire.batches import RAW, batch_of, frame_range_of
+from fusejournal.wire.members import Members, Rule
 from fusejournal.wire.session import RefusedError
 from tests.support.losses import begin_another_boot
 from tests.support.pairs import (
@@ -136,6 +137,13 @@ async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path:
             asked.append(plan.primary)
             raise HookFailedError("off", "it is on")
 
+        with pytest.raises(PromotionRefusedError, match="was told by a primary who counts"):
+            await Promotion(
+                *("vol", mirror.volume, mirror.replication, mirror.receiver), fence
+            ).prepare(force=False)
+        rule = Rule(0, False, tuple(sorted(map(node_id, (primary, mirror)))))
+        told = Members(primary.replication.me().reign, 1, rule)
+        mirror.replication.local.members.note(told)
         fencing = Promotion("vol", mirror.volume, mirror.replication, mirror.receiver, fence)
         with pytest.raises(HookFailedError, match="it is on"):
             await fencing.prepare(force=False)

@@ -114,7 +114,8 @@ async def test_a_mirror_and_a_witness_are_two_of_three(tmp_path: Path) -> None:
 
         await until("all know who counts", all_know)
         head_seq = north.volume.journal.head_seq
-        assert north.replication.quorum.present_seq == head_seq, "of the mirror alone"
+        quorum = north.replication.quorum
+        await until("it counts", lambda: quorum.present_seq == head_seq)  # of the mirror alone
         peers = {peer.name: peer for peer in north.replication.status().peers}
         assert (peers["third"].state, peers["third"].lag_entries) == (WITNESS, 0)
         assert witness.primary == "north"

@@ -40,11 +40,19 @@ def node(
     )
 
 
+def record_of(
+    *nodes: int, mirrors: int = 1, blocks: bool = True, witnesses: tuple[int, ...] = ()
+) -> Members:
+    return Members(Reign(Epoch(2), WEST), 1, Rule(mirrors, blocks, tuple(sorted(nodes)), witnesses))
+
+
 def candidate(
-    *, mirrors: int = 1, blocks: bool = True, me: HandshakeState | None = None
+    *nodes: int, mirrors: int = 1, blocks: bool = True, me: HandshakeState | None = None
 ) -> Candidate:
-    known = me or node("me", ME)
-    return Candidate(known, Seq(100), Seq(90), "west", Seq(104), 7.0, mirrors, blocks)
+    """A mirror whose primary, west, has told it that *nodes* count; by default the three."""
+    told = record_of(*(nodes or (ME, EAST, WEST)), mirrors=mirrors, blocks=blocks)
+    known = me or node("me", ME)._replace(members=told.to_wire())
+    return Candidate(known, Seq(100), Seq(90), "west", Seq(104), 7.0)
 
 
 def answer(name: str, theirs: HandshakeState, *, held: int | None = None) -> PeerAnswer:
@@ -122,7 +130,7 @@ def test_a_primary_that_may_go_on_is_stopped_by_nobodys_word(mirrors: int, block
 
 def test_a_program_that_turns_the_primary_off_stands_for_no_majority() -> None:
     """More than half of the nodes but that one are needed: else two are promoted at once."""
-    known = replace(candidate(mirrors=1), has_fence=True)
+    known = replace(candidate(10, 11, 12, ME, WEST, mirrors=3), has_fence=True)
     there = [answer(name, node(name, number)) for number, name in enumerate("ab", 10)]
     away = [PeerAnswer(name, error="no answer") for name in ("c", "west")]
     assert plan_promotion(known, [*there, *away], "vol").refusal == ""
@@ -131,12 +139,72 @@ def test_a_program_that_turns_the_primary_off_stands_for_no_majority() -> None:
     assert "2 of 5 nodes" in few.refusal
 
 
+@pytest.mark.parametrize(("mirrors", "is_enough"), [(1, False), (2, True), (3, True)])
+def test_a_program_that_turns_the_primary_off_tells_not_who_has_the_newest(
+    mirrors: int, is_enough: bool
+) -> None:
+    """The one mirror that does not answer may alone have what waited for one of four."""
+    known = replace(candidate(10, 11, 12, ME, WEST, mirrors=mirrors), has_fence=True)
+    there = [answer(name, node(name, number)) for number, name in enumerate("ab", 10)]
+    away = [PeerAnswer(name, error="no answer") for name in ("c", "west")]
+    plan = plan_promotion(known, [*there, *away], "vol")
+    assert plan.has_fence is is_enough
+    assert ("those of 4 are needed" in plan.refusal) is not is_enough
+
+
+def test_a_witness_stands_for_no_mirror_where_the_primary_was_turned_off() -> None:
+    """The other mirror may have what this one lacks, and a witness has no data."""
+    third = 0x333
+    told = record_of(ME, EAST, WEST, witnesses=(third,))
+    known = replace(candidate(me=node("me", ME)._replace(members=told.to_wire())), has_fence=True)
+    there = answer("third", node("third", third, 0, role="witness"))
+    plan = plan_promotion(known, [PeerAnswer("east", error="no answer"), SILENT, there], "vol")
+    assert (plan.words, plan.has_fence) == (2, False)
+    assert "the others may have what is newest" in plan.refusal
+    plan = plan_promotion(known, [answer("east", node("east", EAST)), SILENT, there], "vol")
+    assert plan.refusal == ""
+    # Of a pair no other mirror can have anything.
+    told = record_of(ME, WEST, witnesses=(third,))
+    known = replace(known, me=node("me", ME)._replace(members=told.to_wire()))
+    assert plan_promotion(known, [SILENT, there], "vol").refusal == ""
+
+
+def test_a_record_of_before_the_last_reign_needs_all_but_who_was_turned_off() -> None:
+    old = record_of(ME, EAST, WEST)._replace(reign=Reign(Epoch(1), WEST))
+    known = candidate(me=node("me", ME)._replace(members=old.to_wire()))
+    known = replace(known, has_fence=True)
+    alone = plan_promotion(known, [PeerAnswer("east", error="no answer"), SILENT], "vol")
+    assert not alone.has_fence
+    both = plan_promotion(known, [answer("east", node("east", EAST)), SILENT], "vol")
+    assert both.refusal == ""
+
+
+@pytest.mark.parametrize("has_fence", [False, True])
+def test_a_mirror_that_was_never_told_who_counts_needs_a_persons_word(has_fence: bool) -> None:
+    """Its book need not have all to which its primary ships: those may have what it lacks, and the
+    primary go on with them."""
+    known = candidate(me=node("me", ME))
+    known = replace(known, has_fence=has_fence)
+    plan = plan_promotion(known, [answer("east", node("east", EAST)), SILENT], "vol")
+    assert (plan.words, plan.is_covered, plan.has_fence) == (2, False, False)
+    assert "no node that answers was told by a primary who counts" in plan.refusal
+    plan = plan_promotion(known, [answer("east", node("east", EAST))], "vol")
+    assert not plan.is_covered, "west was removed from the book"
+    # A primary that is a mirror by now takes nothing more.
+    west = answer("west", node("west", WEST))
+    assert plan_promotion(known, [answer("east", node("east", EAST)), west], "vol").refusal == ""
+    # One that answers was told.
+    told = node("east", EAST)._replace(members=record_of(ME, EAST, WEST).to_wire())
+    assert plan_promotion(known, [answer("east", told), SILENT], "vol").refusal == ""
+
+
 @pytest.mark.parametrize(("mirrors", "blocks"), [(0, False), (1, True), (2, True)])
 def test_a_mirror_that_knows_no_peer_needs_a_persons_word(mirrors: int, blocks: bool) -> None:
     """Its book is empty, or it was removed from there: its primary may go on all the same."""
-    plan = plan_promotion(candidate(mirrors=mirrors, blocks=blocks), [], "vol")
-    assert (plan.words, plan.words_needed, plan.is_covered) == (1, 2, False)
-    assert "1 of 2 nodes" in plan.refusal
+    known = candidate(ME, WEST, 10, mirrors=mirrors, blocks=blocks)
+    plan = plan_promotion(known, [], "vol")
+    assert (plan.words, plan.is_covered) == (1, False)
+    assert "1 of 3 nodes" in plan.refusal
     assert plan.reign == str(Reign(Epoch(EPOCHS_ALONE), ME))
 
 

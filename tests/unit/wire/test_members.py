@@ -89,10 +89,30 @@ def test_words_meet_every_acknowledgement_and_each_other(
             assert {1, *held} & words, "one that has it"
     for size in range(count + witnesses):
         for known in combinations(everyone[1:], size):
-            if rule.is_kept_from(1, known):
+            if rule.is_kept_from(1, known, fenced=False):
                 assert all(set(known) & words for words in promoted if 1 not in words)
-    assert rule.is_kept_from(1, everyone[1:])
-    assert rule.is_kept_from(1, others[:mirrors]), "those that acknowledge are enough"
+    for fenced in (False, True):
+        assert rule.is_kept_from(1, everyone[1:], fenced=fenced)
+        assert rule.is_kept_from(1, others[:mirrors], fenced=fenced), "who acknowledges is enough"
+
+
+@pytest.mark.parametrize(("count", "mirrors", "witnesses"), _CASES)
+def test_words_where_the_primary_was_turned_off_meet_the_same(
+    count: int, mirrors: int, witnesses: int
+) -> None:
+    """An acknowledgement is on the mirrors that gave it, and not on the one that is off."""
+    everyone = tuple(range(1, count + witnesses + 1))
+    rule = Rule(mirrors, True, everyone[:count], everyone[count:])
+    others = everyone[1:]
+    sets = [set(some) for size in range(count + witnesses) for some in combinations(others, size)]
+    promoted = [some for some in sets if rule.tally_fenced(some).lacking <= 0]
+    assert set(others) in promoted
+    for words in promoted:
+        assert all(words & other for other in promoted), "two are promoted"
+        assert all(words & set(held) for held in combinations(rule.nodes[1:], mirrors))
+    for known in sets:
+        if rule.is_kept_from(1, known, fenced=True):
+            assert all(known & words for words in promoted)
 
 
 def test_a_witness_and_one_mirror_are_two_of_three() -> None:
@@ -109,4 +129,7 @@ def test_a_rule_that_waits_for_none_is_covered_by_no_words() -> None:
     for rule in (Rule(0, True, (1, 2, 3)), Rule(1, False, (1, 2, 3))):
         assert not rule.waits
         assert rule.tally({2, 3, 9}) == (2, 3, 3)
-        assert rule.is_kept_from(1, ())
+        assert rule.is_kept_from(1, (), fenced=False)
+        assert rule.tally_fenced({2, 9}).lacking == 1
+        assert rule.tally_fenced({2, 3}).lacking == 0
+        assert not rule.is_kept_from(1, (), fenced=True)

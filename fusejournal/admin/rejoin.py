@@ -40,7 +40,6 @@ from fusejournal.node.holding import hold_volume
 from fusejournal.node.spec import Reporter, load_checked
 from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
 from fusejournal.replication.common_ancestor import first_error
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.parting import (
     Parting,
     PartingInquiry,
@@ -62,7 +61,7 @@ from fusejournal.volume.rollback import Rollback, load_intent
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.ties import BackingTies
 from fusejournal.volume.whole_set import WholeSet
-from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.session import COPY, HandshakeState, RefusedError
 
 

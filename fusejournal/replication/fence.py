@@ -28,12 +28,6 @@ from fusejournal.types import Epoch, Reign
 _NUMBER_BITS = 64
 
 
-def node_id_of(fingerprint: str) -> int:
-    """The id of the node whose certificate has *fingerprint*: never 0, which means that it is not
-    known."""
-    return int(fingerprint.removeprefix("SHA256:")[:16], 16) or 1
-
-
 class Fence:
     """The fence of the node *node_id*; *lease* names the reign that does not count here.
     *promoted*: the reign that its role came with. Raises OSError where that cannot be written

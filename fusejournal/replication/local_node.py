@@ -10,11 +10,11 @@ from fusejournal.election.static import PersonsWord, parse_reign
 from fusejournal.errors import UsageError
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.replication.fence import Fence, node_id_of
+from fusejournal.replication.fence import Fence
 from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Reign, Seq
-from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make
+from fusejournal.wire.identity import Identity, fingerprint_of, load_or_make, node_id_of
 from fusejournal.wire.session import HandshakeState
 
 

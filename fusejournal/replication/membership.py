@@ -18,11 +18,10 @@ from typing import Final
 import trio
 
 from fusejournal.errors import FusejournalError
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Reign, Seq
-from fusejournal.wire.identity import fingerprint_of
+from fusejournal.wire.identity import fingerprint_of, node_id_of
 from fusejournal.wire.members import Members, Rule
 from fusejournal.wire.session import RefusedError
 

@@ -28,14 +28,13 @@ import trio
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.errors import FusejournalError
 from fusejournal.replication.common_ancestor import SILENCE_SECONDS
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.reception import Reception
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire import session
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Hello, MembersTold, Ping, WireError, uuid_of
-from fusejournal.wire.identity import Identity
+from fusejournal.wire.identity import Identity, node_id_of
 from fusejournal.wire.session import (
     FAILED,
     FENCED,

@@ -31,7 +31,7 @@ import trio
 
 from fusejournal.address import Address
 from fusejournal.errors import FusejournalError, PeerLostError, WireError
-from fusejournal.wire.frames import Decoder, Message, encode_parts
+from fusejournal.wire.frames import Decoder, Hello, Message, Welcome, encode_parts
 from fusejournal.wire.identity import Identity
 
 PREAMBLE_BYTES: Final = 8
@@ -98,9 +98,14 @@ class LingeringStream(trio.abc.Stream):
 class Connection:
     """Messages to and from one peer, over *stream*, which it closes."""
 
-    def __init__(self, stream: trio.abc.Stream, where: str, peer: str | None) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, where: str, peer: str | None, node_id: int = 0
+    ) -> None:
         self.peer = peer
         """The name of the known peer; None without certificates."""
+        self.node_id = node_id
+        """The node that the other end is by its certificate; 0 without. It can greet as no
+        other."""
         self.where = where
         """The other end: host and port."""
         self.bytes_sent = 0
@@ -147,6 +152,7 @@ class Connection:
             except WireError as error:
                 raise WireError(f"{self.where}: {error}") from None
             if message is not None:
+                self._check_node(message)
                 return message
             try:
                 data = await self._stream.receive_some(_RECEIVE_BYTES)
@@ -158,6 +164,17 @@ class Connection:
                 raise PeerLostError(self.where, "ended the connection in the middle of a message")
             self.bytes_received += len(data)
             self._decoded = self._decoder.feed(data)
+
+    def _check_node(self, message: Message) -> None:
+        """Raises WireError for a greeting of another node than the certificate is of: a word, a
+        position, what it holds would count as that node's."""
+        if not isinstance(message, Hello | Welcome) or not self.node_id:
+            return
+        if message.node_id not in (0, self.node_id):  # (0: of a version that does not say it)
+            raise WireError(
+                f"{self.where}: {message.node} says that it is node {message.node_id:016x}, and "
+                f"its certificate is that of {self.node_id:016x}: it is broken, or lies"
+            )
 
     async def send(self, *messages: Message) -> None:
         """Sends *messages*, one right after the other. Any task may call it. Returns when they are

@@ -79,6 +79,12 @@ def fingerprint_of_der(der: bytes) -> str:
     return f"SHA256:{hashlib.sha256(der).hexdigest()}"
 
 
+def node_id_of(fingerprint: str) -> int:
+    """Returns the id of the node whose certificate has *fingerprint*: never 0, which means that it
+    is not known."""
+    return int(fingerprint.removeprefix("SHA256:")[:16], 16) or 1
+
+
 def normalize(pem: str) -> str:
     """Returns the one certificate in *pem*, in the one form that both libraries read, where it is
     good for TLS. Raises ValueError for anything else."""

@@ -51,6 +51,7 @@ from fusejournal.wire.identity import (
     Identity,
     fingerprint_of,
     fingerprint_of_der,
+    node_id_of,
 )
 from fusejournal.wire.log_limiter import LogLimiter, network_of
 from fusejournal.wire.passes import PassCheck, name_asked
@@ -337,7 +338,7 @@ class _Listening:
         await tls.send_all(READY)
         # Asked anew, because a peer can be removed at any moment. No await from here to the
         # handler's first, so that none is removed after this and before the handler knows of it.
-        return Connection(tls, where, self._name_of(fingerprint))
+        return Connection(tls, where, self._name_of(fingerprint), node_id_of(fingerprint))
 
     def _name_of(self, fingerprint: str) -> str:
         """The peer that has this certificate now. Raises _RefusedError."""

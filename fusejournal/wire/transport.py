@@ -45,6 +45,7 @@ from fusejournal.wire.identity import (
     Identity,
     fingerprint_of,
     fingerprint_of_der,
+    node_id_of,
 )
 from fusejournal.wire.listener import serve as serve
 from fusejournal.wire.passes import make_pass
@@ -184,7 +185,7 @@ async def _begin_known(
     if found != expected:
         raise PeerMistakenError(where, expected, found)
     await _await_ready(tls, where, identity)
-    return Connection(tls, where, None)
+    return Connection(tls, where, None, node_id_of(found))
 
 
 async def _handshake(

@@ -21,7 +21,6 @@ from fusejournal.node import start
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import NewEpoch
 from fusejournal.replication.common_ancestor import first_error
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.member_record import MEMBERS_FILE
 from fusejournal.replication.parting import PartingInquiry
 from fusejournal.replication.peers import PeerBook
@@ -30,7 +29,7 @@ from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Role
 from fusejournal.types import Reign, Seq, reign_of_text
 from fusejournal.volume.rollback import REJOIN_FILE
-from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.session import HandshakeState
 from tests.simulation.world import Died, Machine, current
 from tests.support.losses import crash_system

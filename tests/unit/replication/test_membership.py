@@ -13,12 +13,11 @@ from fusejournal.address import node_name, parse_remote
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError, PromotionRefusedError
 from fusejournal.replication import shipper as shipper_module
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.member_record import MEMBERS_FILE, MemberRecord
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.promote import Promotion
 from fusejournal.types import Epoch, Reign, Seq
-from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.members import Members, Rule
 from tests.support.losses import crash_system
 from tests.support.pairs import level, listens_at, running, until

@@ -22,7 +22,6 @@ from fusejournal.replication import receiver as receiver_module
 from fusejournal.replication import ship_session as ship_session_module
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.common_ancestor import ChainFinder
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.fetch_lost import TakenBack
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.mirror_applier import MirrorApplier
@@ -33,7 +32,7 @@ from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.wire.connection import OPEN, READY, Connection, receive_exactly
 from fusejournal.wire.frames import Ack, Begin, Diverged, Hello, Message, Refusal, Welcome
-from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.plain import CONNECTS, LISTENS, PROOF_BYTES, prove
 from fusejournal.wire.session import SHIP, RefusedError, hello
 from fusejournal.wire.transport import connect

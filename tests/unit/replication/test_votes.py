@@ -14,11 +14,11 @@ from fusejournal.journal.frame_range import FrameRangeReader
 from fusejournal.operations import Mkdir
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.canvass import ask_positions, ask_votes, has_votes
-from fusejournal.replication.fence import node_id_of
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.types import EPOCH_MAX, ROOT_FID, Epoch, Reign, Seq, reign_of_text
 from fusejournal.wire.batches import RAW, batch_of, frame_range_of
+from fusejournal.wire.identity import node_id_of
 from fusejournal.wire.members import Members, Rule
 from fusejournal.wire.session import RefusedError
 from tests.support.losses import begin_another_boot
@@ -45,7 +45,9 @@ def node_id(side: OpenVolume) -> int:
     return node_id_of(side.replication.local.identity.fingerprint)
 
 
-async def test_who_has_given_a_word_takes_nothing_of_a_lower_reign(tmp_path: Path) -> None:
+async def test_who_has_given_a_word_takes_nothing_of_a_lower_reign(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(2)
         await until("the mirror is level", level(primary, mirror))
@@ -56,6 +58,13 @@ async def test_who_has_given_a_word_takes_nothing_of_a_lower_reign(tmp_path: Pat
         held = mirror.volume.journal.head_seq
         primary.work(2, 2)
         await until("it is refused", lambda: peer_status(primary).state == "refused")
+        errors = peer_status(primary).errors
+        await until("it is tried again", lambda: peer_status(primary).errors > errors + 2)
+        said = [line for line in caplog.messages if "nothing there proves it" in line]
+        assert len(said) == 1, said
+        advice = str(peer_status(primary).advice)
+        assert f'overrule = "{reign}"' in advice
+        assert "stop this one" not in advice, "no other has become primary"
         assert mirror.volume.journal.head_seq == held
         assert primary.volume.write_errno is None, "what has not begun binds no primary"
         await mirror.receiver.give_vote(reign, "north")  # once more
@@ -271,8 +280,12 @@ async def test_a_mirror_that_is_behind_has_no_other_part_from_it(tmp_path: Path)
                     assert not (ahead.directory / "state" / "parted.json").exists()
 
 
-async def test_a_mirror_whose_own_promotion_came_to_nothing_follows(tmp_path: Path) -> None:
-    """It had asked for an epoch that another node has begun since, and will not begin it."""
+@pytest.mark.parametrize("is_its_own", [True, False])
+async def test_a_mirror_follows_where_a_promotion_came_to_nothing(
+    tmp_path: Path, is_its_own: bool
+) -> None:
+    """It had asked for an epoch that another node has begun since, and will not begin it; or had
+    given a third node its vote for that, which cannot begin it any more."""
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(1)
         await until("the mirror is level", level(primary, mirror))
@@ -284,7 +297,8 @@ async def test_a_mirror_whose_own_promotion_came_to_nothing_follows(tmp_path: Pa
         assert primary.volume.journal.epoch == 2
         mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
         async with running(mirror):
-            await mirror.receiver.give_vote(Reign(Epoch(2), node_id(mirror)), "mirror")
+            asked = Reign(Epoch(2), node_id(mirror) if is_its_own else 0xFEED)
+            await mirror.receiver.give_vote(asked, "west")
             primary.replicate(ReplicationConfig(peers={"east": listens_at(mirror)}))
             async with running(primary):
                 await until("the mirror follows", level(primary, mirror))

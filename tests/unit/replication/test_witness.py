@@ -16,7 +16,6 @@ import trio.testing
 from fusejournal.address import Address, parse_remote
 from fusejournal.errors import FusejournalError, PromotionRefusedError
 from fusejournal.replication import shipper as shipper_module
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.witness import WITNESS_FILE, Seen, Witness, load_seen
 from fusejournal.types import Epoch, Position, Reign, Seq
@@ -32,7 +31,7 @@ from fusejournal.wire.frames import (
     Welcome,
     encode,
 )
-from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.listener import serve
 from fusejournal.wire.members import Members, Rule
 from fusejournal.wire.session import (

@@ -9,9 +9,9 @@ import trio
 
 from fusejournal.disk import failpoints
 from fusejournal.errors import ApplyBrokenError, DemotionRefusedError
-from fusejournal.replication.fence import node_id_of
 from fusejournal.roles.demote import Demotion
 from fusejournal.types import Epoch, Reign
+from fusejournal.wire.identity import node_id_of
 from tests.support.pairs import level, mirror_and_primary, peer_status, until
 from tests.support.volumes import OpenVolume, applied, open_volume
 

@@ -18,7 +18,6 @@ from fusejournal.errors import (
     PeerLostError,
     UnknownPeerError,
 )
-from fusejournal.replication.fence import node_id_of
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.peers import Peer
 from fusejournal.roles import hand_over as hand_over_module
@@ -30,6 +29,7 @@ from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.volume import EHELD
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello, Message, Offer, Refusal, Welcome
+from fusejournal.wire.identity import node_id_of
 from fusejournal.wire.instances import Instance
 from fusejournal.wire.session import HANDOFF, HandshakeState, RefusedError, hello, welcome
 from fusejournal.wire.transport import connect

@@ -26,8 +26,18 @@ from fusejournal.errors import (
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire import transport
 from fusejournal.wire.connection import OPEN, PAIR, READY, TLS, tls_context
-from fusejournal.wire.frames import CONTROL_BYTES_MAX, Batch, End, Message, Ping, Refusal, encode
-from fusejournal.wire.identity import Identity, trust
+from fusejournal.wire.frames import (
+    CONTROL_BYTES_MAX,
+    Batch,
+    End,
+    Hello,
+    Message,
+    Ping,
+    Refusal,
+    Welcome,
+    encode,
+)
+from fusejournal.wire.identity import Identity, node_id_of, trust
 from fusejournal.wire.log_limiter import WINDOW_SECONDS
 from fusejournal.wire.plain import CONNECTS, LISTENS, prove
 from fusejournal.wire.transport import Address, Connection, connect, connect_for_pairing, serve
@@ -92,6 +102,32 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     found = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     caplog.clear()
     return found
+
+
+async def test_a_node_greets_as_no_other_than_its_certificate_is_of(identities: Identities) -> None:
+    """A word, and what it holds, would count as that one's."""
+    ids = {name: node_id_of(identity.fingerprint) for name, identity in identities.items()}
+    uuid, nothing = bytes(16), (Epoch(1), Seq(1), 1)
+    answers = [Welcome(1, uuid, "a", *nothing, Seq(1), node_id=one) for one in ids.values()]
+    heard: list[int] = []
+
+    async def answer(connection: Connection) -> None:
+        with suppress(trio.BrokenResourceError):
+            await connection.send(*answers)
+        while (greeting := await connection.receive()) is not None:
+            assert isinstance(greeting, Hello)
+            heard.append(greeting.node_id)
+
+    async with listening(identities, on_connection=answer) as address:
+        async with await call(identities, address) as connection:
+            assert await connection.receive() == answers[list(ids).index("a")]
+            with pytest.raises(WireError, match=r"says that it is node .* it is broken, or lies"):
+                await connection.receive()
+        async with await call(identities, address) as connection:
+            hellos = [Hello(1, uuid, "b", "word", *nothing, node_id=ids[one]) for one in "ba"]
+            await connection.send(hellos[0]._replace(node_id=0), *hellos)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+    assert heard == [0, ids["b"]]
 
 
 # -- the good case ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from fusejournal.journal.journal import Journal
 from fusejournal.replication.common_ancestor import ChainFinder, is_bound_by
 from fusejournal.replication.fence import Fence
 from fusejournal.replication.quorum import Quorum
+from fusejournal.types import Reign
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.session import Claim
@@ -22,19 +23,11 @@ from fusejournal.wire.session import Claim
 log = logging.getLogger(__name__)
 
 
-async def is_binding(claim: Claim, peer: str, fence: Fence, journal: Journal) -> bool:
-    """Returns True if *claim*, which *peer* makes, is proven to a primary that has *journal*, and
-    log it where it is not. Cancelling is harmless. Raises OSError where the journal cannot be
-    read."""
+async def is_binding(claim: Claim, fence: Fence, journal: Journal) -> bool:
+    """Returns True if *claim* is proven to a primary that has *journal*. Cancelling is harmless.
+    Raises OSError where the journal cannot be read."""
     chains = ChainFinder(journal.directory, journal.uuid)
-    if await is_bound_by(claim, fence.own(journal.epoch), chains):
-        return True
-    log.warning(
-        "peer %s speaks of reign %s, and nothing there proves it: it does not count",
-        peer,
-        claim.reign,
-    )
-    return False
+    return await is_bound_by(claim, fence.own(journal.epoch), chains)
 
 
 class PrimaryClaims:
@@ -54,6 +47,8 @@ class PrimaryClaims:
         self._durability = durability
         self._break_off = break_off
         self._heeding = trio.Lock()
+        self._unproven: dict[str, Reign] = {}
+        """The reign that each peer spoke of last without a proof: it is logged once."""
 
     async def heed(self, claim: Claim, peer: str) -> None:
         """Take no change any more where *claim*, which *peer* makes, ends the reign of this node.
@@ -68,7 +63,14 @@ class PrimaryClaims:
         fence, journal = self._fence, self._volume.journal
         if claim.reign.epoch <= max(journal.epoch, fence.seen.epoch):
             return
-        if not await is_binding(claim, peer, fence, journal):
+        if not await is_binding(claim, fence, journal):
+            if self._unproven.get(peer) != claim.reign:
+                self._unproven[peer] = claim.reign
+                log.warning(
+                    "peer %s speaks of reign %s, and nothing there proves it: it does not count",
+                    peer,
+                    claim.reign,
+                )
             return
         try:
             fence.note(claim.reign)

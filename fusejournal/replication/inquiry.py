@@ -52,7 +52,7 @@ async def ask_peers(
         return local.greeting(journal.uuid, journal, reign, journal.head_seq)
 
     async def bind(claim: Claim, peer: str) -> str | None:
-        if not await is_binding(claim, peer, fence, journal):
+        if not await is_binding(claim, fence, journal):
             return None
         if claim.reign.epoch > fence.seen.epoch:
             fence.note(claim.reign)

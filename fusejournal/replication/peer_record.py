@@ -305,6 +305,8 @@ class PeerRecord:
                 f"has lost entries that it had acknowledged, up to {self._owed_seq}, and has them "
                 f"up to {self.acked_seq}: it does not count before it has all of them again"
             )
+        if self.is_witness and self._shared.membership is None:
+            return None  # (A mirror has nothing to tell it.)
         away_seconds = trio.current_time() - self._away_since
         is_behind = self.applied_seq < self._shared.applied_seq
         if self.state is PeerState.CONNECTING and away_seconds > _AWAY_SECONDS and is_behind:

@@ -92,6 +92,10 @@ class Shipper:
                 note(PeerEvent.REFUSED, failure, advice.advice_on(RefusedError(FENCED, failure)))
                 self._retention.takes_nothing()
                 await changed.wait()
+            elif peer.is_witness and self._shared.membership is None:
+                # It would be taken for the primary, whose session ends by that.
+                note(PeerEvent.HELD, None, "a witness hears from the primary alone")
+                await changed.wait()
             elif not self._shared.volume.journal.head_seq:
                 note(PeerEvent.HELD, None, "this mirror has nothing yet that it could ship on")
                 await self._shared.append_notifier.wait_past(Seq(0))

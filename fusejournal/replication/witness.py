@@ -224,6 +224,9 @@ class Witness:
             check_reign(self.me, reign, greeting.node)
             if greeting.held_epoch != reign.epoch:
                 raise RefusedError("role", f"{greeting.node} has not begun reign {reign}")
+            if reign.node_id not in (0, greeting.node_id):  # (as a former primary would)
+                reason = f"{greeting.node} follows reign {reign}, and its primary tells who counts"
+                raise RefusedError("role", reason)
             begun = replace(self.seen, uuid=uuid, fence=self.seen.fence.after(reign), begun=reign)
             await self._save(replace(begun, seq=greeting.seq, chain=greeting.chain))
 

@@ -98,6 +98,11 @@ class Claim(NamedTuple):
     seq: Seq
     chain: int
 
+    @property
+    def has_begun(self) -> bool:
+        """True if the peer says that it has the reign's beginning, and not only a word for it."""
+        return self.held_epoch == self.reign.epoch
+
 
 class RefusedError(WireError):
     """A session goes no further, and would not the next time. ``code`` is for programs. *claim*:

@@ -233,6 +233,41 @@ async def test_it_keeps_what_it_says(tmp_path: Path) -> None:
     assert refused.code == "version"
 
 
+async def test_it_hears_from_the_primary_of_a_reign_alone(tmp_path: Path) -> None:
+    """A mirror of that, as a former primary is, would end the session that goes on."""
+    asked = _Asked(tmp_path)
+    await asked.ask(hello(_node(1, 5), SHIP))
+    (told,) = await asked.ask(hello(_node(2, 5), SHIP))
+    assert isinstance(told, Welcome)
+    before = asked.witness.seen
+    (refused,) = await asked.ask(hello(_node(2, 5, 90)._replace(node_id=6), SHIP))
+    assert isinstance(refused, Refusal)
+    assert refused.code == "role"
+    assert asked.witness.seen == before
+
+
+async def test_a_mirror_does_not_call_the_witness_that_its_book_has(tmp_path: Path) -> None:
+    """It has it from when it was the primary, and would be taken for that again and again."""
+    async with nodes(tmp_path) as cluster, witnessing(cluster, "north", "east") as (witness, _):
+        book = PeerBook.load(tmp_path / "east" / "state")
+        book.turn_out()
+        book.save()
+        east = await cluster.start("east")
+        north = await cluster.start("north", "east")
+        north.work(1)
+        await until("it is told", lambda: witness.members.current is not None)
+        shown = lambda: east.replication.status().peers[0]  # noqa: E731
+        await until("it waits", lambda: shown().advice == "a witness hears from the primary alone")
+        third = next(one for one in north.replication.records() if one.name == "third")
+        # (It called once, before it knew that this is a witness.)
+        is_told = lambda: third.is_connected and witness.primary == "north"  # noqa: E731
+        await until("the primary tells it", is_told)
+        sessions = third.traffic.sessions
+        await trio.sleep(0.5)  # twice as long as a refused one waits here, and more
+        assert (third.traffic.sessions, witness.primary) == (sessions, "north")
+        assert east.replication.degraded() == []
+
+
 async def test_it_acknowledges_members_that_are_on_its_disk(tmp_path: Path) -> None:
     asked, reign = _Asked(tmp_path), Reign(Epoch(1), 5)
     members = Members(reign, 2, Rule(1, True, (5, 6), (7,)), None, ((6, Seq(9)),))

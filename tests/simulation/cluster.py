@@ -183,8 +183,8 @@ class Cluster:
             if side is not None and mirror.is_mirror and not side.opening.is_uninitialized:
                 seen, local = side.opening.page.fence, side.replication.local
                 is_due = seen.node_id == local.node_id and seen.epoch > side.volume.journal.epoch
-                if is_due and not side.receiver.session_peer:
-                    await mirror.promote()
+                if is_due and not side.receiver.session_peer and not await mirror.promote():
+                    await self.newest.overrule()
 
     async def _begin_where_needed(self) -> None:
         """Do as an admin does whose primary waits for votes that are not to be had, as where a

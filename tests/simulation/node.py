@@ -44,6 +44,7 @@ _FENCE: Final = slice(40, 56)
 _ROOTED: Final = slice(64, 72)
 """The places of these in a page of watermarks."""
 _ASKING_SECONDS: Final = 3.0
+_OVERRULE: Final = re.compile(r'overrule = "(\S+)"')
 _BEGIN_ALONE: Final = re.compile(r'begin_alone = "([^"]*)"')
 
 
@@ -97,6 +98,7 @@ class Node:
         self.could_begin = ""
         """The reign that its start has said it may be told to begin alone."""
         self._begin_alone: str | None = None
+        self._overrule: str | None = None
         self._scope: trio.CancelScope | None = None
         self._stopping = trio.Event()
         self._over = trio.Event()
@@ -144,6 +146,7 @@ class Node:
                 take_back_seconds=_ASKING_SECONDS,
                 without_peers="wait" if self.cluster.waits_for_peers else "new-epoch",
                 begin_alone=self._begin_alone,
+                overrule=self._overrule,
             )
             self._know_peers()
             side.replicate(config, str(self.machine.address), reign=self.reign)
@@ -226,6 +229,21 @@ class Node:
         self.cluster.world.note(f"{self.name} is demoted")
         self.start()
         return True
+
+    async def overrule(self) -> None:
+        """Have this primary go on where mirrors have given their word for a reign that never began,
+        as the advice on them says; and nothing where none has."""
+        side = self.side
+        if side is None or self.is_mirror or side.replication.quorum.is_fenced:
+            return
+        peers = side.replication.status().peers
+        named = [_OVERRULE.search(peer.advice or "") for peer in peers]
+        reigns = [reign_of_text(one[1]) for one in named if one is not None]
+        if reigns:
+            self._overrule = str(max(reigns))
+            self.cluster.world.note(f"{self.name} overrules {self._overrule}")
+            await self.stop()
+            self.start()
 
     async def begin_alone(self) -> None:
         """Do as its start has advised: no other was promoted."""

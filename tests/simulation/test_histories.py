@@ -33,7 +33,7 @@ _RUNS = int(os.environ.get("FUSEJOURNAL_SIMULATION_RUNS", "24"))
 _FIRST_SEED = int(os.environ.get("FUSEJOURNAL_SIMULATION_SEED", "1"))
 _DAY_SECONDS = 86400.0
 
-KNOWN_SEEDS: tuple[int, ...] = (12, 28, 47, 111, 116, 118, 352, 356, 1070, 1083, 1215)
+KNOWN_SEEDS: tuple[int, ...] = (12, 28, 47, 111, 116, 118, 352, 356, 1070, 1083, 1215, 2312)
 """Seeds of runs that found a bug."""
 
 

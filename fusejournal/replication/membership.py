@@ -12,7 +12,7 @@ it apart.
 Used from the event loop's thread."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import trio
@@ -22,7 +22,7 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Reign, Seq
 from fusejournal.wire.identity import fingerprint_of, node_id_of
-from fusejournal.wire.members import Members, Rule
+from fusejournal.wire.members import Members, Rule, WordCount
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,20 @@ class Membership:
                 f"peer {peer} acknowledges version {version} of the record of who counts, and was "
                 f"told {told} at most: it is broken, or lies",
             )
+
+    def has_record(self, peer: str) -> bool:
+        """Returns True if *peer* has the present record on its disk; also where there is none."""
+        current, node_id = self._record.current, self._ids.get(peer)
+        return current is None or self._stored.get(node_id or 0, 0) >= current.version
+
+    def tally(self, peers: Collection[str]) -> WordCount | None:
+        """Returns how many of those who count this node and *peers* are, and how many a promotion
+        needs, by the rule by which most is lacking; None where no words cover one."""
+        current = self._record.current
+        if current is None or not any(rule.waits for rule in current.rules):
+            return None
+        there = {self._local.node_id, *(self._ids[one] for one in peers if one in self._ids)}
+        return max((rule.tally(there) for rule in current.rules), key=lambda one: one.lacking)
 
     # -- changes -----------------------------------------------------------------------------------
 

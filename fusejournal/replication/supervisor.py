@@ -104,11 +104,12 @@ class Replication:
         self.quorum = Quorum(
             local.config, lambda: volume.catalog.applied_seq, append_notifier.expedite
         )
-        self._membership = (
+        self.membership: Membership | None = (
             Membership(local, self.quorum, lambda: volume.journal.head_seq)
             if mirroring is None
             else None
         )
+        """Those who count, on a primary."""
         self._mirror: MirrorSide | None = None
         self.applier: MirrorApplier | None = None
         self._mending: Mending | None = None
@@ -133,7 +134,7 @@ class Replication:
             LogLimiter(),
             self._heed_refusal,
             local.members,
-            self._membership,
+            self.membership,
         )
         self._peer_commands = PeerCommands(
             local.book,
@@ -251,8 +252,8 @@ class Replication:
         FusejournalError when it cannot."""
         if self._mirroring is None and not self.quorum.is_fenced:
             await self._write_down_reign()
-            assert self._membership is not None
-            await self._membership.begin(self.me().reign)
+            assert self.membership is not None
+            await self.membership.begin(self.me().reign)
         try:
             async with trio.open_nursery() as self._nursery:
                 if self.local.listen is not None:
@@ -261,8 +262,8 @@ class Replication:
                     self._nursery.start_soon(self._mirror.receiver.run)
                     self._nursery.start_soon(self.applier.run)
                     self.applier.wake()
-                if self._membership is not None:
-                    self._nursery.start_soon(self._membership.run)
+                if self.membership is not None:
+                    self._nursery.start_soon(self.membership.run)
                 self._nursery.start_soon(self._shipping.log_limiter.run)
                 self._nursery.start_soon(self._sample)
                 self._nursery.start_soon(self._keep_book)
@@ -360,8 +361,8 @@ class Replication:
         if self._nursery is None:
             return
         self._inbound.reception.keep_only(self.local.book.certificates())
-        if self._membership is not None:
-            self._membership.look_again()
+        if self.membership is not None:
+            self.membership.look_again()
         peers = {peer.name: peer for peer in self.local.book.list() if peer.address is not None}
         for name in list(self._shippers):
             shipper, scope = self._shippers[name]
@@ -439,7 +440,7 @@ class Replication:
         lines = []
         if (trouble := self.quorum.describe()) is not None:
             lines.append(trouble)
-        if self._membership is not None and (trouble := self._membership.trouble()) is not None:
+        if self.membership is not None and (trouble := self.membership.trouble()) is not None:
             lines.append(trouble)
         lines += [
             f"peer {shipper.name}: {trouble}"

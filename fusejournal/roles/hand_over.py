@@ -30,7 +30,6 @@ from fusejournal.types import Epoch, Reign
 from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.frames import Hello, Offer, Welcome
-from fusejournal.wire.members import votes_needed
 from fusejournal.wire.session import (
     HANDOFF,
     HandshakeState,
@@ -137,23 +136,26 @@ class HandOver:
             )
 
     def _check_votes(self) -> None:
-        """Raises HandoffRefusedError where so many mirrors are away that another may have been
-        promoted by them."""
-        replication, config = self._replication, self._replication.local.config
-        records = [one for one in replication.records() if not one.is_witness]
-        if not config.mirrors or config.on_timeout != "block":
-            return
+        """Raises HandoffRefusedError where so many of those who count are away that another may
+        have been promoted by them, or the target does not know who they are."""
+        replication, membership = self._replication, self._replication.membership
+        assert membership is not None
         if replication.quorum.is_held:
             raise HandoffRefusedError(
                 "which mirrors count is changing, and too few know of it yet: see 'fusejournal "
                 "status', and give the same command again"
             )
-        needed = votes_needed(1 + len(records), config.mirrors, blocks=True)
-        there = 1 + sum(one.is_connected for one in records)
-        if there < needed:
+        if not membership.has_record(self._name):
             raise HandoffRefusedError(
-                f"{there} of {1 + len(records)} nodes are there, and {needed} are needed, because "
-                "those that are away may have made another the primary: wait for them"
+                f"peer {self._name} has not on its disk which nodes count, and would begin by "
+                "another rule: see its own status and log, and give the same command again"
+            )
+        there = [one.name for one in replication.records() if one.is_connected]
+        tally = membership.tally(there)
+        if tally is not None and tally.lacking > 0:
+            raise HandoffRefusedError(
+                f"{tally.votes} of {tally.nodes} nodes are there, and {tally.needed} are needed, "
+                "because those that are away may have made another the primary: wait for them"
             )
 
     # -- the way through ---------------------------------------------------------------------------

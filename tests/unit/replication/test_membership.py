@@ -11,10 +11,11 @@ import trio
 
 from fusejournal.address import node_name, parse_remote
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import FusejournalError, PromotionRefusedError
+from fusejournal.errors import FusejournalError, HandoffRefusedError, PromotionRefusedError
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.member_record import MEMBERS_FILE, MemberRecord
 from fusejournal.replication.peers import PeerBook
+from fusejournal.roles.hand_over import HandOver, HandOverSeams
 from fusejournal.roles.promote import Promotion
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.identity import load_or_make, node_id_of
@@ -300,3 +301,43 @@ def test_a_mirror_that_stops_before_its_first_entry_starts_again(tmp_path: Path)
     with open_volume(tmp_path / "east", mirror=True) as mirror:
         assert not mirror.opening.is_uninitialized
         assert mirror.volume.journal.head_seq == 0
+
+
+async def test_a_handoff_goes_by_who_counts(tmp_path: Path) -> None:
+    """Neither what is configured nor who is shipped to decides, as for a promotion."""
+
+    async def nothing(*_: object) -> None: ...
+
+    def hand_over(side: OpenVolume, peer: str) -> HandOver:
+        seams = HandOverSeams(nothing, nothing, nothing, lambda: None)
+        return HandOver(side.volume, side.replication, peer, seams)
+
+    def refusal(side: OpenVolume) -> str:
+        try:
+            hand_over(side, "east")
+        except HandoffRefusedError as error:
+            return str(error)
+        return ""
+
+    async with nodes(tmp_path) as cluster:
+        others = NAMES[1:]
+        for name in others:
+            await cluster.start(name)
+        north = await cluster.start("north", *others, mirrors=2)
+        north.work(1)
+        await until("all know", lambda: _all_have(cluster, 4))
+        membership = north.replication.membership
+        assert membership is not None
+        has_record = membership.has_record
+        await until("all have it", lambda: all(map(has_record, others)))
+        hand_over(north, "east")
+        record = cluster.record("north")
+        await north.replication.local.members.change(record._replace(version=record.version + 1))
+        # No await from here on: it was not told yet.
+        with pytest.raises(HandoffRefusedError, match="peer east has not on its disk which nodes"):
+            hand_over(north, "east")
+        await until("it is told", lambda: has_record("east"))
+        hand_over(north, "east")
+        for name in ("west", "south"):
+            await cluster.stop(name)
+        await until("they are away", lambda: "2 of 4 nodes are there, and 3" in refusal(north))

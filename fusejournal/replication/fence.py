@@ -24,8 +24,17 @@ from contextlib import suppress
 from fusejournal.election.lease import Lease
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Epoch, Reign
+from fusejournal.wire.session import HandshakeState
 
 _NUMBER_BITS = 64
+
+
+def gives_way(me: HandshakeState, begun: Reign) -> bool:
+    """Returns True if *me* goes by a reign that it has only heard of a word for, its own or that of
+    a node that had asked, and another node has *begun* that epoch, if what it says is proven: a
+    promotion that came to nothing keeps no node from following. (Both cannot have had words
+    enough.)"""
+    return me.position.epoch < me.reign.epoch and me.reign.is_rival(begun)
 
 
 class Fence:

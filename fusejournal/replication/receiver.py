@@ -30,6 +30,7 @@ from fusejournal.replication.common_ancestor import (
     first_error,
     is_bound_by,
 )
+from fusejournal.replication.fence import gives_way
 from fusejournal.replication.parting import Parting, forget_parting
 from fusejournal.replication.receive_session import ReceiveSession, Receiving, follow_flushes
 from fusejournal.replication.states import MirrorEvent, MirrorState
@@ -198,7 +199,7 @@ class Receiver:
         """Returns the answer to a sender that may ship to here at all, and the volume of both.
         *is_judged*: what it claims of reigns was heard already. Raises RefusedError, WireError."""
         me = self._me()
-        if not is_judged and _gives_way(me, reign_of(greeting)):
+        if not is_judged and gives_way(me, reign_of(greeting)):
             me = me._replace(fence=me.position.epoch, reign_node=0)
         answer = welcome(me, greeting, is_mirror=True)
         uuid = uuid_of(greeting.uuid)
@@ -242,7 +243,7 @@ class Receiver:
     async def _ends_reign(self, claim: Claim, *, is_let_in: bool) -> bool:
         """Returns True if *claim* is of a higher reign than this mirror goes by, and proven."""
         me, journal = self._me(), self._volume.journal
-        mine = Reign(me.position.epoch, 0) if _gives_way(me, claim.reign) else me.reign
+        mine = Reign(me.position.epoch, 0) if gives_way(me, claim.reign) else me.reign
         if me.uuid is None or claim.reign.epoch <= mine.epoch:
             return False
         may_be_copy = self._instances.is_of_followed(claim.reign.node_id)
@@ -482,12 +483,3 @@ class Receiver:
         if heard_seconds_ago is None or heard_seconds_ago > _FRESH_SECONDS:
             return ""
         return describe_twice(followed, newcomer)
-
-
-def _gives_way(me: HandshakeState, begun: Reign) -> bool:
-    """Returns True if *me* goes by a reign that it had asked for itself, and not begun, and another
-    node has *begun* that epoch, if what it says is proven: a promotion that came to nothing keeps
-    no node from following. (Both cannot have had votes enough.)"""
-    mine = me.reign
-    is_asked_for = me.node_id == mine.node_id != 0 and me.position.epoch < mine.epoch
-    return is_asked_for and mine.is_rival(begun)

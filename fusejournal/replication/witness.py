@@ -28,6 +28,7 @@ import trio
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.errors import FusejournalError
 from fusejournal.replication.common_ancestor import SILENCE_SECONDS
+from fusejournal.replication.fence import gives_way
 from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.reception import Reception
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
@@ -46,7 +47,6 @@ from fusejournal.wire.session import (
     HandshakeState,
     RefusedError,
     check_members,
-    check_reign,
     expect,
     reign_of,
     tells_members,
@@ -218,10 +218,12 @@ class Witness:
         uuid, reign = uuid_of(greeting.uuid), reign_of(greeting)
         async with self._noting:
             self._check_ended(greeting)
-            welcome(self.me, greeting, is_mirror=True)  # (its checks)
+            me = self.me
+            if gives_way(me, reign) and greeting.held_epoch == reign.epoch:
+                me = me._replace(fence=me.position.epoch, reign_node=0)
+            welcome(me, greeting, is_mirror=True)  # (its checks, by reigns, too)
             if uuid is None:
                 raise RefusedError("unborn", f"{greeting.node} has no volume yet")
-            check_reign(self.me, reign, greeting.node)
             if greeting.held_epoch != reign.epoch:
                 raise RefusedError("role", f"{greeting.node} has not begun reign {reign}")
             if reign.node_id not in (0, greeting.node_id):  # (as a former primary would)

@@ -56,11 +56,14 @@ def _status(state: VolumeState) -> VolumeStatus:
             return _status_from_disk(state, Condition.HELD, None)
         if holder is None:
             return _status_from_disk(state, Condition.STOPPED, None)
-        return _status_from_disk(state, Condition.STARTING, holder.get("pid"))
+        waits_for = holder.get("waits_for")
+        return _status_from_disk(state, Condition.STARTING, holder.get("pid"), waits_for)
 
 
-def _status_from_disk(state: VolumeState, condition: Condition, pid: int | None) -> VolumeStatus:
-    degraded: list[str] = []
+def _status_from_disk(
+    state: VolumeState, condition: Condition, pid: int | None, waits_for: str | None = None
+) -> VolumeStatus:
+    degraded = [f"it is not mounted yet: {waits_for}"] if waits_for else []
     if condition is Condition.STOPPED and _is_mounted(state):
         degraded.append(
             f"its mount is dead: 'fusejournal mount {state.name}' makes it anew, "

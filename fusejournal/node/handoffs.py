@@ -21,7 +21,7 @@ from fusejournal.node.state_dir import Offered
 from fusejournal.replication.local_node import LocalNode, check_becomes_mirror
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.hand_over import HandOver, HandOverSeams, ask_outcome
-from fusejournal.roles.handoff import Move
+from fusejournal.roles.handoff import Move, Stage
 from fusejournal.roles.plan import HandoffProgress
 from fusejournal.roles.role import Event, Role
 from fusejournal.roles.take_over import TakeOver, TakeOverSeams
@@ -87,6 +87,18 @@ class Handoffs:
     def is_under_way(self) -> bool:
         """True from the beginning of a handoff from here until it is known what came of it."""
         return self._running is not None and not self._running.stage.is_over
+
+    def degraded(self) -> list[str]:
+        """Returns that the target does not say what came of an offer, and what to do, a line."""
+        work = self._running
+        if work is None or work.stage is not Stage.ASKING:
+            return []
+        name = work.peer.name
+        return [
+            f"reign {work.reign} was offered to {name}, which does not say whether it has taken "
+            f"over: changes wait until it does: have it run; where it is lost for good, stop this "
+            f'volume, and mount it again with overrule = "{work.reign}" under [replication]'
+        ]
 
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin one; the answer is how far it is."""

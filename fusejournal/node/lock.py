@@ -19,13 +19,15 @@ from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.errors import VolumeBusyError
 
 _HOLDER_BYTES = 512
+_WAIT_CHARACTERS = 1500
 _LOCK_ATTEMPTS = 10
 _LOCK_PAUSE_SECONDS = 0.01
 _LOCK_FD = "FUSEJOURNAL_LOCK_FD"
 _BACKING_FD = "FUSEJOURNAL_BACKING_FD"
 """The variables by which a program that takes this one's place finds the lock."""
 
-_held: dict[Path, int] = {}
+_held: dict[Path, tuple[int, dict[str, Any]]] = {}
+"""The descriptors of the locks, and what stands in them."""
 
 
 class _Holder(NamedTuple):
@@ -52,21 +54,32 @@ def hold(directory: Path, name: str, mountpoint: Path, check: Callable[[], None]
                 f"mounted at {holder.get('mountpoint', '?')}"
             )
         check()
-        _held[directory] = fd
         holding = {"pid": os.getpid(), "name": name, "mountpoint": str(mountpoint)}
+        _held[directory] = fd, holding
         _write_holder(fd, json.dumps(holding))
         yield
         _write_holder(fd, "")
     finally:
-        if _held.get(directory) == fd:
+        if directory in _held and _held[directory][0] == fd:
             del _held[directory]
         os.close(fd)
+
+
+def note_wait(directory: Path, words: str | None) -> None:
+    """Have those who ask for the holder of *directory* hear what its start waits for, which has no
+    control socket yet; None: for nothing any more. A full disk may keep it out."""
+    if directory not in _held:
+        return
+    fd, holding = _held[directory]
+    told = holding if words is None else {**holding, "waits_for": words[:_WAIT_CHARACTERS]}
+    with suppress(OSError):
+        _write_holder(fd, json.dumps(told, ensure_ascii=False))
 
 
 def pass_on(directory: Path) -> None:
     """Let the lock of *directory* go to the program that is about to take this one's place by
     execv(2): its :func:`hold` finds it, and no other gets in between."""
-    fd = _held[directory]
+    fd, _ = _held[directory]
     os.set_inheritable(fd, True)
     os.environ[_LOCK_FD] = str(fd)
 
@@ -118,8 +131,8 @@ def _is_lock_of(directory: Path, fd: int) -> bool:
 
 
 def holder_of(directory: Path) -> dict[str, Any] | None:
-    """Returns the holder of the volume in *directory*: pid, name, mountpoint; None when there is
-    none."""
+    """Returns the holder of the volume in *directory*: pid, name, mountpoint, and what its start
+    waits for, if it does; None when there is none."""
     try:
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -136,7 +149,8 @@ def holder_of(directory: Path) -> dict[str, Any] | None:
 
 def _write_holder(fd: int, holder: str) -> None:
     # Never cut: on a full disk the old content's block is all there is.
-    calls.write_all("state.holder", fd, holder.encode().ljust(_HOLDER_BYTES), 0)
+    size = max(_HOLDER_BYTES, os.fstat(fd).st_size)
+    calls.write_all("state.holder", fd, holder.encode().ljust(size), 0)
 
 
 def _read_holder(fd: int) -> dict[str, Any]:

@@ -497,4 +497,4 @@ class Node:
             exported=self._exports.is_exported,
             held=self._mount.is_held,
             live_since=self._live_since,
-        )
+        ).also_degraded(self.handoffs.degraded())

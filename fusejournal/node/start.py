@@ -63,6 +63,7 @@ from fusejournal.node.takeover import VolumeMount, connection_record
 from fusejournal.replication.canvass import has_votes
 from fusejournal.replication.fetch_lost import TakenBack
 from fusejournal.replication.inquiry import ask_peers
+from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.member_record import MemberRecord
 from fusejournal.roles.role import Event
 from fusejournal.types import Epoch, Reign, Seq
@@ -289,8 +290,10 @@ async def _open_volume(
     try:
         await trio.lowlevel.checkpoint()
         if parts.local is not None and parts.role.takes_changes:
-            await node.handoffs.learn_outcome(parts.local, reporter.warning)
+            report = _reporting(reporter, parts.local)
+            await node.handoffs.learn_outcome(parts.local, report)
         standing = await _ask_peers(reporter, parts, has_asked)  # step 5
+        lock.note_wait(spec.state_dir, None)
         # Step 6, in a thread, so that signals are heeded; nothing else uses the volume meanwhile.
         await trio.to_thread.run_sync(
             startup.recover, spec.read_only, standing.held_seq, trio.from_thread.check_cancelled
@@ -310,6 +313,16 @@ async def _open_volume(
         raise
 
 
+def _reporting(reporter: Reporter, local: LocalNode) -> Callable[[str], None]:
+    """Returns what has an admin know what the start waits for, also where 'status' is asked."""
+
+    def report(line: str) -> None:
+        reporter.warning(line)
+        lock.note_wait(local.state_dir, line)
+
+    return report
+
+
 async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> Standing:
     """Ask its peers whether this primary reigns, and for what only they have of its journal; unless
     a promotion *has_asked* them. Raises RefusedError after the system crashed, because then it is
@@ -324,6 +337,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
         if fenced is not None:
             reporter.warning(fenced)
         return Standing(fenced, fence.highest_epoch, fence.new_epoch_reason(epoch))
+    report = _reporting(reporter, local)
     given = [fence.highest_epoch]
     """Epochs that this one has to be beyond."""
     while True:
@@ -331,7 +345,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
             taken = await ask_peers(
                 local,
                 startup.volume.journal,
-                reporter.warning,
+                report,
                 system_crash=startup.system_crash,
                 lost_page=startup.lost_page,
             )
@@ -341,7 +355,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
             reporter.warning(str(error))
             return Standing(fenced=str(error))
         standing = Standing(taken.fenced, max(given), taken.new_epoch, taken.held_seq)
-        if await _has_votes(reporter, parts, standing, taken, given.append):
+        if await _has_votes(report, parts, standing, taken, given.append):
             break
         await trio.sleep(_VOTE_SECONDS)
     startup.note_degraded(taken.failures)
@@ -351,7 +365,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
 
 
 async def _has_votes(
-    reporter: Reporter,
+    report: Callable[[str], None],
     parts: StartParts,
     standing: Standing,
     taken: TakenBack,
@@ -376,7 +390,7 @@ async def _has_votes(
         heard=taken.heard,
         parted=taken.parted,
         has_lost=startup.system_crash,
-        report=reporter.warning,
+        report=report,
         given=given,
     )
 

@@ -3,8 +3,8 @@
 It is made by the volume's layer (status.py), or, where none is running, of what is on disk
 (admin/status.py). Imports little, because each process that shows it loads it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fusejournal.backing.limits import BackingLimits
@@ -205,3 +205,7 @@ class VolumeStatus(Reply):
     """All that is wrong, a line each."""
     repairs: tuple[str, ...] = ()
     """All that the start has mended, a line each."""
+
+    def also_degraded(self, lines: Iterable[str]) -> "VolumeStatus":
+        """Returns it with *lines* of what else is wrong."""
+        return replace(self, degraded=(*self.degraded, *lines))

@@ -11,8 +11,8 @@ COPY_ADVICE: Final = (
 )
 FULL: Final = "make space there: it goes on by itself"
 MIRROR_FAILED: Final = "see the mirror's own status and log"
-_WORD_GIVEN: Final = (
-    "it has given its word for a reign that no node is known to have begun: if another is to be "
+_VOTE_GIVEN: Final = (
+    "it has given its vote for a reign that no node is known to have begun: if another is to be "
     "promoted, give 'fusejournal promote' there again; to go on with this one instead, overrule = "
     '"{}" under [replication], and mount it again'
 )
@@ -40,7 +40,7 @@ def advice_on(error: BaseException) -> str | None:
     """Returns what to do where a session ended with *error*, or could not be had."""
     if isinstance(error, RefusedError):
         if error.code == FENCED and error.claim is not None and not error.claim.has_begun:
-            return _WORD_GIVEN.format(error.claim.reign)
+            return _VOTE_GIVEN.format(error.claim.reign)
         return _BY_CODE.get(error.code)
     if isinstance(error, PeerMistakenError):
         return "check its address; if it was made anew: 'fusejournal peer remove', and pair again"

@@ -30,9 +30,9 @@ _NUMBER_BITS = 64
 
 
 def gives_way(me: HandshakeState, begun: Reign) -> bool:
-    """Returns True if *me* goes by a reign that it has only heard of a word for, its own or that of
+    """Returns True if *me* goes by a reign that it has only heard of a vote for, its own or that of
     a node that had asked, and another node has *begun* that epoch, if what it says is proven: a
-    promotion that came to nothing keeps no node from following. (Both cannot have had words
+    promotion that came to nothing keeps no node from following. (Both cannot have had votes
     enough.)"""
     return me.position.epoch < me.reign.epoch and me.reign.is_rival(begun)
 

@@ -6,7 +6,7 @@ primary.
     STATE/members.json    {"format": 1, "members": [numbers as on the wire]}, mode 0600
 
 It is written atomically and durably. A loss of it means that a promotion of this node needs the
-word of all peers, of the former primary, too, unless another node that answers has a record. What
+votes of all peers, of the former primary, too, unless another node that answers has a record. What
 members are known to hold is saved now and then; everything else before anybody is told of it. Used
 from the event loop's thread, but for :meth:`MemberRecord.write`."""
 
@@ -167,5 +167,5 @@ def _load(path: Path) -> Members | None:
 def _unusable(path: Path, why: str) -> FusejournalError:
     return FusejournalError(
         f"{path}: cannot be used: {why}; remove it: until a primary has told its members again, a "
-        "promotion of this node needs the word of all its peers"
+        "promotion of this node needs the votes of all its peers"
     )

@@ -2,7 +2,7 @@
 its configuration and book, has its mirrors told, and lets nothing be acknowledged while a promotion
 might go by another rule than this node.
 
-A mirror that never was told goes by no rule: it is not promoted without the word of its primary, or
+A mirror that never was told goes by no rule: it is not promoted without the vote of its primary, or
 a person's. So what counts for an acknowledgement is what mirrors have that have the present record
 on their disks: each promotion meets one of them, and goes by that or a later one. (Too old a
 mirror, which can have none, is never promoted, and counts without.) A volume whose primary ships to
@@ -22,7 +22,7 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Reign, Seq
 from fusejournal.wire.identity import fingerprint_of, node_id_of
-from fusejournal.wire.members import Members, Rule, WordCount
+from fusejournal.wire.members import Members, Rule, VoteCount
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,9 @@ class Membership:
         current, node_id = self._record.current, self._ids.get(peer)
         return current is None or self._stored.get(node_id or 0, 0) >= current.version
 
-    def tally(self, peers: Collection[str]) -> WordCount | None:
+    def tally(self, peers: Collection[str]) -> VoteCount | None:
         """Returns how many of those who count this node and *peers* are, and how many a promotion
-        needs, by the rule by which most is lacking; None where no words cover one."""
+        needs, by the rule by which most is lacking; None where no votes cover one."""
         current = self._record.current
         if current is None or not any(rule.waits for rule in current.rules):
             return None
@@ -224,7 +224,7 @@ class Membership:
         self._quorum.hold(current.before is not None or is_other)
 
     def _knows(self, node_id: int, current: Members) -> bool:
-        """Returns True if no promotion of *node_id*, or with its word, goes by less than
+        """Returns True if no promotion of *node_id*, or with its vote, goes by less than
         *current*."""
         return node_id in self._old or self._stored.get(node_id, 0) >= current.version
 

@@ -166,7 +166,7 @@ class Connection:
             self._decoded = self._decoder.feed(data)
 
     def _check_node(self, message: Message) -> None:
-        """Raises WireError for a greeting of another node than the certificate is of: a word, a
+        """Raises WireError for a greeting of another node than the certificate is of: a vote, a
         position, what it holds would count as that node's."""
         if not isinstance(message, Hello | Welcome) or not self.node_id:
             return

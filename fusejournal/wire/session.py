@@ -100,7 +100,7 @@ class Claim(NamedTuple):
 
     @property
     def has_begun(self) -> bool:
-        """True if the peer says that it has the reign's beginning, and not only a word for it."""
+        """True if the peer says that it has the reign's beginning, and not only a vote for it."""
         return self.held_epoch == self.reign.epoch
 
 

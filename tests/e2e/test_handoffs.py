@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -211,6 +212,11 @@ def test_a_side_that_is_killed_leaves_one_primary(tmp_path: Path, side: str, ste
             )
             command.start()
             wait_for(lambda: not killed.is_alive(), killed.words)
+            if step in ("handoff.commit", "handoff.committed"):
+                degraded = lambda: " ".join(primary.ask()["degraded"])  # noqa: E731
+                told = f"was offered to {mirror.name}, which does not say"
+                wait_for(lambda: told in degraded(), degraded)
+                assert re.search(r'mount it again with overrule = "2/\w{16}"', degraded())
             killed.detach()
             killed.start()
             new, old = check_one_serves(primary, mirror)

@@ -213,6 +213,9 @@ def test_a_primary_whose_mirrors_are_gone_for_good_begins_when_a_person_says_so(
         wait_for(lambda: line.search(primary.words()), primary.words)
         found = line.search(primary.words())
         assert found is not None
+        one = json.loads(primary.run("status", str(primary.state), "--json").stdout)
+        assert (one["state"], one["pid"]) == ("starting", primary.pid)
+        assert found[0] in " ".join(one["degraded"])
         primary.kill()
         primary.reconfigure(CONFIG + found[1] + "\n")  # and from now on nothing waits for a mirror
         primary.start()

@@ -231,7 +231,7 @@ class Node:
         return True
 
     async def overrule(self) -> None:
-        """Have this primary go on where mirrors have given their word for a reign that never began,
+        """Have this primary go on where mirrors have given their vote for a reign that never began,
         as the advice on them says; and nothing where none has."""
         side = self.side
         if side is None or self.is_mirror or side.replication.quorum.is_fenced:

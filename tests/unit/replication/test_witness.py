@@ -233,15 +233,15 @@ async def test_it_keeps_what_it_says(tmp_path: Path) -> None:
     assert refused.code == "version"
 
 
-async def test_it_hears_a_primary_whose_epoch_it_gave_another_its_word_for(tmp_path: Path) -> None:
-    """One of the two has begun, with words enough, and the other cannot any more."""
+async def test_it_hears_a_primary_whose_epoch_it_gave_another_its_vote_for(tmp_path: Path) -> None:
+    """One of the two has begun, with votes enough, and the other cannot any more."""
     asked = _Asked(tmp_path)
     await asked.ask(hello(_node(1, 5), SHIP))
-    assert isinstance(await asked.word(2, 6), Welcome)
+    assert isinstance(await asked.vote(2, 6), Welcome)
     (told,) = await asked.ask(hello(_node(2, 5), SHIP))
     assert isinstance(told, Welcome)
     assert load_seen(tmp_path).fence == load_seen(tmp_path).begun == Reign(Epoch(2), 5)
-    assert isinstance(await asked.word(2, 6), Refusal)
+    assert isinstance(await asked.vote(2, 6), Refusal)
     (refused,) = await asked.ask(hello(_node(2, 6), SHIP))
     assert isinstance(refused, Refusal), "of two that have begun it knows none to be right"
 

@@ -105,7 +105,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_a_node_greets_as_no_other_than_its_certificate_is_of(identities: Identities) -> None:
-    """A word, and what it holds, would count as that one's."""
+    """A vote, and what it holds, would count as that one's."""
     ids = {name: node_id_of(identity.fingerprint) for name, identity in identities.items()}
     uuid, nothing = bytes(16), (Epoch(1), Seq(1), 1)
     answers = [Welcome(1, uuid, "a", *nothing, Seq(1), node_id=one) for one in ids.values()]

@@ -179,6 +179,8 @@ class JournalSource:
         paths: Sequence[str] = (),
         only: Sequence[str] = (),
         without: Sequence[str] = (),
+        bytes_min: int | None = None,
+        bytes_max: int | None = None,
         check_paths: bool = True,
     ) -> "Criteria":
         """Returns what an entry must be, of words that people type. Raises UsageError,
@@ -191,6 +193,7 @@ class JournalSource:
             uid, pid: of who asked for it.
             paths: paths, or patterns of them.
             only, without: seqs or ranges of seqs, both ends included.
+            bytes_min, bytes_max: of the data that an entry brings, both included.
             check_paths: whether a path that never was is an error."""
         from fusejournal.history.query import Criteria, parse_kinds, parse_ranges
 
@@ -208,6 +211,8 @@ class JournalSource:
             paths=tuple(path for path in found if path),
             only=parse_ranges(only),
             without=parse_ranges(without),
+            bytes_min=bytes_min,
+            bytes_max=bytes_max,
         )
 
     def follow(self, criteria: "Criteria", count: int | None) -> Iterator["Match"]:

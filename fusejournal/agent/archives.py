@@ -42,7 +42,7 @@ _TYPES: Final = {
 """Sockets have none: they are left out."""
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
     """One name of an archive."""
 
     path: bytes
@@ -56,8 +56,8 @@ class _Member(NamedTuple):
     content: Iterator[bytes]
 
 
-def archive_of_moment(source: JournalSource, path: bytes, before: Seq) -> Iterator[bytes]:
-    """Yields the bytes of an archive of directory *path* as it was before entry *before*. Raises
+def members_of_moment(source: JournalSource, path: bytes, before: Seq) -> Iterator[Member]:
+    """Yields all that is below directory *path*, as it was before entry *before*. Raises
     PathNotFoundError, UsageError, FusejournalError, OSError."""
     lookup = source.lookup
     top = find_file(lookup, path, before)
@@ -65,10 +65,10 @@ def archive_of_moment(source: JournalSource, path: bytes, before: Seq) -> Iterat
         (image,) = read_images(lookup, {top}, before, None, _no_progress).values()
         if image.state.maker is not None and type_of(image.state.maker) != stat.S_IFDIR:
             raise UsageError(f"/{exact(path)} is no directory: download it as a file")
-    yield from _tar(_members_of_moment(lookup, top, before))
+    yield from _below_at_moment(lookup, top, before)
 
 
-def _members_of_moment(lookup: Lookup, top: Fid, before: Seq) -> Iterator[_Member]:
+def _below_at_moment(lookup: Lookup, top: Fid, before: Seq) -> Iterator[Member]:
     todo = deque([(b"", top)])
     while todo:
         above, directory = todo.popleft()
@@ -86,14 +86,14 @@ def _members_of_moment(lookup: Lookup, top: Fid, before: Seq) -> Iterator[_Membe
                     todo.append((above + name + b"/", fid))
 
 
-def _of_image(lookup: Lookup, path: bytes, image: Image) -> _Member | None:
+def _of_image(lookup: Lookup, path: bytes, image: Image) -> Member | None:
     state = image.state
     if state.maker is None:
         return None  # what it was is not in the journal any more
     type_ = type_of(state.maker)
     is_file = type_ == stat.S_IFREG
     mtime_ns = state.mtime_ns if state.mtime_ns is not None else state.last_time_ns
-    return _Member(
+    return Member(
         path, type_, state.permissions().mode or 0, state.uid or 0, state.gid or 0,
         state.size if is_file else 0, mtime_ns, target_of(state.maker) or b"",
         content_of_image(lookup, image) if is_file else iter(()),
@@ -114,22 +114,22 @@ def content_of_image(lookup: Lookup, image: Image) -> Iterator[bytes]:
             yield piece
 
 
-def archive_of_version(tree: VersionTree, path: bytes) -> Iterator[bytes]:
-    """Yields the bytes of an archive of directory *path* of a version. Raises PathNotFoundError,
-    UsageError, StoreError."""
+def members_of_version(tree: VersionTree, path: bytes) -> Iterator[Member]:
+    """Yields all that is below directory *path* of a version. Raises PathNotFoundError, UsageError,
+    StoreError."""
     top = tree.find(path)
     if top.type != stat.S_IFDIR:
         raise UsageError(f"/{exact(path)} is no directory: download it as a file")
-    yield from _tar(_members_of_version(tree, top.fid))
+    yield from _below_in_version(tree, top.fid)
 
 
-def _members_of_version(tree: VersionTree, top: Fid) -> Iterator[_Member]:
+def _below_in_version(tree: VersionTree, top: Fid) -> Iterator[Member]:
     todo = deque([(b"", top)])
     while todo:
         above, directory = todo.popleft()
         for name, fid in tree.children(directory):
             record = tree.record(fid)
-            yield _Member(
+            yield Member(
                 above + name, record.type, stat.S_IMODE(record.mode or 0), record.uid or 0,
                 record.gid or 0, record.size, record.mtime_ns or 0, record.target or b"",
                 content_of_record(tree, record),
@@ -159,7 +159,8 @@ def _zeros(count: int) -> Iterator[bytes]:
         count -= min(count, len(_ZEROS))
 
 
-def _tar(members: Iterator[_Member]) -> Iterator[bytes]:
+def tar_of(members: Iterator[Member]) -> Iterator[bytes]:
+    """Yields the bytes of a tar archive of *members*."""
     for member in members:
         type_ = _TYPES.get(member.type)
         if type_ is None:
@@ -177,7 +178,7 @@ def _tar(members: Iterator[_Member]) -> Iterator[bytes]:
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _header(member: _Member, type_: bytes) -> bytes:
+def _header(member: Member, type_: bytes) -> bytes:
     info = tarfile.TarInfo(os.fsdecode(member.path))
     info.type, info.mode, info.uid, info.gid = type_, member.mode, member.uid, member.gid
     info.size, info.linkname = member.size, os.fsdecode(member.target)

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from fusejournal.admin.source import JournalSource
 from fusejournal.agent.accounts import account_names
-from fusejournal.agent.archives import archive_of_moment, content_of_image
+from fusejournal.agent.archives import content_of_image, members_of_moment
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.kept_versions import TYPES
+from fusejournal.agent.zips import archived
 from fusejournal.errors import PathNotFoundError, UsageError
 from fusejournal.history.changes import find_changes
 from fusejournal.history.file_states import State, read_states, target_of, type_of
@@ -200,9 +201,10 @@ def content(source: JournalSource, fields: Fields) -> Iterator[bytes]:
 
 
 def archive(source: JournalSource, fields: Fields) -> Iterator[bytes]:
-    """Yields the bytes of a directory as it was, as a tar archive. Raises PathNotFoundError,
-    UsageError, FusejournalError, OSError."""
-    return archive_of_moment(source, path_of(source, fields), before_of(source, fields))
+    """Yields the bytes of a directory as it was, as an archive: ``format`` is "tar" or "zip".
+    Raises PathNotFoundError, UsageError, FusejournalError, OSError."""
+    members = members_of_moment(source, path_of(source, fields), before_of(source, fields))
+    return archived(members, fields.text("format", "tar"))
 
 
 def preview(source: JournalSource, fields: Fields) -> dict[str, Any]:

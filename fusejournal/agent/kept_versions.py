@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.accounts import account_names
-from fusejournal.agent.archives import archive_of_version, content_of_record
+from fusejournal.agent.archives import content_of_record, members_of_version
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
+from fusejournal.agent.zips import archived
 from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.history.json_values import exact
 from fusejournal.node.registry import find_named
@@ -140,12 +141,13 @@ def content(fields: Fields) -> Iterator[bytes]:
 
 
 def archive(fields: Fields) -> Iterator[bytes]:
-    """Yields the bytes of a directory of a version, as a tar archive. Raises NoSuchVersionError,
-    UsageError, PathNotFoundError, StoreError, FusejournalError."""
+    """Yields the bytes of a directory of a version, as an archive: ``format`` is "tar" or "zip".
+    Raises NoSuchVersionError, UsageError, PathNotFoundError, StoreError, FusejournalError."""
     found = _open(fields)
     version = found.find(fields.text("version")).version
     path = found.path(fields.text("path", ""))
-    return archive_of_version(VersionTree(BlockReader(found.store()), version.trees), path)
+    tree = VersionTree(BlockReader(found.store()), version.trees)
+    return archived(members_of_version(tree, path), fields.text("format", "tar"))
 
 
 def difference(fields: Fields) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from stat import S_IFDIR
 from typing import Any
 
@@ -57,6 +58,8 @@ def criteria_of(source: JournalSource, fields: Fields) -> Criteria:
         ops=fields.texts("op"),
         uid=fields.number_or_none("uid"),
         paths=[path] if path and path.strip("/") else [],
+        bytes_min=fields.number_or_none("bytes_min"),
+        bytes_max=fields.number_or_none("bytes_max"),
     )
 
 
@@ -69,6 +72,8 @@ def filter_options(fields: Fields) -> list[tuple[str, object]]:
         ("--uid", fields.number_or_none("uid")),
         ("--from-seq", fields.number_or_none("from_seq")),
         ("--to-seq", fields.number_or_none("to_seq")),
+        ("--min-bytes", fields.number_or_none("bytes_min")),
+        ("--max-bytes", fields.number_or_none("bytes_max")),
     ]
 
 
@@ -238,18 +243,38 @@ def _are_files(lookup: Lookup, fids: Collection[Fid]) -> bool:
 
 
 def _windows(lookup: Lookup, span: Span, criteria: Criteria) -> Iterator[tuple[_Found, Seq]]:
-    end = Seq(min(criteria.to_seq, span.end_seq))
-    while end > max(span.first_seq, criteria.from_seq):
-        begin = Seq(max(span.first_seq, criteria.from_seq, end - _WINDOW))
-        # One more, which may be the VOID of the last.
-        pairs = list(with_outcomes(lookup.reader.read(begin, Seq(end + 1))))
-        found: _Found = [
-            (entry, outcome, None)
-            for entry, outcome in reversed(pairs)
-            if entry.seq < end and criteria.has(entry)
-        ]
-        yield found, begin
-        end = begin
+    least = max(span.first_seq, criteria.from_seq)
+    for first, last in _ranges(lookup, span, criteria):
+        end = Seq(min(criteria.to_seq, last))
+        while end > max(first, least):
+            begin = Seq(max(first, least, end - _WINDOW))
+            # One more, which may be the VOID of the last.
+            pairs = list(with_outcomes(lookup.reader.read(begin, Seq(end + 1))))
+            found: _Found = [
+                (entry, outcome, None)
+                for entry, outcome in reversed(pairs)
+                if entry.seq < end and criteria.has(entry)
+            ]
+            yield found, begin
+            end = begin
+    yield [], Seq(min(least, criteria.to_seq))
+
+
+def _ranges(lookup: Lookup, span: Span, criteria: Criteria) -> list[tuple[Seq, Seq]]:
+    """Returns the ranges of a segment's entries of which one can be asked for, the newest first. A
+    large one lies between two points of the index that are as far apart."""
+    if not criteria.bytes_min:
+        return [(span.first_seq, span.end_seq)]
+    index = lookup.index(span)
+    points = [(number, offset) for number, offset, *_ in index.points()]
+    found: list[tuple[Seq, Seq]] = []
+    for (number, offset), (after, end) in pairwise([*points, (index.entries, index.segment_bytes)]):
+        if end - offset > criteria.bytes_min:
+            first, last = Seq(index.first_seq + number), Seq(index.first_seq + after)
+            if found and found[-1][1] == first:
+                first = found.pop()[0]
+            found.append((first, last))
+    return found[::-1]
 
 
 def _with_paths(lookup: Lookup, found: _Found) -> list[Match]:

@@ -25,6 +25,8 @@ from fusejournal.history.statistics import sum_matches
 @click.option("--to-seq", type=click.IntRange(min=1), help="Entries up to this seq, included.")
 @click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
 @click.option("--uid", type=int, help="Only what this user asked for.")
+@click.option("--min-bytes", type=click.IntRange(min=0), help="Only what wrote so much, or more.")
+@click.option("--max-bytes", type=click.IntRange(min=0), help="Only what wrote so much, or less.")
 @click.option("--reverse", is_flag=True, help="The newest first.")
 @click.option("-n", "count", type=click.IntRange(min=1), help="Only the newest so many.")
 @click.option("--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
@@ -39,6 +41,8 @@ def log(
     to_seq: int | None,
     ops: tuple[str, ...],
     uid: int | None,
+    min_bytes: int | None,
+    max_bytes: int | None,
     reverse: bool,
     count: int | None,
     follow: bool,
@@ -80,6 +84,8 @@ def log(
         ops=ops,
         uid=uid,
         paths=(path,) if path else (),
+        bytes_min=min_bytes,
+        bytes_max=max_bytes,
         check_paths=not follow,
     )
     if not (from_seq or count or follow) and source.gone_before is not None:

@@ -45,6 +45,9 @@ _SEQS: Final = (
     Parameter("from_seq", "integer", "The first entry."),
     Parameter("to_seq", "integer", "The last entry."),
 )
+_FORMAT: Final = Parameter(
+    "format", "string", "The kind of archive; without any: tar.", values=("tar", "zip")
+)
 _PATH: Final = Parameter("path", "string", "A path from the volume's root.")
 _AT: Final = (
     Parameter("at", "integer", "The moment right after this entry; without any: now."),
@@ -58,6 +61,8 @@ ROUTES: Final = (
         "Entries, newest first, a page at a time.",
         (
             *_FILTER, *_SEQS,
+            Parameter("bytes_min", "integer", "Entries that wrote so many bytes, or more."),
+            Parameter("bytes_max", "integer", "Entries that wrote so many bytes, or less."),
             Parameter("count", "integer", "The most that is returned: up to 500."),
             Parameter("before_seq", "integer", "next_before_seq of the page before."),
         ),
@@ -99,7 +104,7 @@ ROUTES: Final = (
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/archive", "archive", AccessRole.OPERATOR,
-        "A directory as it was, as a tar archive.", (_PATH, *_AT),
+        "A directory as it was, as a tar or zip archive.", (_PATH, *_AT, _FORMAT),
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/line-difference", "line-difference", AccessRole.OPERATOR,
@@ -126,7 +131,7 @@ ROUTES: Final = (
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/versions/{{version}}/archive", "version-archive", AccessRole.OPERATOR,
-        "A directory of a version, as a tar archive.", (_PATH,),
+        "A directory of a version, as a tar or zip archive.", (_PATH, _FORMAT),
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/version-difference", "version-difference", AccessRole.VIEWER,

@@ -32,7 +32,8 @@ class SeqRange(NamedTuple):
 @dataclass(frozen=True)
 class Criteria:
     """The criteria of an entry. Empty and None: anything. ``paths``: one of them, or what is below,
-    or what matches, if it is a pattern."""
+    or what matches, if it is a pattern. ``bytes_min`` and ``bytes_max``: of those that bring data,
+    how much."""
 
     from_seq: Seq = Seq(1)
     to_seq: Seq = END
@@ -42,6 +43,8 @@ class Criteria:
     paths: tuple[bytes, ...] = ()
     only: tuple[SeqRange, ...] = ()
     without: tuple[SeqRange, ...] = ()
+    bytes_min: int | None = None
+    bytes_max: int | None = None
 
     def __post_init__(self) -> None:
         """Ranges are kept in order and apart, to be searched quickly."""
@@ -58,7 +61,13 @@ class Criteria:
             or self.paths
             or self.only
             or self.without
+            or self.has_size
         )
+
+    @property
+    def has_size(self) -> bool:
+        """True if the size limits what is asked for."""
+        return self.bytes_min is not None or self.bytes_max is not None
 
     def has(self, entry: Entry) -> bool:
         """Returns True if *entry* is asked for, its path aside."""
@@ -70,7 +79,12 @@ class Criteria:
             and (self.pid is None or entry.who.pid == self.pid)
             and (not self.only or _within(seq, self.only))
             and not _within(seq, self.without)
+            and (not self.has_size or self._has_bytes(len(entry.data)))
         )
+
+    def _has_bytes(self, count: int) -> bool:
+        least = 1 if self.bytes_min is None else max(1, self.bytes_min)
+        return count >= least and (self.bytes_max is None or count <= self.bytes_max)
 
 
 def _merged(ranges: Iterable[SeqRange]) -> tuple[SeqRange, ...]:

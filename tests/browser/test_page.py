@@ -6,6 +6,7 @@ FUSEJOURNAL_TEST_SCREENSHOTS a picture of each is put into that directory."""
 
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -188,6 +189,10 @@ def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: Console
             page.get_by_role("link", name="Download as tar").click()
         with tarfile.open(download.value.path()) as archive:
             assert "last" in archive.getnames()
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download as zip").click()
+        with zipfile.ZipFile(download.value.path()) as zipped:
+            assert {"last", _MARKUP} <= set(zipped.namelist())
         (odd / "last").write_text("one\n")
         seq = layer.head_seq()
         (odd / "last").write_text("two\n")
@@ -200,6 +205,11 @@ def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: Console
         page.locator("tbody tr").nth(9).wait_for()
         bar = page.locator(".bottom").bounding_box()
         assert bar["y"] + bar["height"] <= page.viewport_size["height"]  # it stays in sight
+        page.get_by_label("Wrote at least").fill("0.007 KiB")
+        page.get_by_role("button", name="Show").click()
+        page.get_by_text("That is all: 4 shown.").wait_for()
+        assert page.get_by_role("button", name="Plan to take back all").count() == 0
+        look_at(page, "timeline-sizes")
         page.get_by_label("Mark this point with the name").fill("here")
         page.get_by_role("button", name="Mark this point").click()
         page.get_by_text("Marked as entry").wait_for()

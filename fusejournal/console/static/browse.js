@@ -112,9 +112,14 @@ function restoreButtons(view, tree, what) {
   if (!may("operator")) return null;
   const fields = { volume: view.volume, path: tree.path, at: tree.at };
   return h("div", { class: "row" },
-    tree.is_directory ? h("a", { class: "button", href: `${view.base}/archive${query({ path: tree.path, at: tree.at })}`, download: `${plain(tree.file.name || view.volume)}.tar` }, "Download as tar") : null,
+    tree.is_directory ? archiveLinks(`${view.base}/archive`, { path: tree.path, at: tree.at }, tree.file.name || view.volume) : null,
     h("button", { type: "button", onclick: () => begin(view, { kind: "restore", ...fields }) }, `Restore${what} aside`),
     tree.at === tree.head_seq ? null : h("button", { type: "button", onclick: () => begin(view, { kind: "in-place", ...fields }) }, `Plan to restore${what} in place`));
+}
+
+// A directory as an archive: tar keeps owners, zip opens everywhere.
+export function archiveLinks(url, params, words) {
+  return ["tar", "zip"].map((format) => h("a", { class: "button", href: `${url}${query({ ...params, format })}`, download: `${plain(words)}.${format}` }, `Download as ${format}`));
 }
 
 // -- a file's life ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ const ROWS_MAX = 5000;
 
 export async function timelineView(place, agent, volume, params) {
   const base = volumePath(agent, volume);
-  const filter = { path: params.path, since: params.since, until: params.until, uid: params.uid, op: params.op };
+  const filter = { path: params.path, since: params.since, until: params.until, uid: params.uid, op: params.op, bytes_min: params.bytes_min, bytes_max: params.bytes_max };
   const chosen = new Map();
   const chartPlace = h("div", { class: "card" }, spinner("Counting…"));
   const list = h("div", { class: "card" });
@@ -27,9 +27,11 @@ function filterForm(agent, volume, params) {
     h("input", { name: key, value: params[key] ?? "", placeholder: hint, spellcheck: "false", autocapitalize: "none" }));
   const submit = (event) => {
     event.preventDefault();
-    app.go(["v", agent, volume, "timeline"], { ...Object.fromEntries(new FormData(event.target)), by: params.by });
+    const asked = Object.fromEntries(new FormData(event.target));
+    for (const key of SIZES) asked[key] = bytesOf(asked[key]);
+    app.go(["v", agent, volume, "timeline"], { ...asked, by: params.by });
   };
-  const isFiltered = ["path", "since", "until", "uid", "op"].some((key) => params[key]);
+  const isFiltered = ["path", "since", "until", "uid", "op", ...SIZES].some((key) => params[key]);
   return h("form", { class: "card row end", onsubmit: submit, role: "search", "aria-label": "Filter" },
     input("Path or pattern", "path", "home/anna or *.odt"),
     h("label", {}, "Operation", h("select", { name: "op" }, h("option", { value: "" }, "all"),
@@ -38,8 +40,18 @@ function filterForm(agent, volume, params) {
       OPERATIONS.map((op) => h("option", { value: op, selected: params.op === op }, op)))),
     h("label", {}, "User (uid)", h("input", { name: "uid", value: params.uid ?? "", inputmode: "numeric", pattern: "[0-9]*", size: 6 })),
     input("From", "since", "2 hours ago"), input("To", "until", "14:00, or a mark"),
+    SIZES.map((key) => h("label", {}, key === "bytes_min" ? "Wrote at least" : "Wrote at most", h("input", { name: key, value: params[key] ? size(Number(params[key])) : "", placeholder: "1 MiB", size: 8, pattern: SIZE_PATTERN, title: "Bytes, KiB, MiB or GiB" }))),
     h("button", { class: "main" }, "Show"),
     isFiltered ? h("a", { class: "button", href: app.link(["v", agent, volume, "timeline"]) }, "All") : null);
+}
+
+const SIZES = ["bytes_min", "bytes_max"];
+const SIZE_PATTERN = "\\s*[0-9]+([.][0-9]+)?\\s*([KkMmGg]?([Ii]?[Bb])?)\\s*";
+
+// "1.5 MiB" as bytes; units are of 1,024.
+function bytesOf(text) {
+  const [, count, unit] = /^\s*([0-9.]+)\s*([kmg]?)/i.exec(text) ?? [];
+  return count === undefined ? "" : String(Math.round(Number(count) * 1024 ** " kmg".indexOf((unit || " ").toLowerCase())));
 }
 
 // -- the chart --------------------------------------------------------------------------------------
@@ -64,7 +76,7 @@ async function drawChart(place, base, filter, params, agent, volume, signal) {
       h("div", { class: "head" }, h("h2", {}, byUser ? "Entries by user" : "Entries by operation"), toggle),
       chart({ from: found.from_ns, step: found.step_ns, bars, names }, choose),
       h("div", { class: "row" }, names.map((one, at) => h("span", { class: "key" }, h("i", { class: `b${Math.min(at, 5)}` }), one)),
-        h("span", { class: "soft small" }, filter.path ? "The chart counts all paths. " : "",
+        h("span", { class: "soft small" }, filter.path || SIZES.some((key) => filter[key]) ? "The chart counts all paths and sizes. " : "",
           found.entries_left ? `Counting: ${number(found.entries_left)} entries left.` : "Drag over it to look closer.")));
     if (!found.entries_left || signal.aborted) return;
     await new Promise((done) => setTimeout(done, 150));
@@ -215,7 +227,8 @@ function ranges(seqs) {
 function drawBottom(place, view) {
   if (!may("operator")) return;
   const { chosen, filter } = view;
-  const isFiltered = Object.values(filter).some(Boolean);
+  // An undo knows no sizes: it would take back more than is shown.
+  const isFiltered = Object.values(filter).some(Boolean) && !SIZES.some((key) => filter[key]);
   const conflict = h("select", { "aria-label": "Where later changes rely on it" },
     h("option", { value: "stop" }, "stop where later changes are in the way"),
     h("option", { value: "skip" }, "leave those that later changes rely on"),

@@ -6,7 +6,7 @@ import { h, user, path, name, plain, number, size, time, command, failure, pill,
 import { confirmTyped } from "./dialogs.js";
 import { heading } from "./volume.js";
 import { begin } from "./timeline.js";
-import { changeTable } from "./browse.js";
+import { archiveLinks, changeTable } from "./browse.js";
 
 const HISTORIES = { lost: "of a history that lost", ahead: "ahead of the journal here", before: "before the journal here" };
 
@@ -140,7 +140,7 @@ async function versionTree(place, view, params) {
       h("nav", { class: "crumbs", "aria-label": "Path" }, h("a", { href: to("") }, view.volume),
         names.map((one, at) => ["/", at === names.length - 1 ? h("strong", {}, name(one)) : h("a", { href: to(names.slice(0, at + 1).join("/")) }, name(one))])),
       may("operator") ? h("div", { class: "row" },
-        page.is_directory ? h("a", { class: "button", href: `${url}/archive${query({ path: page.path })}`, download: `${plain(page.file.name || view.volume)}.tar` }, "Download as tar") : null,
+        page.is_directory ? archiveLinks(`${url}/archive`, { path: page.path }, page.file.name || view.volume) : null,
         h("button", { type: "button", onclick: () => restore("restore") }, "Restore aside"),
         h("button", { type: "button", onclick: () => restore("in-place") }, "Plan to restore in place")) : null),
     page.is_directory ? h("div", { class: "card" }, h("div", { class: "scroll" }, h("table", { class: "stack" },

@@ -1,7 +1,11 @@
 """Directories as archives, and differences line by line."""
 
 import io
+import shutil
+import stat
+import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,10 @@ import pytest
 from fusejournal.admin.source import open_source
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent import browse, kept_versions
+from fusejournal.agent.archives import Member
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.line_difference import line_difference
+from fusejournal.agent.zips import zip_of
 from fusejournal.errors import PathNotFoundError, UsageError
 from fusejournal.node.state_dir import load_state
 from fusejournal.operations import Create, Link, Setattr, Symlink, Write
@@ -95,6 +101,49 @@ def test_an_archive_of_a_moment_and_of_a_version(root: Path) -> None:
     whole = b"".join(browse.archive(source, Fields({"path": ""})))
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         assert {"docs", "docs/text"} <= set(archive.getnames())
+
+
+def _check_zip(raw: bytes, path: Path) -> None:
+    path.write_bytes(raw)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        found = {one.orig_filename: one for one in archive.infolist()}
+        odd = b"bytes\xff".decode("cp437")  # as it takes what is not said to be UTF-8
+        assert set(found) == {
+            "text", "holes", odd, "empty", "deep/", f"deep/{'x' * 250}", "link", "other",
+        }  # fmt: skip
+        assert archive.read("text") == archive.read("other") == _NEW
+        whole = archive.read("holes")
+        assert (len(whole), whole[10:15], whole[-3:]) == (300_003, b"begin", b"end")
+        assert (archive.read(odd), archive.read("empty")) == (b"\xff\x00", b"")
+        assert archive.read("link") == b"../to\xfe"
+        modes = {name: one.external_attr >> 16 for name, one in found.items()}
+        assert modes["holes"] == stat.S_IFREG | 0o640
+        assert (stat.S_ISDIR(modes["deep/"]), stat.S_ISLNK(modes["link"])) == (True, True)
+    if (unzip := shutil.which("unzip")) is not None:  # another's reader, where there is one
+        subprocess.run([unzip, "-tq", str(path)], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_zip_archive_of_a_moment_and_of_a_version(root: Path) -> None:
+    source = open_source("data")
+    fields = {"volume": "data", "version": "kept", "path": "docs", "format": "zip"}
+    _check_zip(b"".join(browse.archive(source, Fields(fields))), root / "moment.zip")
+    _check_zip(b"".join(kept_versions.archive(Fields(fields))), root / "version.zip")
+    with pytest.raises(UsageError, match="'rar'"):
+        browse.archive(source, Fields({"path": "docs", "format": "rar"}))
+
+
+def test_a_zip_archive_of_more_files_than_16_bits_count(tmp_path: Path) -> None:
+    """Sizes and places have 64 bits in any archive."""
+    members = (
+        Member(b"%d" % number, stat.S_IFREG, 0o644, 0, 0, 2, 1 << 62, b"", iter((b"ab", b"more")))
+        for number in range(66_000)
+    )
+    path = tmp_path / "large.zip"
+    path.write_bytes(b"".join(zip_of(members)))
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.infolist()) == 66_000
+        assert archive.read("65999") == b"ab"
 
 
 def test_lines(root: Path) -> None:

@@ -1,5 +1,6 @@
 """A volume's entries, a page at a time, and their sums."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ from fusejournal.agent.fields import Fields
 from fusejournal.agent.sums import Sums
 from fusejournal.agent.timeline import Scans
 from fusejournal.errors import NoSuchSeqError, UsageError
+from fusejournal.history.query import find
+from fusejournal.journal.format import Entry
+from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
-from fusejournal.operations import Clean, Create, Setattr, Void
+from fusejournal.journal.segment_writer import JournalOptions
+from fusejournal.operations import Clean, Create, Setattr, Void, Write
 from fusejournal.types import SYSTEM_CALLER, Caller, Fid, Seq
-from tests.support.entries import make_directories
+from tests.support.entries import UUID_OF_TESTS, make_directories
 
 
 @pytest.fixture
@@ -58,6 +63,44 @@ def test_what_a_page_is_asked_for(source: JournalSource) -> None:
     assert [one["seq"] for one in _all(source, path="d7", uid=1001)] == []
     page = timeline.entries(source, Fields({"op": "clean", "count": 5}), Scans())
     assert page["command"] == f"fusejournal log {source.name} --op clean -n 5 --reverse"
+
+
+def test_how_much_an_entry_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones and large ones among each other, in several segments."""
+    options = JournalOptions(segment_bytes=1 << 20, segment_entries=300)
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, options)
+    sizes = [100_000 if number % 97 == 50 else number % 700 for number in range(900)]
+    for number, size in enumerate(sizes, 1):
+        write = Write(Fid(7), 0, None)
+        journal.append(write, SYSTEM_CALLER, number, {Fid(7): b"file"}.get, b"x" * size)
+    change = Setattr(Fid(7), 0o600, None, None, None, None)
+    journal.append(change, SYSTEM_CALLER, 901, {Fid(7): b"file"}.get)
+    journal.close()
+    assert len(list_segments(tmp_path)) > 3
+    source = open_source(str(tmp_path))
+    counts: list[int] = []
+    frames = source.reader.read
+
+    def read(first: Seq, end: Seq) -> Iterator[Entry]:
+        counts.append(end - first)
+        return frames(first, end)
+
+    monkeypatch.setattr(source.reader, "read", read)
+    for least, most in ((50_000, None), (600, 650), (None, 3), (0, 0), (100_001, None)):
+        wanted = [
+            number
+            for number, size in enumerate(sizes, 1)
+            if size and size >= (least or 0) and (most is None or size <= most)
+        ]
+        counts.clear()
+        found = [one["seq"] for one in _all(source, bytes_min=least, bytes_max=most, count=500)]
+        assert found == wanted[::-1], (least, most)
+        if least == 50_000:  # what is around the large ones alone
+            assert sum(counts) < 2 * 33 * len(wanted)
+        criteria = source.criteria(bytes_min=least, bytes_max=most)
+        assert [one.entry.seq for one in find(source.lookup, criteria)] == wanted
+    page = timeline.entries(source, Fields({"bytes_min": 5, "count": 5}), Scans())
+    assert page["command"] == f"fusejournal log {source.name} --min-bytes 5 -n 5 --reverse"
 
 
 def test_a_page_ends_when_its_time_is_over(

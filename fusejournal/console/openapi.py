@@ -98,6 +98,7 @@ def _operation(
         "401": {"description": "The caller is not logged in."},
         "403": {"description": "The user may not."},
         "404": {"description": "There is no such volume, path, entry, version or peer."},
+        "408": {"description": "The request took too long to come."},
         "413": {"description": "The request is too long."},
         "415": {"description": "A change is asked for in JSON."},
         "429": {"description": "Too often."},

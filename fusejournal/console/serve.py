@@ -30,6 +30,10 @@ from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.replication.common_ancestor import first_error
 
 _GRACE_SECONDS = 2.0
+_HEADER_SECONDS = 5.0
+"""The time that a connection may be without a whole request's headers; as the last request ends,
+too."""
+_HANDSHAKE_SECONDS = 10.0
 
 
 def is_loopback(host: str) -> bool:
@@ -133,6 +137,8 @@ def _configuration(address: Address, certificate: Path | None, key: Path | None)
     config = HypercornConfig()
     config.bind = [str(Address(address.host or "0.0.0.0", address.port))]
     config.graceful_timeout = _GRACE_SECONDS
+    config.keep_alive_timeout = _HEADER_SECONDS
+    config.ssl_handshake_timeout = _HANDSHAKE_SECONDS
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = logging.getLogger("fusejournal.console.http")

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+import trio
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,6 +15,8 @@ from fusejournal.console.routes import ApiRoute
 from fusejournal.disk.files import UNREADABLE_JSON
 
 _BODY_BYTES_MAX: Final = 64 << 10
+_BODY_SECONDS = 10.0
+"""The time that a body may take, for strangers send some, too."""
 
 
 class RefusedRequestError(Exception):
@@ -64,11 +67,16 @@ async def body_of(request: Request) -> dict[str, Any]:
     if not length.isdigit() or int(length) > _BODY_BYTES_MAX:
         raise too_long
     content = b""
-    async with aclosing(request.stream()) as parts:
-        async for part in parts:
-            content += part
-            if len(content) > _BODY_BYTES_MAX:
-                raise too_long
+    try:
+        with trio.fail_after(_BODY_SECONDS):
+            async with aclosing(request.stream()) as parts:
+                async for part in parts:
+                    content += part
+                    if len(content) > _BODY_BYTES_MAX:
+                        raise too_long
+    except trio.TooSlowError:
+        words = f"the request's body was not there within {_BODY_SECONDS:g} s"
+        raise RefusedRequestError(408, words) from None
     try:
         body = json.loads(content or b"{}")
     except UNREADABLE_JSON:

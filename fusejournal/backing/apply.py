@@ -69,7 +69,8 @@ class Applier:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._maker = ObjectMaker(tree)
-        data, imports = DataApplier(tree), ImportApplier(tree, self._maker, self._link)
+        data = DataApplier(tree)
+        self.imports = imports = ImportApplier(tree, self._maker, self._link)
         self.space = SpaceApplier(tree, data)
         self._methods: dict[Kind, Callable[[Any, int, bytes | memoryview, bool], Made]] = {
             Kind.CREATE: self._maker.create,

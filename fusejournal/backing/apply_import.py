@@ -14,7 +14,10 @@ from fusejournal.backing.apply_results import NOTHING_MADE, Made
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR, XFS_OWN_XATTRS
+from fusejournal.native import kernel
 from fusejournal.operations import Import, ImportData, ImportLink, Link
+
+_FLAGS_BEGUN = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ImportApplier:
@@ -47,20 +50,36 @@ class ImportApplier:
         fd = -1
         try:
             fd = open_made(name, FLAGS_PATH, directory)
-            made = self._finish_imported(operation, fd)
+            made = self._finish_imported(operation, fd, syscalls.descriptor_path(fd))
         except OSError:
             self._maker.take_away(directory, name, fd, os.rmdir if kind == S_IFDIR else os.unlink)
             raise
         os.close(fd)
         return made
 
-    def _finish_imported(self, operation: Import, fd: int) -> Made:
-        """All that the new object has, but its name."""
-        tree, path = self._tree, syscalls.descriptor_path(fd)
+    def begin(self, operation: Import) -> int:
+        """Makes the regular file of an IMPORT, with nothing in it, for :meth:`end`, which has all
+        the rest: what has no fid yet is known not to be whole. The mtime of its directory changes.
+        Returns its descriptor, to be written to. Raises OSError: FileExistsError where the name is
+        there."""
+        directory = self._tree.descriptor(operation.parent)
+        failpoints.reached("apply.import.begin")
+        return os.open(operation.name, _FLAGS_BEGUN, 0o600, dir_fd=directory)
+
+    def end(self, operation: Import, fd: int, written: int) -> Made:
+        """Gives the file of :meth:`begin`, whose content is there up to byte *written*, what else
+        it has; its fid last. Raises OSError: then it stays as it is, without a fid."""
+        return self._finish_imported(operation, fd, fd, written)
+
+    def _finish_imported(
+        self, operation: Import, fd: int, path: int | str, written: int = -1
+    ) -> Made:
+        """All that the new object has, but its name; its fid last."""
+        tree = self._tree
         kind = S_IFMT(operation.mode)
         failpoints.reached("apply.import.chown")
         syscalls.chown(fd, operation.uid, operation.gid)
-        if kind == S_IFREG:
+        if kind == S_IFREG and operation.size != written:
             os.truncate(path, operation.size)
         if operation.target is None and tree.default_acl(tree.node(operation.parent)):
             # What it inherited just now is not what it had.
@@ -74,10 +93,10 @@ class ImportApplier:
         if operation.target is None:
             failpoints.reached("apply.import.chmod")
             os.chmod(path, S_IMODE(operation.mode))
+        syscalls.set_times(fd, None, operation.mtime_ns)
         failpoints.reached("apply.import.tag")
         handle = tree.identify(operation.fid, fd, path)
-        syscalls.set_times(fd, None, operation.mtime_ns)
-        return Made(handle, os.fstat(fd).st_ino)
+        return Made(handle, kernel.stat(fd).st_ino)
 
     def write(self, operation: ImportData, _: int, data: bytes | memoryview, __: bool) -> Made:
         """Applies an IMPORT_DATA: see Applier.apply."""

@@ -15,6 +15,7 @@ they are about: those of contents the fid and the offset (:func:`base_seq_of`)."
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -29,6 +30,7 @@ from fusejournal.disk.json_records import checked, hash_of_hex, read_object
 from fusejournal.errors import JournalError
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting
+from fusejournal.operations import Import
 from fusejournal.types import Epoch, Fid, Position, Seq
 
 _FORMAT = 1
@@ -174,6 +176,26 @@ class BaseNode(NamedTuple):
     """The journaled file flags."""
 
 
+class BaseFile(NamedTuple):
+    """All of a file or directory at the base, but for its content."""
+
+    making: Import
+    """The operation that makes it under one of its names;"""
+    places: tuple[tuple[Fid, bytes], ...]
+    """all of them: directory and name."""
+    flags: int
+
+
+class BasePiece(NamedTuple):
+    """A piece of a regular file's content at the base."""
+
+    fid: Fid
+    start: int
+    data: bytes
+    is_last: bool
+    """True for the last one of the file."""
+
+
 class FileChange(NamedTuple):
     """A file or directory of which another tree has something else than the base."""
 
@@ -213,6 +235,18 @@ class BaseTree(Protocol):
 
     def children(self, directory: Fid) -> Iterator[tuple[bytes, Fid]]:
         """Yields the names in a directory, and what they stood for."""
+        ...
+
+    def file(self, fid: Fid) -> BaseFile | None:
+        """Returns what makes *fid*; None where it had no name."""
+        ...
+
+    def contents(
+        self, is_wanted: Callable[[BaseFile], bool], pool: Executor
+    ) -> Iterator[BasePiece]:
+        """Yields the contents of files, which *pool* reads ahead: those of a file, at least one
+        piece, together, and the files by fid. *is_wanted* is called with each file but the root, by
+        fid, some time before its pieces would come; False: they are not to come."""
         ...
 
     def changes_from(self, inodes: str, names: str) -> Iterator[FileChange]:

@@ -3,6 +3,7 @@ make it (journal/base.py). The store is opened when the first question is asked:
 of a journal is about what came later."""
 
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor
 from functools import cached_property
 from pathlib import Path
 from stat import S_IMODE
@@ -10,7 +11,9 @@ from stat import S_IMODE
 from fusejournal.config import StoreConfig
 from fusejournal.file_operations import SetFlags
 from fusejournal.journal.base import (
+    BaseFile,
     BaseNode,
+    BasePiece,
     FileChange,
     JournalBase,
     base_seq_of,
@@ -37,6 +40,7 @@ from fusejournal.versions.manifest import Version, decode_version
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.past_files import unlike_parts
 from fusejournal.versions.place import open_place, read_place
+from fusejournal.versions.read_ahead import PlannedPiece, pieces_of, read_ahead
 from fusejournal.versions.records import (
     InodeRecord,
     decode_inode,
@@ -151,6 +155,32 @@ class VersionBase:
         for key, value in self._names.below(inode_key(directory)):
             yield name_of_key(key), decode_name(value).fid
 
+    def file(self, fid: Fid) -> BaseFile | None:
+        """Returns what makes *fid*; None where it had no name."""
+        record = self._record(fid)
+        return None if record is None or fid == ROOT_FID else _file(record)
+
+    def contents(
+        self, is_wanted: Callable[[BaseFile], bool], pool: Executor
+    ) -> Iterator[BasePiece]:
+        """Yields the contents of files: see BaseTree.contents."""
+        blocks = self.blocks.by_windows()
+        tree = VersionTree(blocks, self._trees)
+
+        def planned() -> Iterator[PlannedPiece]:
+            for key, value in tree.inodes.items():
+                record = decode_inode(fid_of_key(key), value, blocks)
+                if record.fid != ROOT_FID and is_wanted(_file(record)):
+                    yield from pieces_of(tree, record)
+
+        for record, start, data, is_last in read_ahead(blocks, planned(), pool):
+            yield BasePiece(record.fid, start, data, is_last)
+
+    @property
+    def _trees(self) -> Trees:
+        inodes, names = bytes.fromhex(self.base.inodes), bytes.fromhex(self.base.names)
+        return Trees(inodes, names, self.base.next_fid, self.base.epoch, 0)
+
     def changes_from(self, inodes: str, names: str) -> Iterator[FileChange]:
         """Yields what the tree with these roots has otherwise, in time of the difference."""
         base, old = self.base, (bytes.fromhex(inodes), bytes.fromhex(names))
@@ -185,7 +215,9 @@ class VersionBase:
             value = self._names.get(name_key(parent, name))
             assert value is not None, "a version that was verified has each name twice"
             found.append((parent, name, decode_name(value).cookie))
-        return tuple(sorted(found, key=lambda place: place[2]))
+        if len(found) > 1:
+            found.sort(key=lambda place: place[2])
+        return tuple(found)
 
     # -- as entries --------------------------------------------------------------------------------
 
@@ -289,6 +321,11 @@ def _change(
     flags = [one.file_flags for one in (record, its) if one is not None]
     size = record.size if record is not None and has_content else None
     return FileChange(fid, path, size, tuple(ranges), any(flags))
+
+
+def _file(record: InodeRecord) -> BaseFile:
+    making = record.as_import(*record.links[0], complete=True)
+    return BaseFile(making, record.links, record.file_flags)
 
 
 def _flags(record: InodeRecord) -> Iterator[Operation]:

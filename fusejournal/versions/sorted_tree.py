@@ -18,7 +18,8 @@ is (last key, id, count).
 Source: Dolt's prolly trees (dolthub.com), noms' documentation."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgpack
@@ -37,6 +38,7 @@ Item = Any
 """(key, value) or (last key, id, count), as a list or tuple."""
 Edit = tuple[bytes, Item | None]
 """A key, and the item that it gets; None: it goes."""
+_key: Callable[[Item], bytes] = itemgetter(0)
 
 
 class Nodes(KeptNodes):
@@ -67,6 +69,9 @@ class SortedTree:
     def __init__(self, nodes: Nodes, root: bytes) -> None:
         self.nodes = nodes
         self.root = root
+        self._leaf: list[Item] = []
+        """The items of the lowest node that was looked into last: keys are mostly asked for in
+        their order."""
 
     @property
     def height(self) -> int:
@@ -75,7 +80,9 @@ class SortedTree:
 
     def get(self, key: bytes) -> bytes | None:
         """Returns the value of *key*, or None."""
-        items = self.node_at(0, key)
+        items = self._leaf
+        if not items or not items[0][0] <= key <= items[-1][0]:
+            items = self._leaf = self.node_at(0, key)
         at = bisect_left(items, key, key=_key)
         if at == len(items) or items[at][0] != key:
             return None
@@ -143,11 +150,6 @@ class SortedTree:
         """Returns the items of the node at *level* behind the one that ends with *last_key*."""
         items = self.node_at(level, last_key + b"\0")
         return items if items and items[-1][0] > last_key else None
-
-
-def _key(item: Item) -> bytes:
-    key: bytes = item[0]
-    return key
 
 
 def empty_tree(blocks: BlockWriter) -> bytes:

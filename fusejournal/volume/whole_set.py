@@ -10,40 +10,29 @@ of the old, the base is written down, the catalog is thrown away. A backing that
 filled, file by file; one that was not is known as a tree, too, and gets what differs. Then it is
 reconciled with the journal (reconcile/), as one that a system crash left unknown since the base.
 
-Filling goes on where it was after a kill: a file whose content has yet to come has another mtime
-than it is to have. After a system crash, which may keep the one and lose the other, contents are
-written again. Memory is bounded by the depth of the tree; what differs is kept in memory. What
-differs in a content is made what the base says with each attempt anew, until all is on the disk.
+Filling (filling.py) goes on where it was after a kill. What differs is kept in memory; what differs
+in a content is made what the base says with each attempt anew, until all is on the disk.
 
 Only for who holds the volume. Blocks."""
 
-import errno
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from stat import S_IFDIR, S_IFMT
 from typing import Final
 
-from fusejournal.backing.apply_data import capability_kept
-from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode
-from fusejournal.backing.fid_tag import FoundEntry
 from fusejournal.backing.root_mark import BackingRoot
-from fusejournal.disk import calls, failpoints
+from fusejournal.disk import calls
 from fusejournal.disk.boot import boot_id
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, remove, write_atomically
 from fusejournal.disk.json_records import checked, hash_of_hex, read_object
 from fusejournal.errors import FusejournalError, RecoveryError
-from fusejournal.file_operations import SetFlags
-from fusejournal.journal.base import BaseTree, FileChange, JournalBase, save_base
-from fusejournal.journal.format import Entry
-from fusejournal.journal.index import Posting
+from fusejournal.journal.base import FileChange, JournalBase, save_base
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.operations import Import, ImportData, ImportLink, Setattr
-from fusejournal.types import ROOT_FID, Fid, Position, Seq, StageProgress
+from fusejournal.types import ROOT_FID, Position, Seq, StageProgress
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
+from fusejournal.volume.filling import Filling
 from fusejournal.volume.reconcile.losing import FAR, ByteRanges, LosingEntries
 from fusejournal.volume.volume import Volume
 
@@ -147,7 +136,7 @@ class WholeSet:
                 progress("comparing the trees", number, None, "files")
                 self._take_change(volume, change, losing)
         elif not self.is_filled:
-            _Filling(volume, tree, progress, trusts_mtimes=self.boot == boot_id()).run()
+            Filling(volume, tree, progress, trusts_mtimes=self.boot == boot_id()).run()
             made_ns = time.time_ns()  # nothing is changed from here to the flush
             checkpoints.make(Checkpoint(self.position.seq, made_ns, self.position), root)
             replace(self, is_filled=True, made_ns=made_ns).save(state_dir)
@@ -199,124 +188,3 @@ def load_whole_set(state_dir: Path) -> WholeSet | None:
         return None
     except UNREADABLE_JSON as error:
         raise FusejournalError(f"{path}: cannot be read: {error}") from None
-
-
-# -- a backing that is empty -----------------------------------------------------------------------
-
-
-class _Filling:
-    """The making of all files of *tree*, which the catalog of *volume* has without handles. It
-    gets them. What later entries removed is left out."""
-
-    def __init__(
-        self, volume: Volume, tree: BaseTree, progress: StageProgress, *, trusts_mtimes: bool
-    ) -> None:
-        self._volume = volume
-        self._catalog = volume.catalog
-        self._base = tree
-        self._progress = progress
-        self._trusts_mtimes = trusts_mtimes
-        self._done_bytes = 0
-
-    def run(self) -> None:
-        """Raises StoreError, OSError."""
-        stack: list[tuple[Fid, Iterator[tuple[bytes, Fid]]]] = [
-            (ROOT_FID, self._base.children(ROOT_FID))
-        ]
-        while stack:
-            directory, names = stack[-1]
-            found = next(names, None)
-            if found is None:
-                stack.pop()
-                self._finish_directory(directory)
-                continue
-            name, fid = found
-            node = self._catalog.node(fid)
-            if node is None:
-                continue
-            if node.handle:
-                self._link(fid, directory, name)
-            elif self._make(node, directory, name) and node.type == S_IFDIR:
-                stack.append((fid, self._base.children(fid)))
-            if self._catalog.changes >= COMMIT_CHANGES:
-                self._catalog.note_handles(have_all=False)
-                self._catalog.commit()
-
-    def _link(self, fid: Fid, directory: Fid, name: bytes) -> None:
-        """Give a file that was made a further name. (An entry after the base may have given that to
-        another file, in an attempt before this one.)"""
-        try:
-            self._volume.applier.apply(ImportLink(fid, directory, name), 0, b"", True)
-        except FileExistsError:
-            return
-
-    def _make(self, node: CatalogNode, directory: Fid, name: bytes) -> bool:
-        """Make a file or directory, or find it made. Returns False where its name is another's by
-        now."""
-        entries = self._base.entries((node.fid,), _is_its_own)
-        making = next(entries).operation
-        assert isinstance(making, Import)
-        making = making._replace(parent=directory, name=name)
-        found = self._volume.tree.probe_name(directory, name)
-        if found is not None and found.fid not in (None, node.fid):
-            return False
-        if found is not None and self._is_done(making, found):
-            self._note(node, found.handle, found.stat.st_ino)
-            entries = (one for one in entries if not isinstance(one.operation, ImportData))
-        else:
-            # Until its content is there, another mtime says that it is not.
-            begun = making if making.complete else making._replace(mtime_ns=making.mtime_ns ^ 1)
-            made = self._volume.applier.apply(begun, 0, b"", True)
-            self._note(node, made.handle, made.ino)
-        self._fill(making, entries)
-        self._done_bytes += making.size
-        self._progress("making the files", self._done_bytes, self._base.base.content_bytes, "bytes")
-        return True
-
-    def _note(self, node: CatalogNode, handle: bytes, ino: int) -> None:
-        self._volume.tree.forget_descriptor(node.fid)
-        self._catalog.note_object(node, handle, ino)
-
-    def _is_done(self, making: Import, found: FoundEntry) -> bool:
-        if found.fid != making.fid or S_IFMT(found.stat.st_mode) != S_IFMT(making.mode):
-            return False
-        if S_IFMT(making.mode) == S_IFDIR:
-            return True
-        is_as_made = (found.stat.st_size, found.stat.st_mtime_ns) == (making.size, making.mtime_ns)
-        return self._trusts_mtimes and (is_as_made or making.target is not None)
-
-    def _fill(self, making: Import, entries: Iterator[Entry]) -> None:
-        """Write the content, if any is to come, then set what says that it is there; file flags
-        last, because they may forbid the rest (a directory's when all in it is made)."""
-        applier, fid = self._volume.applier, making.fid
-        flags: SetFlags | None = None
-        fd = -1
-        for entry in entries:
-            if isinstance(entry.operation, SetFlags):
-                flags = entry.operation
-            elif isinstance(entry.operation, ImportData):
-                failpoints.reached("level.fill")
-                fd = self._volume.tree.writable(fid)
-                with capability_kept(fd):
-                    calls.write_all("level.write", fd, entry.data, entry.operation.offset)
-        if fd >= 0 or not making.complete:
-            applier.apply(Setattr(fid, None, None, None, None, making.mtime_ns), 0, b"", True)
-        if flags is not None and S_IFMT(making.mode) != S_IFDIR:
-            applier.apply(flags, 0, b"", True)
-
-    def _finish_directory(self, fid: Fid) -> None:
-        """Set what the making of names in it has changed, or would be kept from."""
-        node = self._base.node(fid)
-        if node is not None and node.mtime_ns is not None:
-            setting = Setattr(fid, None, None, None, None, node.mtime_ns)
-            try:
-                self._volume.applier.apply(setting, 0, b"", True)
-            except PermissionError as error:
-                if error.errno != errno.EPERM:
-                    raise  # (One that is immutable has its time: nothing was made in it.)
-        if node is not None and node.flags:
-            self._volume.applier.apply(SetFlags(fid, node.flags), 0, b"", True)
-
-
-def _is_its_own(posting: Posting) -> bool:
-    return not posting.is_parent

@@ -1,5 +1,6 @@
 """A mirror whose journal does not meet its primary's copies the tree, all of it or what differs."""
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import closing
@@ -23,6 +24,7 @@ from fusejournal.config import JournalConfig, ReplicationConfig
 from fusejournal.errors import BackingError
 from fusejournal.journal.base import load_base
 from fusejournal.journal.branches import Branch, list_branches
+from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.journal_limits import journal_limits
 from fusejournal.node.state_dir import VolumeState, load_state
@@ -154,7 +156,8 @@ _NEW = [("rejoin.root.mark", 1), ("level.write", 9), ("reconcile", 1)]
 _KEPT = [("branch.rename", 1), ("level.root", 1)]
 _BEHIND = [("reconcile.write", 1), ("reconcile.place", 3)]
 if os.environ.get("FUSEJOURNAL_TEST_COPIES"):
-    _NEW = [("object.link", 3), ("level.intent", 1), ("level.journal", 1), *_NEW, ("level.done", 1)]
+    _NEW = [("object.link", 3), *_NEW[:1], ("level.intent", 1), ("level.journal", 1), *_NEW[1:]]
+    _NEW.append(("level.done", 1))
     _KEPT, _BEHIND = [("object.link", 2), *_KEPT], [("level.journal", 1), *_BEHIND]
 
 
@@ -169,6 +172,20 @@ def test_a_new_mirror_of_a_pruned_primary_killed_again_and_again(pruned: Places)
     assert base.seq == done.tree_seq
     assert pruned.state.role is Role.MIRROR
     assert read_place(pruned.mirror / "state") is not None
+    check_level(pruned)
+
+
+def test_files_whose_contents_a_system_crash_has_lost(pruned: Places) -> None:
+    begin_mirror(pruned)
+    _die(pruned, "reconcile", 1)
+    intent = pruned.mirror / "state" / FILE
+    raw = json.loads(intent.read_text())
+    intent.write_text(json.dumps({**raw, "boot": "another", "is_filled": False}))
+    large = pruned.mirror / "backing" / "large"
+    times = large.stat()
+    large.write_bytes(bytes(times.st_size))  # the name and the fid came to the disk, and no more
+    os.utime(large, ns=(times.st_atime_ns, times.st_mtime_ns))
+    _die_and_go_on(pruned, [])
     check_level(pruned)
 
 
@@ -229,8 +246,8 @@ def test_a_mirror_that_was_away_for_too_long(behind: Places, tmp_path: Path) -> 
 def _check_pins(state: VolumeState) -> None:
     """The version of the tree that the backing had stays, also where the journal is pruned."""
     begun = load_whole_set(state.directory)
-    if begun is None or begun.inodes is None:
-        return
+    if begun is None or begun.inodes is None or not list_segments(state.journal_dir):
+        return  # (Without a journal it is not pruned.)
     store = VolumeStore(state, do_not_wait, None).open(writing=True)
     versions = VolumeVersions(str(state.directory))
     JournalPruning(versions, JournalConfig())._pin_base(store)

@@ -28,7 +28,7 @@ from fusejournal.control.reply import Reply
 from fusejournal.disk import mounts
 from fusejournal.errors import PrivilegeError, UnknownPeerError, VolumeBusyError
 from fusejournal.journal.base import load_base
-from fusejournal.journal.branches import find_branch, make_branch, position_text
+from fusejournal.journal.branches import find_branch, list_branches, make_branch, position_text
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
@@ -402,17 +402,23 @@ class RejoinRequest:
     def _going_on(self, begun: Rollback | WholeSet, *, done: bool) -> Rejoined:
         """Returns the rest of a rejoin that was stopped."""
         if isinstance(begun, WholeSet):
-            base = begun.base
+            base, head_seq, source, reign = begun.base, begun.base.seq, None, None
+            own_entries = 0
+            known = {one.name: one for one in list_branches(self._state.directory)}
+            if (kept := known.get(begun.branch or "")) is not None:
+                head_seq, source, reign = kept.head.seq, kept.source, kept.reign
+                own_entries = head_seq - kept.parted.seq
             return Rejoined(
                 volume=self._state.name,
-                source=None,
-                reign=None,
+                source=source,
+                reign=reign,
                 rung=4 if begun.inodes is None else 3,
                 parted=position_text(base.position),
-                head_seq=base.seq,
-                own_entries=0,
+                head_seq=head_seq,
+                own_entries=own_entries,
                 files=0,
                 contents=0,
+                branch=begun.branch,
                 done=done,
                 tree_seq=base.seq,
                 tree_bytes=base.content_bytes,

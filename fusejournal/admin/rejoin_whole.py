@@ -167,7 +167,7 @@ class WholeRejoin:
                 for one in (version, own):
                     if one is not None:
                         self._pin(store, one)
-                self._commit(root_fd, copy, version, own)
+                self._commit(root_fd, copy, version, own, branch)
             return planned._replace(branch=branch)
         if not self._is_fresh:
             raise RejoinError(
@@ -261,7 +261,14 @@ class WholeRejoin:
         )
         return branch.name
 
-    def _commit(self, root_fd: int, copy: TreeCopy, version: Version, own: Version | None) -> None:
+    def _commit(
+        self,
+        root_fd: int,
+        copy: TreeCopy,
+        version: Version,
+        own: Version | None,
+        branch: str | None,
+    ) -> None:
         """Write down that this node becomes what was fetched."""
         state = self.state
         with closing(WatermarkPage(state.watermarks, state.created_ns)) as page:
@@ -275,7 +282,7 @@ class WholeRejoin:
             self.state = join_volume(state, version.uuid)
         base = base_of(version, self._kept.place.id)
         roots = (None, None) if own is None else (own.inodes.hex(), own.names.hex())
-        WholeSet.begun(base, *roots).save(state.directory)
+        WholeSet.begun(base, roots[0], roots[1], branch).save(state.directory)
 
 
 def pin_base_alone(state: VolumeState, config_file: Path | None) -> None:

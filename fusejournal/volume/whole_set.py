@@ -50,7 +50,8 @@ class WholeSet:
         inodes, names: the roots of the tree that the backing has, in hex; None where it was empty.
         made_ns: the time when that was so, and on the disk.
         boot: the boot of the machine in which the backing was begun to be filled.
-        is_filled: the backing has the tree of the base, and that is on the disk."""
+        is_filled: the backing has the tree of the base, and that is on the disk.
+        branch: the branch that has the journal of before, all on the disk; None where none was."""
 
     base: JournalBase
     inodes: str | None
@@ -58,11 +59,14 @@ class WholeSet:
     made_ns: int
     boot: str
     is_filled: bool = False
+    branch: str | None = None
 
     @classmethod
-    def begun(cls, base: JournalBase, inodes: str | None, names: str | None) -> "WholeSet":
+    def begun(
+        cls, base: JournalBase, inodes: str | None, names: str | None, branch: str | None = None
+    ) -> "WholeSet":
         """Returns one that begins now."""
-        return cls(base, inodes, names, time.time_ns(), boot_id(), inodes is not None)
+        return cls(base, inodes, names, time.time_ns(), boot_id(), inodes is not None, branch)
 
     @property
     def position(self) -> Position:

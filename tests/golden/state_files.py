@@ -48,7 +48,7 @@ BEGAN_SEQ = Seq(4700)
 PARTING = Parting("east", "east.example", Reign(Epoch(3), 0xFEED), Seq(4700), 0xABCD, Seq(4712))
 ROLLBACK = Rollback(Position(Epoch(2), Seq(4700), 0xABCD), "4701-4711", True)
 WHOLE_SETS = (
-    WholeSet(BASE, "cc" * 32, "dd" * 32, NOW_NS, BOOT_ID, True),
+    WholeSet(BASE, "cc" * 32, "dd" * 32, NOW_NS, BOOT_ID, True, "4000-4711"),
     WholeSet(BASE, None, None, NOW_NS, BOOT_ID),
 )
 """One of a backing that has a tree, and one of a backing that was empty."""

@@ -239,6 +239,7 @@ def test_a_mirror_that_was_away_for_too_long(behind: Places, tmp_path: Path) -> 
     assert done.fetched_bytes < 250_000  # of the large file some chunks alone
     (kept,) = list_branches(behind.mirror / "state")
     assert kept.first_seq == before.seq + 1
+    assert (done.branch, done.head_seq) == (kept.name, kept.head.seq)
     check_level(behind)
     _check_branch(behind.state, kept, before.version, tmp_path / "restored")
 

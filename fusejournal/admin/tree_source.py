@@ -68,7 +68,8 @@ class TreeSource:
             self._send(self._tell(make=bool(message.make)))
         elif isinstance(message, AskBlocks):
             if self._blocks is None:
-                self._blocks = BlockReader(self._versions.store())
+                # What is asked for together lies together, mostly.
+                self._blocks = BlockReader(self._versions.store()).by_windows()
             for blocks in answer_blocks(self._blocks, message):
                 self._send(blocks)
         else:

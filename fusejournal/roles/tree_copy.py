@@ -4,7 +4,7 @@
 What has come is in the store, in packs with an index, every few seconds: a copy that is stopped, on
 either side or by the link, asks only for the rest when it is begun again. Several questions are
 under way at a time, so the link does not wait for answers. Blocks are checked by their ids; the
-version's own object is put last, when all is there.
+version's own object is put last, when all is there and makes one tree (versions/agreement.py).
 
 Runs in a process of its own, and may block."""
 
@@ -24,6 +24,7 @@ from fusejournal.replication.common_ancestor import SILENCE_SECONDS
 from fusejournal.replication.peers import Peer
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.types import Epoch, Position, Reign, StageProgress
+from fusejournal.versions.agreement import check_agreement
 from fusejournal.versions.block_source import OfferedTree, parse_told
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.creators import check_registered, open_plan, register, unregister
@@ -109,6 +110,7 @@ class TreeCopy:
                 plan = open_plan(store)
                 blocks = BlockWriter(store, plan[1] if plan is not None else frozenset())
                 fetched = await self._fetch_blocks(connection, blocks, offered.version, own)
+                check_agreement(blocks, offered.version, own, self._tell_of_check)
                 check_registered(store, worker)
                 put_version(store, offered.version)
                 blocks.merge_indexes()
@@ -192,6 +194,9 @@ class TreeCopy:
         finally:
             blocks.finish()
         return Fetched(walk.fetched_blocks, walk.fetched_bytes)
+
+    def _tell_of_check(self) -> None:
+        self._progress("checking the tree", 0, None, "files")
 
     def _tell(self, walk: MissingBlocks, version: Version) -> None:
         words = f"fetching the tree ({walk.fetched_bytes / 1e6:,.0f} MB so far)"

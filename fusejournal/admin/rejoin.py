@@ -105,13 +105,15 @@ class Rejoined(Reply):
 
 
 class RejoinRequest:
-    """A rejoin of the volume *state*, which is not mounted.
+    """A rejoin of a volume.
 
     Args:
+        state: the volume, which is not mounted.
         peer: whose history is to be followed; None: the one known to be the primary.
         config: the configuration file; None: the volume's own.
         insecure: peers without a certificate are called in plain.
-        whole: a new mirror copies the tree, though the source has the whole journal."""
+        whole: a new mirror copies the tree, though the source has the whole journal.
+        ignores_space: a copy begins whatever room there seems to be."""
 
     def __init__(
         self,
@@ -121,7 +123,9 @@ class RejoinRequest:
         *,
         insecure: bool,
         whole: bool = False,
+        ignores_space: bool = False,
     ) -> None:
+        self._ignores_space = ignores_space
         self._state = state
         self._peer = peer
         self._config_file = config
@@ -176,6 +180,7 @@ class RejoinRequest:
             self._config_file,
             insecure=self._insecure,
             force=self._whole,
+            ignores_space=self._ignores_space,
         )
 
     def _look(self, page: WatermarkPage) -> Position:

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, TypeVar
 import trio
 
 from fusejournal.address import node_name
+from fusejournal.admin.copy_space import check_target
 from fusejournal.admin.prune_journal import pruning_alone
 from fusejournal.admin.version_store import VolumeStore
 from fusejournal.backing.root_mark import BackingRoot
@@ -100,7 +101,8 @@ class WholeRejoin:
         peer, me: the peer, and what this node greets it with.
         config, config_file: the volume's configuration, and the file; None: the volume's own.
         insecure: peers without a certificate are called in plain.
-        force: a new mirror copies the tree, whatever is cheaper."""
+        force: a new mirror copies the tree, whatever is cheaper.
+        ignores_space: the room that there seems to be is no reason not to begin."""
 
     def __init__(
         self,
@@ -112,7 +114,9 @@ class WholeRejoin:
         *,
         insecure: bool,
         force: bool,
+        ignores_space: bool,
     ) -> None:
+        self._ignores_space = ignores_space
         self.state = state
         self._me = me._replace(uuid=None) if state.role is Role.UNINITIALIZED else me
         self._peer = peer
@@ -157,7 +161,13 @@ class WholeRejoin:
         copy = self._copy(progress)
         own_trees = own.trees if own is not None else None
         made_by = node_name(self.state.name)
-        offered, fetched = _run(partial(copy.fetch, store, own_trees, made_by))
+
+        def check_room(version: Version) -> None:
+            if not self._ignores_space:
+                place = self._kept.place
+                check_target(self.state.backing, place, version, own, reporter.warning)
+
+        offered, fetched = _run(partial(copy.fetch, store, own_trees, made_by, check_room))
         planned = planned._replace(offered=offered, fetched=fetched)
         if (version := offered.version) is not None:
             self._fetch_journal(copy, store, version)

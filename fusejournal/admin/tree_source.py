@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from fusejournal.address import node_name
+from fusejournal.admin.copy_space import check_source
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.disk import calls
 from fusejournal.disk.process import WORKING_DIRECTORY
@@ -112,6 +113,7 @@ class TreeSource:
         seq = Seq(first_seq_of(source.reader.segments()[-1]) - 1)
         if not seq:
             return None
+        self._check_room(seq)
         store = self._versions.kept.open_or_begin()
         self._read(store)
         if source.reader.base is not None and source.reader.base.base.seq == seq:
@@ -128,6 +130,16 @@ class TreeSource:
                 time.time_ns(),
                 progress,
             ).version
+
+    def _check_room(self, seq: Seq) -> None:
+        """Raises RejoinError where the version after *seq* might leave the journal without room."""
+        state, reader = self._versions.state, self._versions.source.reader
+        known_seq, place = Seq(reader.first_seq - 1), None
+        if state.has_versions:
+            place = self._versions.kept.place
+            known = newest_usable(list_versions(self._versions.store(), state.uuid), reader, seq)
+            known_seq = known.seq if known is not None else known_seq
+        check_source(state.directory, state.backing, place, reader.segments(), known_seq)
 
     @contextmanager
     def _telling(self) -> Iterator[Callable[[int, int | None], None]]:

@@ -33,6 +33,11 @@ _BY_JOURNAL, _NEW = 2, 4
     is_flag=True,
     help="Of a new mirror: copy the tree, though its primary still has the whole journal.",
 )
+@click.option(
+    "--ignore-space",
+    is_flag=True,
+    help="Copy the tree though there seems to be no room: files with large holes count in full.",
+)
 @click.option("--insecure", is_flag=True, help="Ask without TLS, as with 'mount --insecure'.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def rejoin(
@@ -41,6 +46,7 @@ def rejoin(
     peer: str | None,
     config: Path | None,
     whole: bool,
+    ignore_space: bool,
     insecure: bool,
     as_json: bool,
 ) -> None:
@@ -69,7 +75,9 @@ def rejoin(
     """
     state = find_volume(volume)
     was_mirror = state.is_mirror
-    request = RejoinRequest(state, peer, config, insecure=insecure, whole=whole)
+    request = RejoinRequest(
+        state, peer, config, insecure=insecure, whole=whole, ignores_space=ignore_space
+    )
     if dry_run:
         _show(request.plan(), was_mirror, as_json)
         return

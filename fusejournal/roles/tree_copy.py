@@ -10,6 +10,7 @@ Runs in a process of its own, and may block."""
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -94,17 +95,29 @@ class TreeCopy:
             return await self._ask_tree(connection, make=False)
 
     async def fetch(
-        self, store: ObjectStore, own: Trees | None, made_by: str
+        self,
+        store: ObjectStore,
+        own: Trees | None,
+        made_by: str,
+        check_room: Callable[[Version], None],
     ) -> tuple[OfferedTree, Fetched]:
-        """Has the version that the peer makes now be in *store*, whole. *own*: the trees of one
-        that is there. Cancelled, or on an error, what has come stays, for the next. Returns what
-        the peer offers, which may be no version, and what was fetched. Raises as :meth:`ask`, and
-        BusyError, StoreFullError."""
+        """Has the version that the peer makes now be in *store*, whole. Cancelled, or on an error,
+        what has come stays, for the next.
+
+        Args:
+            store, made_by: the store, and the name of who writes to it.
+            own: the trees of a version that is there.
+            check_room: called with the version before any of it has come; may refuse it by an
+                exception.
+
+        Returns what the peer offers, which may be no version, and what was fetched. Raises as
+        :meth:`ask`, and BusyError, StoreFullError, StoreDamagedError where it is no tree."""
         async with await self._open(WHOLE) as connection:
             connection.expect_batches()
             offered = await self._ask_tree(connection, make=True)
             if offered.version is None:
                 return offered, Fetched(0, 0)
+            check_room(offered.version)
             worker = register(store, "creator", made_by)
             try:
                 plan = open_plan(store)

@@ -13,6 +13,7 @@ import trio
 from click.testing import CliRunner
 
 from fusejournal.address import parse_address
+from fusejournal.admin import copy_space
 from fusejournal.admin.prune_journal import JournalPruning
 from fusejournal.admin.rejoin import Rejoined, RejoinRequest
 from fusejournal.admin.status import volume_status
@@ -26,6 +27,7 @@ from fusejournal.journal.base import load_base
 from fusejournal.journal.branches import Branch, list_branches
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node.disk_space import DiskSpace
 from fusejournal.node.journal_limits import journal_limits
 from fusejournal.node.state_dir import VolumeState, load_state
 from fusejournal.objects.service import do_not_wait
@@ -365,6 +367,20 @@ def test_a_new_mirror_of_a_primary_with_its_whole_journal(tmp_path: Path) -> Non
     # The primary had no store of versions, and has one now.
     assert read_place(places.primary / "state") is not None
     check_level(places)
+
+
+def test_a_copy_that_cannot_fit(pruned: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_mirror(pruned)
+    monkeypatch.setattr(copy_space, "disk_space", lambda _: DiskSpace(1000, 1 << 40))
+    with pytest.raises(BaseExceptionGroup) as caught:
+        run(pruned)
+    error = first_error(caught.value)
+    assert isinstance(error, RejoinError)
+    assert "nothing was copied" in str(error)
+    assert not list((pruned.mirror / "state" / "versions").glob("packs/*"))
+    request = RejoinRequest(pruned.state, None, None, insecure=True, ignores_space=True)
+    done = trio.run(_asking, pruned, lambda: request.run(Silent(), lambda: None))
+    assert done.rung == 4
 
 
 def test_nobody_can_be_asked(pruned: Places) -> None:

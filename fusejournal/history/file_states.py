@@ -245,7 +245,9 @@ def read_states(
     Raises JournalDamagedError."""
     states = {fid: State(fid) for fid in fids}
     is_after = False
-    for entry, outcome in lookup.entries_of_many(fids, before_seq, is_about):
+    # (Of contents the lengths alone are asked for.)
+    entries = lookup.entries_of_many(fids, before_seq, is_about, lambda *_: False)
+    for entry, outcome in entries:
         if entry.seq > checkpoint_seq and not is_after:
             is_after = True
             for state in states.values():

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from fusejournal.errors import JournalDamagedError
 from fusejournal.history.name_changes import Dentry, NameChange, name_changes
 from fusejournal.history.timeline import Moves, moves_in, paths_of
+from fusejournal.journal.base import IsRead, all_read
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting, SegmentIndex
 from fusejournal.journal.outcomes import HELD, Outcome
@@ -109,11 +110,15 @@ class Lookup:
         yield from self.later_entries_of(fid, before_seq, wanted=wanted)
 
     def _from_base(
-        self, fids: Collection[Fid], before_seq: Seq, wanted: Callable[[Posting], bool]
+        self,
+        fids: Collection[Fid],
+        before_seq: Seq,
+        wanted: Callable[[Posting], bool],
+        is_read: IsRead = all_read,
     ) -> Iterator[tuple[Entry, Outcome]]:
         """The entries that make what of *fids* was at the base."""
         if self.base is not None and self.base.base.seq < before_seq:
-            for entry in self.base.entries(fids, wanted):
+            for entry in self.base.entries(fids, wanted, is_read):
                 yield entry, HELD
 
     def later_entries_of(
@@ -131,11 +136,15 @@ class Lookup:
             yield from self.reader.pick(span.path, numbers)
 
     def entries_of_many(
-        self, fids: Collection[Fid], before_seq: Seq, wanted: Callable[[Posting], bool]
+        self,
+        fids: Collection[Fid],
+        before_seq: Seq,
+        wanted: Callable[[Posting], bool],
+        is_read: IsRead = all_read,
     ) -> Iterator[tuple[Entry, Outcome]]:
         """The entries below *before_seq* that name any of *fids* and for which *wanted* holds, in
-        order: each segment is read once."""
-        yield from self._from_base(fids, before_seq, wanted)
+        order: each segment is read once. *is_read*: as in BaseTree.entries."""
+        yield from self._from_base(fids, before_seq, wanted, is_read)
         for span in self.segments(to_seq=before_seq):
             index = self.index(span)
             numbers = {

@@ -159,6 +159,15 @@ def _check_of(raw: dict[str, Any]) -> str:
     return f"{xxhash.xxh3_64_intdigest(content):016x}"
 
 
+IsRead = Callable[[Fid, int, int], bool]
+"""Called with a file and a range of its content, half-open: True if its bytes are wanted."""
+
+
+def all_read(_: Fid, __: int, ___: int) -> bool:
+    """Wants all bytes."""
+    return True
+
+
 class BaseNode(NamedTuple):
     """A file or directory at the base."""
 
@@ -254,9 +263,15 @@ class BaseTree(Protocol):
         difference. Its blocks have to be in the same store."""
         ...
 
-    def entries(self, fids: Collection[Fid], wanted: Callable[[Posting], bool]) -> Iterator[Entry]:
+    def entries(
+        self,
+        fids: Collection[Fid],
+        wanted: Callable[[Posting], bool],
+        is_read: IsRead = all_read,
+    ) -> Iterator[Entry]:
         """Yields those entries for *fids* for which *wanted* holds, a fid's together: of a
-        directory, also one for each name in it."""
+        directory, also one for each name in it. Contents for which *is_read* does not hold have as
+        many zeros for data."""
         ...
 
     def data(self, seq: Seq) -> Entry:

@@ -15,7 +15,9 @@ from fusejournal.journal.base import (
     BaseNode,
     BasePiece,
     FileChange,
+    IsRead,
     JournalBase,
+    all_read,
     base_seq_of,
     content_at,
 )
@@ -221,9 +223,13 @@ class VersionBase:
 
     # -- as entries --------------------------------------------------------------------------------
 
-    def entries(self, fids: Collection[Fid], wanted: Callable[[Posting], bool]) -> Iterator[Entry]:
-        """Yields those entries for *fids* for which *wanted* holds, a fid's together: of a
-        directory, also one for each name in it."""
+    def entries(
+        self,
+        fids: Collection[Fid],
+        wanted: Callable[[Posting], bool],
+        is_read: IsRead = all_read,
+    ) -> Iterator[Entry]:
+        """Yields those entries for *fids* for which *wanted* holds: see BaseTree.entries."""
         for fid in sorted(fids):
             record = self._record(fid)
             if record is None:
@@ -232,7 +238,7 @@ class VersionBase:
                 if wanted(_posting(operation, is_parent=False)):
                     yield self._entry(operation, base_seq_of(fid))
             if record.content is not None and wanted(Posting(0, Kind.IMPORT_DATA, False, False)):
-                yield from self._contents(record)
+                yield from self._contents(record, is_read)
             name = ImportLink(fid, fid, b"-")
             if wanted(_posting(name, is_parent=True)):
                 for key, value in self._names.below(inode_key(fid)):
@@ -259,27 +265,31 @@ class VersionBase:
             yield ImportLink(record.fid, other, its_name)
         yield from _flags(record)
 
-    def _pieces(self, record: InodeRecord) -> Iterator[tuple[int, bytes | None]]:
-        """Yields what of a content is no hole: where a piece begins, and its chunk, if it has
-        one."""
+    def _pieces(self, record: InodeRecord) -> Iterator[tuple[int, bytes | None, int]]:
+        """Yields what of a content is no hole: where a piece begins, its chunk, if it has one, and
+        its length."""
         content = record.content
         if content is not None and content.inline is not None:
             if content.inline:
-                yield 0, None
+                yield 0, None, len(content.inline)
         elif content is not None:
             for start, item in items_of(self._chunk_nodes, content):
                 if item.id is not None:
-                    yield start, item.id
+                    yield start, item.id, item.length
 
-    def _contents(self, record: InodeRecord) -> Iterator[Entry]:
+    def _contents(self, record: InodeRecord, is_read: IsRead) -> Iterator[Entry]:
         """Yields the content of a file, piece by piece; the last one tells whether that is all."""
         pieces = self._pieces(record)
         piece = next(pieces, None)
         while piece is not None:
-            (start, id_), piece = piece, next(pieces, None)
+            (start, id_, length), piece = piece, next(pieces, None)
             is_last = record.complete and piece is None
             operation = ImportData(record.fid, start, record.mtime_ns or 0, is_last)
-            yield self._entry(operation, base_seq_of(record.fid, start), self._bytes(record, id_))
+            if is_read(record.fid, start, start + length):
+                data = self._bytes(record, id_)
+            else:
+                data = bytes(length)
+            yield self._entry(operation, base_seq_of(record.fid, start), data)
 
     def _bytes(self, record: InodeRecord, id_: bytes | None) -> bytes:
         if id_ is not None:

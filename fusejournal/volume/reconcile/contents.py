@@ -103,8 +103,13 @@ class Contents:
             if fid in self._losing:
                 self._clear(fid, 0, FAR)
         emptied = set(new)
+
+        def is_read(fid: Fid, begin: int, end: int) -> bool:
+            ranges = self._losing.get(fid)
+            return fid in whole or (ranges is not None and any(ranges.within(begin, end)))
+
         for done, (entry, outcome) in enumerate(
-            self._lookup.entries_of_many(files, self._before_seq, _is_of_contents)
+            self._lookup.entries_of_many(files, self._before_seq, _is_of_contents, is_read)
         ):
             operation = entry.operation
             assert isinstance(operation, ContentOperation | ImportData)

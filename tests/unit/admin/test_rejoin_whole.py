@@ -38,6 +38,7 @@ from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions.bases import keys_pinned_by
+from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.manifest import list_versions
 from fusejournal.versions.place import read_place
 from fusejournal.volume import checkpoint
@@ -52,6 +53,9 @@ from tests.unit.admin.test_rejoin import Silent, make_state
 
 _Result = TypeVar("_Result")
 pytestmark = pytest.mark.mount
+
+
+_LARGE_BYTES = 3_000_000
 
 
 class Places(NamedTuple):
@@ -71,7 +75,7 @@ def pruned(tmp_path: Path) -> Places:
     places = Places(tmp_path / "primary", tmp_path / "mirror")
     with open_volume(places.primary) as volume:
         volume.work(30)
-        large = volume.create("large", os.urandom(300_000))
+        large = volume.create("large", os.urandom(_LARGE_BYTES))
         directory = volume.mkdir("sub")
         volume.volume.commit(Link(large, directory, b"link"), SOMEBODY)
     make_state(places.primary, Role.PRIMARY)
@@ -229,11 +233,31 @@ def behind(pruned: Places, tmp_path: Path) -> Places:
     return pruned
 
 
-def test_a_mirror_that_was_away_for_too_long(behind: Places, tmp_path: Path) -> None:
+def _count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the blocks that are read from now on."""
+    lengths: list[int] = []
+
+    def read(reader: BlockReader, id_: bytes) -> bytes:
+        data = unpatched(reader, id_)
+        lengths.append(len(data))
+        return data
+
+    unpatched = BlockReader.read
+    monkeypatch.setattr(BlockReader, "read", read)
+    return lengths
+
+
+def test_a_mirror_that_was_away_for_too_long(
+    behind: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "_WHOLE_BYTES_MAX", 1 << 20)
     before = load_base(behind.mirror / "state")
     planned = trio.run(_asking, behind, lambda: _request(behind).plan())
     assert (planned.rung, planned.done) == (3, False)
+    lengths = _count_reads(monkeypatch)
     done = _die_and_go_on(behind, _KEPT + _BEHIND)
+    assert sum(lengths) < _LARGE_BYTES  # of its chunks some alone, by each attempt
+    monkeypatch.undo()
     after = load_base(behind.mirror / "state")
     assert before is not None
     assert after is not None

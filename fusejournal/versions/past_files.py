@@ -123,8 +123,11 @@ def parts_of(tree: VersionTree, record: InodeRecord) -> Iterator[_Part]:
 def unlike_parts(
     then: VersionTree, wanted: InodeRecord, now: VersionTree, found: InodeRecord | None
 ) -> Iterator[_Part]:
-    """Yields the parts of *wanted*'s content that *found* has not at the same place."""
-    has = set(parts_of(now, found)) if found is not None else set()
+    """Yields the parts of *wanted*'s content that *found* has not at the same place, in order."""
+    others = parts_of(now, found) if found is not None else iter(())
+    other = next(others, None)
     for part in parts_of(then, wanted):
-        if part not in has:
+        while other is not None and other[0] < part[0]:
+            other = next(others, None)
+        if other != part:
             yield part

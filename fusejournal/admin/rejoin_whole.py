@@ -149,8 +149,10 @@ class WholeRejoin:
             check()
             reporter.progress(stage, done, total, unit)
 
-        planned = self.plan()
-        if planned.by_journal:
+        # (The source begins a process for each question; it is asked before only where its answer
+        # can be in the way of a copy.)
+        has_choice = self._is_fresh and not self._force
+        if (has_choice or not self.state.is_mirror) and (planned := self.plan()).by_journal:
             return planned
         if self._is_fresh:
             _check_empty(root_fd, self.state.backing)
@@ -168,7 +170,8 @@ class WholeRejoin:
                 check_target(self.state.backing, place, version, own, reporter.warning)
 
         offered, fetched = _run(partial(copy.fetch, store, own_trees, made_by, check_room))
-        planned = planned._replace(offered=offered, fetched=fetched)
+        reign, head = str(copy.reign), self._me.position
+        planned = CopiedTree(copy.node, reign, offered, False, self._is_fresh, head, fetched)
         if (version := offered.version) is not None:
             self._fetch_journal(copy, store, version)
             branch = self._keep_branch(planned) if own is not None else None

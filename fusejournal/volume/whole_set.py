@@ -131,7 +131,7 @@ class WholeSet:
     ) -> LosingEntries:
         """Have the backing be the tree of the base, as far as that is not for the reconciliation to
         do; returns what is. The catalog has the tree already, without handles. Raises
-        StoreError, OSError."""
+        StoreError, RecoveryError, OSError."""
         tree = volume.journal.reader.base
         assert tree is not None
         losing = LosingEntries({ROOT_FID}, cause="it was away")
@@ -140,11 +140,29 @@ class WholeSet:
                 progress("comparing the trees", number, None, "files")
                 self._take_change(volume, change, losing)
         elif not self.is_filled:
-            Filling(volume, tree, progress, trusts_mtimes=self.boot == boot_id()).run()
-            made_ns = time.time_ns()  # nothing is changed from here to the flush
-            checkpoints.make(Checkpoint(self.position.seq, made_ns, self.position), root)
-            replace(self, is_filled=True, made_ns=made_ns).save(state_dir)
+            try:
+                self._fill(volume, state_dir, checkpoints, root, progress)
+            except OSError as error:
+                raise RecoveryError(
+                    f"{state_dir}: the files of the tree cannot be made in its backing: "
+                    f"{error.strerror}; mend that, and the same command goes on"
+                ) from error
         return losing
+
+    def _fill(
+        self,
+        volume: Volume,
+        state_dir: Path,
+        checkpoints: CheckpointFile,
+        root: BackingRoot,
+        progress: StageProgress,
+    ) -> None:
+        tree = volume.journal.reader.base
+        assert tree is not None
+        Filling(volume, tree, progress, trusts_mtimes=self.boot == boot_id()).run()
+        made_ns = time.time_ns()  # nothing is changed from here to the flush
+        checkpoints.make(Checkpoint(self.position.seq, made_ns, self.position), root)
+        replace(self, is_filled=True, made_ns=made_ns).save(state_dir)
 
     @staticmethod
     def _take_change(volume: Volume, change: FileChange, losing: LosingEntries) -> None:

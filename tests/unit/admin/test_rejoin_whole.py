@@ -1,5 +1,6 @@
 """A mirror whose journal does not meet its primary's copies the tree, all of it or what differs."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from fusejournal.admin.versions import VolumeVersions
 from fusejournal.cli.branch import branch
 from fusejournal.cli.rejoin import _show, rejoin
 from fusejournal.config import JournalConfig, ReplicationConfig
-from fusejournal.errors import BackingError
+from fusejournal.errors import BackingError, RecoveryError
 from fusejournal.journal.base import load_base
 from fusejournal.journal.branches import Branch, list_branches
 from fusejournal.journal.segment import list_segments
@@ -45,7 +46,7 @@ from fusejournal.volume import checkpoint
 from fusejournal.volume.reconcile import contents
 from fusejournal.volume.whole_set import FILE, load_whole_set
 from tests.support.bases import begin_with_base
-from tests.support.losses import Died, crash_system, dying_at
+from tests.support.losses import Died, crash_system, dying_at, failing_at
 from tests.support.pairs import level, listens_at, running, until
 from tests.support.trees import difference, image
 from tests.support.volumes import SOMEBODY, open_volume
@@ -181,8 +182,14 @@ def test_a_new_mirror_of_a_pruned_primary_killed_again_and_again(pruned: Places)
     check_level(pruned)
 
 
-def test_files_whose_contents_a_system_crash_has_lost(pruned: Places) -> None:
+def test_files_whose_contents_a_full_disk_or_a_system_crash_has_lost(pruned: Places) -> None:
     begin_mirror(pruned)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with failing_at("level.write", 9, full), pytest.raises(BaseExceptionGroup) as caught:
+        run(pruned)
+    error = first_error(caught.value)
+    assert isinstance(error, RecoveryError)
+    assert "No space left on device; mend that, and the same command goes on" in str(error)
     _die(pruned, "reconcile", 1)
     intent = pruned.mirror / "state" / FILE
     raw = json.loads(intent.read_text())

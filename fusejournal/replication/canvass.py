@@ -37,6 +37,8 @@ _AHEAD_MAX: Final = 4096
 """A peer that tells of an epoch so far ahead is not believed."""
 ASK_SECONDS: Final = 5.0
 """The time that a peer may take to answer: one that is away is not waited for."""
+_SILENT_SECONDS: Final = 1.0
+"""The same where it has not answered just before."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,12 @@ async def ask_positions(local: LocalNode, me: HandshakeState) -> list[PeerAnswer
     return await _ask_all(local, me, hello(asking, FETCH))
 
 
-async def ask_votes(local: LocalNode, me: HandshakeState, reign: Reign) -> list[PeerAnswer]:
-    """Returns the vote of each peer for *reign*, or why it gives none. Cancelled, some may have
-    been given."""
-    return await _ask_all(local, me, hello(me, VOTE, reign.epoch))
+async def ask_votes(
+    local: LocalNode, me: HandshakeState, reign: Reign, silent: Collection[str] = ()
+) -> list[PeerAnswer]:
+    """Returns the vote of each peer for *reign*, or why it gives none. Those who were *silent* just
+    before are not waited for as long once more. Cancelled, some may have been given."""
+    return await _ask_all(local, me, hello(me, VOTE, reign.epoch), silent)
 
 
 async def has_votes(
@@ -184,11 +188,14 @@ def _has_no_more(answer: PeerAnswer, me: HandshakeState, parted: Collection[str]
     return theirs.seq <= mine.seq and theirs.held_epoch <= mine.epoch
 
 
-async def _ask_all(local: LocalNode, me: HandshakeState, greeting: Hello) -> list[PeerAnswer]:
+async def _ask_all(
+    local: LocalNode, me: HandshakeState, greeting: Hello, silent: Collection[str] = ()
+) -> list[PeerAnswer]:
     answers: list[PeerAnswer] = []
 
     async def ask(peer: Peer) -> None:
-        answers.append(await _ask(local, peer, me, greeting))
+        seconds = _SILENT_SECONDS if peer.name in silent else ASK_SECONDS
+        answers.append(await _ask(local, peer, me, greeting, seconds))
 
     async with trio.open_nursery() as nursery:
         for peer in local.book.list():
@@ -196,18 +203,20 @@ async def _ask_all(local: LocalNode, me: HandshakeState, greeting: Hello) -> lis
     return sorted(answers, key=lambda answer: answer.peer)
 
 
-async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello) -> PeerAnswer:
+async def _ask(
+    local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello, seconds: float
+) -> PeerAnswer:
     if peer.any_address is None:
         return PeerAnswer(peer.name, error="it is not known where it listens")
     given_epoch = Epoch(0)
     try:
-        with trio.fail_after(ASK_SECONDS):
+        with trio.fail_after(seconds):
             async with await connect(
                 peer.any_address,
                 local.identity,
                 peer.certificate,
                 insecure=local.insecure,
-                timeout_seconds=ASK_SECONDS,
+                timeout_seconds=seconds,
             ) as connection:
                 await connection.send(greeting)
                 theirs = check_asked(me, await connection.receive())
@@ -220,7 +229,7 @@ async def _ask(local: LocalNode, peer: Peer, me: HandshakeState, greeting: Hello
             wanted = greeting.wanted_epoch
             given_epoch = refusal.claim.reign.epoch if refusal.claim is not None else wanted
     except* trio.TooSlowError:
-        error, is_refusal = f"no answer within {ASK_SECONDS:g} s", False
+        error, is_refusal = f"no answer within {seconds:g} s", False
     except* (FusejournalError, OSError) as group:
         error, is_refusal = str(first_error(group)), False
     return PeerAnswer(peer.name, error=error, is_refusal=is_refusal, given_epoch=given_epoch)

@@ -2,10 +2,13 @@
 epoch."""
 
 import errno
+import socket
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import trio
+import trio.testing
 
 from fusejournal.address import parse_remote
 from fusejournal.config import ReplicationConfig
@@ -129,6 +132,26 @@ async def test_a_peer_that_claims_what_cannot_be_stops_no_promotion(tmp_path: Pa
             assert [peer.counts for peer in plan.peers] == [False, False]
             high.opening.page.write_fence(Reign(Epoch(EPOCH_MAX + 1), 7))
             assert (await promotion.plan()).peers[0].role is None
+
+
+async def test_a_peer_that_was_silent_is_not_waited_for_as_long_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """NFS clients wait for a promotion, most often beside a primary that is off."""
+    with (
+        open_volume(tmp_path / "mirror", mirror=True, uuid=uuid4()) as mirror,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        local, me = mirror.replication.local, mirror.replication.me()
+        local.book.add("silent", parse_remote(f"127.0.0.1:{silent.getsockname()[1]}"), standby=True)
+        reign, times = Reign(Epoch(2), node_id(mirror)), []
+        for before in ((), ("silent",), ("another",)):
+            began = trio.current_time()
+            (answer,) = await ask_votes(local, me, reign, before)
+            times.append(round(trio.current_time() - began, 3))
+            assert answer.welcome is None
+        assert times == [5.0, 1.0, 5.0]
 
 
 async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path: Path) -> None:

@@ -288,6 +288,7 @@ def report_coverage(directory: Path) -> int:
     than it tells."""
     coverage, data = _BIN / "coverage", [directory / f"{name}.coverage" for name in MEASURED]
     if not all(path.exists() for path in data):
+        _say("coverage: was not measured")
         return 1
     subprocess.run([coverage, "combine", "-q", *data], cwd=HERE, check=True)
     done = subprocess.run([coverage, "report"], cwd=HERE, stdout=subprocess.PIPE, text=True)

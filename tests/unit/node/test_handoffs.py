@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from fusejournal.node.assemble import StartParts, assemble_start
 from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.hooks import RoleHooks
+from fusejournal.node.node import Node
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import Offered, VolumeState, load_state, note_offer
 from fusejournal.types import Epoch, Reign
@@ -46,6 +47,7 @@ def opened(spec: MountSpec, state: VolumeState) -> tuple[Handoffs, StartParts, S
     )
     parts.startup.open(read_only=False)
     node = SimpleNamespace(state=state, saving=trio.Lock(), next_role=None)
+    node.note_offered = MethodType(Node.note_offered, node)
     owner: Any = node
     return Handoffs(owner, parts.startup, RoleHooks(spec)), parts, node
 

@@ -15,6 +15,7 @@ import trio
 
 from fusejournal.address import Address, check_peer_name, parse_remote
 from fusejournal.console.place import console_name
+from fusejournal.console.told_overview import OVERVIEW_BYTES_MAX
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
@@ -119,12 +120,11 @@ class AgentLink:
         # A stream's parts may be taken by several tasks in turn, which a limiter would not allow.
         self._places = trio.Semaphore(_CALLS_MAX)
 
-    async def call(
-        self, what: str, *, bytes_max: int = _ANSWER_BYTES_MAX, **fields: Any
-    ) -> dict[str, Any]:
-        """Returns the answer to a call, of no more than *bytes_max*. Cancelling ends the
-        connection; the agent may do what it was asked. Raises CallFailedError, WireError where it
-        cannot be reached or does not answer."""
+    async def call(self, what: str, /, **fields: Any) -> dict[str, Any]:
+        """Returns the answer to a call. Cancelling ends the connection; the agent may do what it
+        was asked. Raises CallFailedError, WireError where it cannot be reached or does not
+        answer."""
+        bytes_max = OVERVIEW_BYTES_MAX if what == "overview" else _ANSWER_BYTES_MAX
         content = bytearray()
         try:
             with trio.fail_after(_CALL_SECONDS):
@@ -144,7 +144,7 @@ class AgentLink:
             raise WireError(f"{self.agent.name}: an answer that is no object")
         return value
 
-    async def parts(self, what: str, **fields: Any) -> AsyncGenerator[bytes, None]:
+    async def parts(self, what: str, /, **fields: Any) -> AsyncGenerator[bytes, None]:
         """Yields the bytes of the answer as they come. Is cancelled, and raises, as
         :meth:`call`."""
         message = Call(CALLS_VERSION, what, json.dumps(fields).encode())

@@ -18,7 +18,7 @@ import trio
 from fusejournal.console.agents import Agents
 from fusejournal.console.alerts import Alerts
 from fusejournal.console.delivery import AlertDelivery
-from fusejournal.console.told_overview import OVERVIEW_BYTES_MAX, told_overview
+from fusejournal.console.told_overview import told_overview
 from fusejournal.errors import FusejournalError, PeerLostError, UsageError
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Watch:
         try:
             with trio.fail_after(_ASK_SECONDS):
                 link = await self._agents.link(name)
-                answer = await link.call("overview", bytes_max=OVERVIEW_BYTES_MAX)
+                answer = await link.call("overview")
             seen.node, seen.volumes = told_overview(answer)
             seen.seen_ns, seen.error = time.time_ns(), None
         except trio.TooSlowError:

@@ -144,6 +144,8 @@ async def test_the_timeline_and_one_entry(console: RunningConsole) -> None:
     assert [one["op"] for one in page["entries"]] == ["rmdir", "unlink", "unlink"]
     rest = await console.get(f"{_VOLUME}/entries", uid=1001, before_seq=page["next_before_seq"])
     assert [one["op"] for one in rest["entries"]] == ["unlink"] * 3
+    written = await console.get(f"{_VOLUME}/entries", bytes_min=4, bytes_max=6, count=3)
+    assert [(one["op"], one["bytes"]) for one in written["entries"]] == [("write", 6)] * 3
     chart = await console.get(f"{_VOLUME}/histogram", op=["unlink", "rmdir"])
     assert sum(sum(bar.values()) for bar in chart["by_op"]) == 6
     seq = page["entries"][0]["seq"]

@@ -46,6 +46,7 @@ _JOBS_MAX: Final = 200
 _FILE_BYTES_MAX: Final = 64 << 20
 """More than a plan has: its actions are bounded, and each has at most three paths."""
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
+_ID_CHARS_MAX: Final = 64
 _WORKING: Final = ("planning", "doing")
 
 
@@ -157,7 +158,9 @@ class JobBook:
 
     def _path(self, fields: Fields) -> Path:
         job = fields.text("id")
-        if not job or not set(job) <= _ID_CHARS or not (self._jobs / job).is_dir():
+        if not 0 < len(job) <= _ID_CHARS_MAX or not set(job) <= _ID_CHARS:
+            raise UsageError(f"there is no job {job!r:.80}")
+        if not (self._jobs / job).is_dir():
             raise UsageError(f"there is no job {job!r:.80}")
         return self._jobs / job
 

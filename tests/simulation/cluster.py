@@ -84,8 +84,8 @@ class Cluster:
         """Callers of *node*, by default of the newest primary, change things, and wait until that
         is durable."""
         node = node or self.primary
-        side = node.side if not node.is_mirror else None
-        if side is None or side.volume.write_errno is not None:
+        side = node.side
+        if side is None or side.watermarks is not None or side.volume.write_errno is not None:
             return
         with at(node.machine):
             try:

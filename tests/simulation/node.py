@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
@@ -12,13 +13,18 @@ import trio
 
 from fusejournal.address import node_name
 from fusejournal.admin.rejoin import RejoinRequest
-from fusejournal.config import ReplicationConfig
+from fusejournal.config import Config, ReplicationConfig
+from fusejournal.control.server import Command
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.branches import list_branches
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
+from fusejournal.node import node as mounted
 from fusejournal.node import start
-from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.handoffs import Handoffs
+from fusejournal.node.hooks import RoleHooks
+from fusejournal.node.spec import MountSpec
+from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
 from fusejournal.operations import NewEpoch
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.member_record import MEMBERS_FILE
@@ -26,7 +32,7 @@ from fusejournal.replication.parting import PartingInquiry
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.demote import Demotion
 from fusejournal.roles.promote import Promotion
-from fusejournal.roles.role import Role
+from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, Seq, reign_of_text
 from fusejournal.volume.rollback import REJOIN_FILE
 from fusejournal.wire.identity import load_or_make, node_id_of
@@ -65,6 +71,47 @@ class Noting(Quiet):
             self._node.cluster.world.note(f"{self._node.name}: {message}")
 
 
+class Owner:
+    """Stands in for the mounted node that *node*'s process would be, which has *side* open, where
+    handoffs ask for one: the record of its role, and its end."""
+
+    note_offered = mounted.Node.note_offered
+    become_primary = mounted.Node.become_primary
+
+    def __init__(self, node: "Node", side: OpenVolume) -> None:
+        self._node = node
+        self._side = side
+        self.saving = trio.Lock()
+        self.next_role: tuple[Event, Reign] | None = None
+
+    @property
+    def state(self) -> VolumeState:
+        """The record."""
+        return self._node.record
+
+    @state.setter
+    def state(self, record: VolumeState) -> None:
+        self._node.record = record
+
+    def end_in_role(self, event: Event, reign: Reign) -> None:
+        """End, and go on in another role."""
+        self.next_role = event, reign
+        self._side.volume.refuse_changes()
+        self._side.becomes_mirror = event is Event.DEMOTED
+        self._node.leave()
+
+    def listens_at(self) -> str:
+        """The place where other nodes connect to."""
+        return str(self._node.machine.address)
+
+    async def call_after_hooks(self) -> None:
+        """Return at once: it has none."""
+        await trio.lowlevel.checkpoint()
+
+    def serve_held(self) -> None:
+        """Nothing is held but by its callers."""
+
+
 @contextmanager
 def at(machine: Machine) -> Iterator[None]:
     """Does the block in a process of *machine*."""
@@ -81,9 +128,6 @@ class Node:
     def __init__(self, cluster: "Cluster", name: str, *, is_mirror: bool) -> None:
         self.cluster = cluster
         self.name = name
-        self.is_mirror = is_mirror
-        self.reign: Reign | None = None
-        """The one that its role came with, which is one record with the role."""
         self._has_asked = False
         self.machine = cluster.world.machine(name)
         self.directory = cluster.base / name
@@ -91,6 +135,11 @@ class Node:
         self.state_dir.mkdir(parents=True)
         (self.directory / "mount").mkdir()
         self.machine.page = self.state_dir / "watermarks"
+        places = (self.directory / "backing").resolve(), self.directory / "mount"
+        role = Role.MIRROR if is_mirror else Role.PRIMARY
+        self.record = VolumeState(self.state_dir, UUID(int=1), name, *places, 0, role)
+        """The record of its role, as its process knows it; the file has it, too."""
+        save_state(self.record)
         self.side: OpenVolume | None = None
         """While it is up."""
         self.refusal = ""
@@ -99,6 +148,8 @@ class Node:
         """The reign that its start has said it may be told to begin alone."""
         self._begin_alone: str | None = None
         self._overrule: str | None = None
+        self._commands: dict[str, Command] = {}
+        """Those of handoffs, while it is up."""
         self._scope: trio.CancelScope | None = None
         self._stopping = trio.Event()
         self._over = trio.Event()
@@ -110,9 +161,20 @@ class Node:
         """True while it has a process."""
         return self._scope is not None
 
+    @property
+    def is_mirror(self) -> bool:
+        """True if that is its role, in which its next process begins."""
+        return self.record.is_mirror
+
+    @property
+    def reign(self) -> Reign | None:
+        """The one that its role came with."""
+        return self.record.reign
+
     def start(self) -> None:
         """Begin a process, unless there is one."""
         if self._scope is None:
+            self.record = load_state(self.state_dir)
             self._scope, self._over = trio.CancelScope(), trio.Event()
             self._stopping = trio.Event()
             self.machine.boot()
@@ -123,9 +185,10 @@ class Node:
     async def _live(self) -> None:
         current.set(self.machine)
         assert self._scope is not None
+        next_role = None
         try:
             with self._scope:
-                await self._serve()
+                next_role = await self._serve()
         except* Died:
             pass
         except* (FusejournalError, OSError) as group:
@@ -134,12 +197,22 @@ class Node:
                 self.cluster.world.note(f"{self.name} is refused: {self.refusal}")
         finally:
             self.side = self._scope = self.machine.scope = None
+            self._commands = {}
             self._over.set()
+        if next_role is not None:
+            event, reign = next_role
+            if event is Event.DEMOTED:
+                self.record = change_role(self.record, event, reign)
+            self._has_asked = event is Event.PROMOTED
+            self.cluster.world.note(
+                f"{self.name} goes on by a handoff: {event.value} {reign.epoch}"
+            )
+            self.start()
 
-    async def _serve(self) -> None:
-        with open_volume(
-            self.directory, mirror=self.is_mirror, orderly=False, begin=self.is_mirror
-        ) as side:
+    async def _serve(self) -> tuple[Event, Reign] | None:
+        """Returns the role to go on in, where it does not stop."""
+        is_mirror = self.is_mirror
+        with open_volume(self.directory, mirror=is_mirror, orderly=False, begin=is_mirror) as side:
             config = ReplicationConfig(
                 mirrors=self.cluster.mirrors_wanted,
                 on_timeout="block",
@@ -150,13 +223,31 @@ class Node:
             )
             self._know_peers()
             side.replicate(config, str(self.machine.address), reign=self.reign)
-            if not self.is_mirror:
-                await self._begin(side)
-            async with running(side):
+            owner: Any = Owner(self, side)
+            hooks = RoleHooks(
+                MountSpec(
+                    *(self.name, self.state_dir, self.record.backing, self.record.mountpoint),
+                    *(Config(), False, frozenset()),
+                )
+            )
+            handoffs = Handoffs(owner, side.opening, hooks)
+            side.take_over = handoffs.take_over
+            if not is_mirror:
+                await self._begin(side, handoffs)
+            async with running(side), trio.open_nursery() as tasks:
+                self._commands = handoffs.commands(side.replication, tasks)
                 self.side, self.refusal = side, ""
+                handoffs.goes_on()
                 await self._stopping.wait()
                 self.side = None
+                tasks.cancel_scope.cancel()
             side.orderly = True
+        next_role: tuple[Event, Reign] | None = owner.next_role
+        return next_role
+
+    def leave(self) -> None:
+        """End its process in an orderly way, soon."""
+        self._stopping.set()
 
     def _know_peers(self) -> None:
         book = PeerBook.load(self.state_dir)
@@ -170,10 +261,11 @@ class Node:
                 book.note_return(other.name, other.machine.address)
         book.save()
 
-    async def _begin(self, side: OpenVolume) -> None:
+    async def _begin(self, side: OpenVolume, handoffs: Handoffs) -> None:
         """Begins as a primary's start does (node/start.py), and with that replication again."""
         opening, local = side.opening, side.replication.local
         parts: Any = SimpleNamespace(startup=opening, local=local, role=Role.PRIMARY)
+        await handoffs.learn_outcome(local, Noting(self).warning)
         standing = await start._ask_peers(Noting(self), parts, has_asked=self._has_asked)
         self._has_asked = False
         opening.recover(read_only=False, held_seq=standing.held_seq)
@@ -203,8 +295,9 @@ class Node:
             return False
         self.cluster.was_forced |= bool(plan.objections) or not plan.is_covered
         await self.stop()
-        self.is_mirror, self.reign, self._has_asked = False, reign_of_text(plan.reign), True
-        world.note(f"{self.name} is promoted to {self.reign.epoch}")
+        reign = reign_of_text(plan.reign)
+        self.record, self._has_asked = change_role(self.record, Event.PROMOTED, reign), True
+        world.note(f"{self.name} is promoted to {reign.epoch}")
         self.start()
         return True
 
@@ -212,7 +305,7 @@ class Node:
         """Make this primary a mirror, once its mirrors have everything, or where another reigns.
         Returns whether it is."""
         side = self.side
-        if side is None or self.is_mirror:
+        if side is None or side.watermarks is not None:
             return False
         demotion = Demotion(side.volume, side.replication)
         with at(self.machine):
@@ -225,10 +318,28 @@ class Node:
             return False
         side.becomes_mirror = True
         await self.stop()
-        self.is_mirror, self.reign = True, reign
+        self.record = change_role(self.record, Event.DEMOTED, reign)
         self.cluster.world.note(f"{self.name} is demoted")
         self.start()
         return True
+
+    async def hand_over(self, other: "Node", seconds: float) -> bool:
+        """Hand this primary's reign over to *other*, which may take so many seconds. Returns False
+        where that is known to have come to nothing."""
+        name, commands = self.name, self._commands
+        if not commands:
+            return False
+        try:
+            with at(self.machine):
+                told = await commands["handoff"]({"peer": other.name, "timeout_seconds": seconds})
+            while not told["is_over"] and self._commands is commands:
+                await trio.sleep(0.01)
+                told = await commands["handoff-progress"]({})
+        except FusejournalError as error:
+            self.cluster.world.note(f"{name} is not handed over: {error}")
+            return False
+        self.cluster.world.note(f"{name} to {other.name}: {told['stage']} {told['reason']}")
+        return told["reason"] is None
 
     async def overrule(self) -> None:
         """Have this primary go on where mirrors have given their vote for a reign that never began,
@@ -273,10 +384,7 @@ class Node:
 
     def _state(self) -> VolumeState:
         """The state that commands go by."""
-        uuid = UUID((self.state_dir / "uuid").read_text())
-        places = (self.directory / "backing").resolve(), self.directory / "mount"
-        role = Role.MIRROR if self.is_mirror else Role.PRIMARY
-        return VolumeState(self.state_dir, uuid, self.name, *places, 0, role, None, self.reign)
+        return replace(self.record, uuid=UUID((self.state_dir / "uuid").read_text()))
 
     async def stop(self) -> None:
         """An orderly stop."""
@@ -361,9 +469,9 @@ class Node:
                 request = RejoinRequest(self._state(), None, None, insecure=True)
                 told = request.run(Noting(self), lambda: None)
                 self.cluster.world.note(f"{self.name} rejoins at {told.parted}")
-                self.is_mirror, self.reign = True, request._state.reign
             except Died:
                 self.cluster.world.note(f"{self.name} dies as it rejoins")
+            self.record = load_state(self.state_dir)
         self.machine.boot()
         if not had_begun:
             kept = chains(self.state_dir / "journal")

@@ -1,9 +1,10 @@
 """Histories of a primary and its mirrors, each from a seed: changes, cut links, kills at any call
 of a disk, machines that lose what they had not flushed, primaries and mirrors that are put back
 from an older copy, slow disks, clocks that leap, promotions with the votes of enough or by force,
-demotions, and rejoins of those whose history lost. One node takes changes in an epoch. When all is
-well again all are level, nothing that was answered is lost (where no node was promoted by force: or
-it is in a branch), every entry that lost is in a branch, and a fid never means two files.
+demotions, handoffs, and rejoins of those whose history lost. One node takes changes in an epoch.
+When all is well again all are level, nothing that was answered is lost (where no node was promoted
+by force: or it is in a branch), every entry that lost is in a branch, and a fid never means two
+files.
 
 Of two ways a primary goes by one in each run. It begins an epoch where no peer answers: then its
 history parts from its mirrors', but it is never put back from an older copy, with which what was
@@ -42,7 +43,7 @@ FIRST_STEPS: Mapping[str, int] = {
     "slow": 1, "clock": 1, "rejoin": 2, "part": 2, "promote": 2, "force": 1, "move": 1,
 }  # fmt: skip
 """The things that happen, and how often: the histories of KNOWN_SEEDS are of these."""
-STEPS: Mapping[str, int] = {**FIRST_STEPS, "back": 1}
+STEPS: Mapping[str, int] = {**FIRST_STEPS, "back": 1, "handoff": 2}
 
 
 class History:
@@ -118,6 +119,8 @@ class History:
             case "back" if node.is_mirror and cluster.can_be_put_back(node):
                 await node.crash(dice.randint(1, 30))
                 node.start()
+            case "handoff":
+                await self._hand_over(cluster)
             case "rejoin":
                 for one in cluster.mirrors:
                     if one.has_parted:
@@ -147,6 +150,30 @@ class History:
             cluster.work(dice.randint(1, 12), old)  # if it still runs
             cluster.look_for_primary()
             cluster.work(dice.randint(1, 12))
+
+    async def _hand_over(self, cluster: Cluster) -> None:
+        """The primary hands over to a mirror, while callers write, and either may be killed at any
+        call of its disk, or their link be cut."""
+        dice, old, new = self._dice, cluster.primary, self._dice.choice(cluster.mirrors)
+        if dice.random() < 0.7:  # most are planned, while all is well
+            self.world.link(old.machine, new.machine).mend()
+            old.start()
+            new.start()
+            await trio.sleep(30.0)
+        cluster.work(dice.randint(0, 12))
+        if dice.random() < 0.4:
+            dice.choice((old, new)).machine.dies_in = dice.randint(0, 80)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(old.hand_over, new, dice.choice((0.5, 20.0)))
+            await trio.sleep(dice.choice((0.0, 0.01, 0.1)))
+            cluster.work(dice.randint(0, 12))
+            if dice.random() < 0.2:
+                self.world.link(old.machine, new.machine).cut()
+            await trio.sleep(dice.choice((0.1, 5.0)))
+            if dice.random() < 0.5:
+                self.world.link(old.machine, new.machine).mend()
+        cluster.look_for_primary()
+        cluster.work(dice.randint(0, 12))
 
     async def _part(self, cluster: Cluster) -> None:
         """The primary loses what its mirrors have, and some of what it had long ago where it is to

@@ -28,6 +28,7 @@ from fusejournal.errors import FusejournalError, JournalFailedError, PeerLostErr
 from fusejournal.journal.index_making import write_index
 from fusejournal.replication import canvass, fetch_lost, parting, shipper, supervisor
 from fusejournal.replication.member_record import MEMBERS_FILE
+from fusejournal.roles import hand_over
 from fusejournal.wire.connection import Connection
 
 _NODE_ID = re.compile(r"(\d+)/[0-9a-f]{16}")
@@ -352,7 +353,7 @@ class World:
             random.seed(seed)
             patch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
             trio._core._run._r.seed(seed)
-            for module in (shipper, fetch_lost, parting, canvass):
+            for module in (shipper, fetch_lost, parting, canvass, hand_over):
                 patch.setattr(module, "connect", self.connect)
             patch.setattr(supervisor, "serve", self.serve)
             patch.setattr(trio.to_thread, "run_sync", self.run_sync)

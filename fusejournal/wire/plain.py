@@ -17,9 +17,10 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -38,8 +39,16 @@ def prove(role: bytes, stream: trio.SocketStream, *, is_listener: bool) -> bytes
     FusejournalError where the key cannot be had, OSError when the other end is gone."""
     own, other = stream.socket.getsockname(), stream.socket.getpeername()
     connects, listens = (other, own) if is_listener else (own, other)
+    return proof_of_ends(_local_key(), role, connects, listens)
+
+
+def proof_of_ends(
+    key: bytes, role: bytes, connects: Sequence[Any], listens: Sequence[Any]
+) -> bytes:
+    """Returns the proof of *role* with *key*, for the connector's address and the listener's (host,
+    port, and whatever comes behind)."""
     ends = " ".join(f"{unmapped_ip(end[0])} {end[1]}" for end in (connects, listens))
-    return hmac.new(_local_key(), role + ends.encode(), hashlib.sha256).digest()
+    return hmac.new(key, role + ends.encode(), hashlib.sha256).digest()
 
 
 def is_local(stream: trio.SocketStream) -> bool:

@@ -23,6 +23,7 @@ _FORMAT = _PACKAGE / "journal/FORMAT.md"
 _REASON_CHARS_MIN = 5
 _LISTED_ELSEWHERE = {
     "status-v1": "what scripts read of --json; named in a reason of the table",
+    "proofs-v1": "PROTOCOL.md, the passes, FJOPEN2 and PAIR_OFFER",
     "wire-v1": "PROTOCOL.md, a message a row",
 }
 _WRITES_NO_FORMAT = {

@@ -61,7 +61,7 @@ from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, change_role, load_state
 from fusejournal.node.takeover import VolumeMount, connection_record
 from fusejournal.replication.canvass import has_votes
-from fusejournal.replication.fetch_lost import TakenBack
+from fusejournal.replication.fetch_lost import FetchedEntries
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.member_record import MemberRecord
@@ -342,7 +342,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
     """Epochs that this one has to be beyond."""
     while True:
         try:
-            taken = await ask_peers(
+            fetched = await ask_peers(
                 local,
                 startup.volume.journal,
                 report,
@@ -354,13 +354,13 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
                 raise
             reporter.warning(str(error))
             return Standing(fenced=str(error))
-        standing = Standing(taken.fenced, max(given), taken.new_epoch, taken.held_seq)
-        if await _has_votes(report, parts, standing, taken, given.append):
+        standing = Standing(fetched.fenced, max(given), fetched.new_epoch, fetched.held_seq)
+        if await _has_votes(report, parts, standing, fetched, given.append):
             break
         await trio.sleep(_VOTE_SECONDS)
-    startup.note_degraded(taken.failures)
-    if taken.fenced is not None:
-        reporter.warning(taken.fenced)
+    startup.note_degraded(fetched.failures)
+    if fetched.fenced is not None:
+        reporter.warning(fetched.fenced)
     return standing
 
 
@@ -368,12 +368,12 @@ async def _has_votes(
     report: Callable[[str], None],
     parts: StartParts,
     standing: Standing,
-    taken: TakenBack,
+    fetched: FetchedEntries,
     given: Callable[[Epoch], None],
 ) -> bool:
     """Returns True if this primary may begin the epoch that is due, or none is: its peers have
-    given their vote, which counts from those that *taken* has heard. Cancelled, some may have been
-    given."""
+    given their vote, which counts from those that *fetched* has heard. Cancelled, some may have
+    been given."""
     startup, local = parts.startup, parts.local
     journal = startup.volume.journal
     due = startup.due_epoch(standing) if journal.head_seq else None
@@ -387,8 +387,8 @@ async def _has_votes(
         local,
         me,
         Reign(due.epoch, local.node_id),
-        heard=taken.heard,
-        parted=taken.parted,
+        heard=fetched.heard,
+        parted=fetched.parted,
         has_lost=startup.system_crash,
         report=report,
         given=given,

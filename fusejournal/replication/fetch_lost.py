@@ -87,8 +87,8 @@ class UnsignedError(FusejournalError):
     """A peer hands back what this node has not signed."""
 
 
-class TakenBack(NamedTuple):
-    """The outcome of asking peers."""
+class FetchedEntries(NamedTuple):
+    """The outcome of asking peers for the entries that a system crash took from this node."""
 
     failures: list[str]
     """Things that could not be done, a line each."""
@@ -136,16 +136,16 @@ class LostEntryFetcher:
     def _peers(self) -> list[Peer]:
         return [peer for peer in self.book.list() if peer.address is not None]
 
-    async def run(self) -> TakenBack:
+    async def run(self) -> FetchedEntries:
         """Bring into the journal what the peers have more. Cancelled, it leaves there what has
         come, durable. Raises JournalError when it cannot take that: the next start goes on;
         RefusedError when another node is primary now."""
         peers = self._peers()
         if not peers:
-            return TakenBack([], Seq(0))
+            return FetchedEntries([], Seq(0))
         positions = await self._ask_all(peers)
         if not positions:
-            return TakenBack([_NOBODY], Seq(0))
+            return FetchedEntries([_NOBODY], Seq(0))
         heard = set(positions)
         failures = self._notices + [
             f"the system crashed, and peer {peer.name} did not answer: entries that only it has "
@@ -165,9 +165,9 @@ class LostEntryFetcher:
                     failures.append(failure)
                     heard.discard(name)
         parted = frozenset(self._parted & self._lower)
-        return TakenBack(failures, self._held_seq, heard=parted.union(heard), parted=parted)
+        return FetchedEntries(failures, self._held_seq, heard=parted.union(heard), parted=parted)
 
-    async def look_round(self, seconds: float | None = None) -> TakenBack:
+    async def look_round(self, seconds: float | None = None) -> FetchedEntries:
         """Ask all peers once, as far as they answer soon, or within *seconds*. Cancelling is
         harmless. Raises RefusedError when another node is primary now."""
         peers = self._peers()
@@ -195,7 +195,7 @@ class LostEntryFetcher:
         for line in lines:
             log.error("%s", line)
             self.report(line)
-        return TakenBack(lines, Seq(0), new_epoch, heard=frozenset(answers))
+        return FetchedEntries(lines, Seq(0), new_epoch, heard=frozenset(answers))
 
     async def _ask_once(
         self, peer: Peer, answers: dict[str, Welcome], everybody: trio.CancelScope

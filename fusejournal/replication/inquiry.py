@@ -8,7 +8,7 @@ import trio
 
 from fusejournal.journal.journal import Journal
 from fusejournal.replication.claims import is_binding
-from fusejournal.replication.fetch_lost import LostEntryFetcher, TakenBack
+from fusejournal.replication.fetch_lost import FetchedEntries, LostEntryFetcher
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.types import Reign
 from fusejournal.wire.session import FENCED, Claim, HandshakeState, RefusedError
@@ -27,7 +27,7 @@ async def ask_peers(
     *,
     system_crash: bool = True,
     lost_page: bool = False,
-) -> TakenBack:
+) -> FetchedEntries:
     """Ask the peers of the primary *local*.
 
     Args:
@@ -63,9 +63,9 @@ async def ask_peers(
         journal, me, local.config, local.identity, local.book, local.insecure, report, bind
     )
     if system_crash:
-        taken = await work.run()
+        fetched = await work.run()
     else:
-        taken = await work.look_round(local.config.take_back_seconds if lost_page else None)
+        fetched = await work.look_round(local.config.take_back_seconds if lost_page else None)
     if lost_page and work.unheard:
-        taken = taken._replace(fenced=_LOST_PAGE.format(", ".join(work.unheard)))
-    return taken._replace(new_epoch=reason or taken.new_epoch)
+        fetched = fetched._replace(fenced=_LOST_PAGE.format(", ".join(work.unheard)))
+    return fetched._replace(new_epoch=reason or fetched.new_epoch)

@@ -14,7 +14,7 @@ from fusejournal.config import ReplicationConfig
 from fusejournal.operations import NewEpoch
 from fusejournal.replication import fetch_lost as fetch_lost_module
 from fusejournal.replication import ship_session as ship_session_module
-from fusejournal.replication.fetch_lost import TakenBack
+from fusejournal.replication.fetch_lost import FetchedEntries
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.peer_record import PeerRecord
@@ -66,10 +66,10 @@ async def test_applying_may_be_behind_an_epoch(
                 assert primary.volume.journal.epoch == 2
                 replication = primary.replicate(ReplicationConfig(peers=peers))
                 with trio.fail_after(20):
-                    taken = await ask_peers(
+                    fetched = await ask_peers(
                         replication.local, primary.volume.journal, lambda _: None
                     )
-                assert taken.failures == []
+                assert fetched.failures == []
                 assert primary.volume.journal.head_seq == last_seq
                 primary.opening.recover(read_only=False)
                 begin(primary)
@@ -188,15 +188,15 @@ async def test_a_peer_that_is_ahead_has_a_new_epoch_begin(
             replication = primary.replicate(ReplicationConfig(peers={"east": address}))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.serve_listeners, Liar(answer).handle, list(listeners))
-                taken = await ask_peers(
+                fetched = await ask_peers(
                     replication.local, primary.volume.journal, lambda _: None, system_crash=False
                 )
                 nursery.cancel_scope.cancel()
-            (told,) = taken.failures
+            (told,) = fetched.failures
             assert "put back from an older copy" in told
-            assert (taken.new_epoch is not None) == begun
+            assert (fetched.new_epoch is not None) == begun
             primary.opening.recover(read_only=False)
-            begin(primary, Standing(new_epoch=taken.new_epoch))
+            begin(primary, Standing(new_epoch=fetched.new_epoch))
             assert primary.volume.journal.epoch == 2
             if begun:
                 assert primary.volume.new_fid() > fid + 1000
@@ -217,10 +217,10 @@ async def test_a_start_waits_for_nobody_for_long(
             if not peers:
                 replication.local.book.remove("east")
             with trio.fail_after(seconds):
-                taken = await ask_peers(
+                fetched = await ask_peers(
                     replication.local, primary.volume.journal, lambda _: None, system_crash=False
                 )
-            assert taken == TakenBack([], Seq(0))
+            assert fetched == FetchedEntries([], Seq(0))
     for listener in listeners:
         await listener.aclose()
 

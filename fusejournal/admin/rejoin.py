@@ -1,8 +1,8 @@
 """The work of ``rejoin``: brings a node that left the common history level, while nothing is
 mounted.
 
-A primary that another has come after, and that no start makes a mirror because its machine was
-lost, becomes one by it.
+A primary that another has come after, and that no start makes a mirror because its system
+crashed, becomes one by it.
 
 What it does, in order: finds where the journal parts from the primary's (replication/parting.py);
 plans (roles/rejoin.py); keeps this node's own entries as a branch; writes the intent down; opens

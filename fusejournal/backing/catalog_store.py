@@ -2,9 +2,9 @@
 its cookies, in an LMDB environment, with a bounded cache of nodes before it.
 
 Every change happens in one long write transaction, committed by :meth:`CatalogStore.commit`
-together with the seq it reflects. A commit reaches the page cache, which is all that a killed
-process needs; :meth:`CatalogStore.sync` (blocking, in a thread) makes commits durable. The
-environment is opened without LMDB's own fsyncs, so after a system crash it is thrown away.
+together with the seq it reflects. A commit reaches the page cache, which outlives a process
+crash; :meth:`CatalogStore.sync` (blocking, in a thread) makes commits durable. The environment is
+opened without LMDB's own fsyncs, so after a system crash it is thrown away.
 
 Called from the event loop's thread only, except for ``sync``.
 

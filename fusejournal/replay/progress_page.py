@@ -1,5 +1,5 @@
-"""The page that says how far a target is, shared with the kernel, so that even a killed process
-leaves it right.
+"""The page that says how far a target is, shared with the kernel, so that it is right even
+after a process crash.
 
 ======  =====  ==================================================================================
 offset  bytes  field

@@ -3,8 +3,8 @@ reign that this node is to begin (wire/session.py).
 
 A reign is begun with the votes of so many nodes (wire/members.py) that no two can have it for
 one epoch, and that no other primary finds mirrors enough any more to acknowledge something. That
-holds for a mirror that is promoted, and for a primary that has lost its machine or its page: while
-it was away, another may have been promoted.
+holds for a mirror that is promoted, and for a primary whose system crashed or whose page is lost:
+while it was away, another may have been promoted.
 
 Used from the event loop's thread."""
 

@@ -87,7 +87,7 @@ class LocalNode:
             self.book.save()
 
     def _turn_peers(self, is_mirror: bool, reign: Reign | None) -> bool:
-        """Have the book go by the role, also where a process was killed right after that had
+        """Have the book go by the role, also after a process crash right after that had
         changed. Returns whether it changed."""
         if not is_mirror:
             return self.book.turn_out()

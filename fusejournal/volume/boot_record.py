@@ -95,8 +95,8 @@ class BootRecord:
             ) from None
 
     def mark_unclean(self, head_seq: Seq) -> None:
-        """Write down that a disk has failed: what it was given may be lost, as after the loss of
-        the machine, and so the next opening takes it. Where that is impossible, the log says
+        """Write down that a disk has failed: what it was given may be lost, as after a system
+        crash, and so the next opening takes it. Where that is impossible, the log says
         so."""
         self.is_unclean = True
         try:

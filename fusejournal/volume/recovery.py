@@ -1,4 +1,4 @@
-"""Recovery after a killed process, and the rebuilding of a lost catalog: one and the same way.
+"""Recovery after a process crash, and the rebuilding of a lost catalog: one and the same way.
 
 The kernel kept every page, so the backing has every entry but perhaps the last. The catalog stands
 at its last commit (or at nothing): the entries after it are recorded from the journal, the handles

@@ -1,4 +1,4 @@
-"""The machine is lost at any moment: what was on its disk is there, and what the journal has is
+"""The system crashes at any moment: what was on its disk is there, and what the journal has is
 made of it.
 
 The disk is a real file system with its own journal and its own time; a cut leaves of the layer's

@@ -435,7 +435,7 @@ class Lives(RuleBasedStateMachine):
             self._flush()
             self._open(expect_quiet=False)
         assert self.opened is not None
-        # With the last entry of a killed process, a torn frame may go that it had not answered.
+        # With the last entry before a process crash, a torn frame may go that it had not answered.
         assert self.opened.volume.journal.head_seq >= head_seq, (name, way)
         found = difference(image(self.opened.backing), expected)
         assert not found, (name, way, found)

@@ -1,7 +1,7 @@
 """A hypothesis state machine over a primary and its mirror, between which a third lies: it plays
 either side, says what was true once or nearly is, or sits on the line and changes, loses and
-repeats what passes. Both volumes are stopped in order and killed, too; the primary's machine is
-lost, with all that was not on its disk, and cloned.
+repeats what passes. Both volumes are stopped in order and killed, too; the primary's system
+crashes, with all gone that was not on its disk, and is cloned.
 
 Whatever was said, the mirror's journal is a beginning of the primary's, byte for byte, and its
 backing what that means; the primary's own is what it was; nothing of it is a bug of theirs; and the

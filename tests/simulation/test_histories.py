@@ -216,7 +216,7 @@ def _descriptors() -> dict[int, str]:
 
 
 def _close_left(base: Path) -> None:
-    """Close what killed processes had open in *base*: a kernel would."""
+    """Close what processes that crashed had open in *base*: a kernel would."""
     gc.collect()  # so that nothing closes those again that another may have by then
     gc.freeze()  # what lives on does so for long: it need not be looked through after each run
     for descriptor, path in _descriptors().items():

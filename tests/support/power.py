@@ -47,7 +47,7 @@ class PowerDisk:
         self._mount()
 
     def remove(self) -> None:
-        """Unmount it, once the children of a killed process have noticed."""
+        """Unmount it, once the children of a process that was killed have noticed."""
         unmount = ["umount", str(self.mountpoint)]
         for _ in range(100):
             if subprocess.run(unmount, stderr=subprocess.DEVNULL, check=False).returncode == 0:

@@ -262,7 +262,7 @@ class Builder:
         self.add(Clean(), Caller(0, 0, 0), 1)
         self.epoch = Epoch(self.epoch + 1)
         self.next_fid = first_fid(self.epoch)
-        return NewEpoch(self.epoch, "lost machine"), b""
+        return NewEpoch(self.epoch, "system crash"), b""
 
     def create(self, dice: Dice) -> Made:
         place = self._free(dice)

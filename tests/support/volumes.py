@@ -89,9 +89,9 @@ class OpenVolume:
     durability: Durability = field(init=False)
     _replication: Replication | None = None
     keep_orphans: bool = False
-    """True if the hidden names of open files are left by a killed process."""
+    """True if the hidden names of open files are left by a process crash."""
     orderly: bool = True
-    """True if it ends by an orderly stop, not as a killed process."""
+    """True if it ends by an orderly stop, not by a process crash."""
     becomes_mirror: bool = False
     """True if that stop is one of a primary that is to be a mirror."""
     take_over: Callable[[Connection, Hello], Awaitable[None]] | None = None
@@ -220,7 +220,7 @@ def open_volume(
     begin: bool = True,
 ) -> Iterator[OpenVolume]:
     """The volume in *directory*, made if it is new (a mirror with a *uuid* is one that has joined
-    that volume); not *orderly*: at the end it is left as a killed process leaves it; not *begin*:
+    that volume); not *orderly*: at the end it is left as a process crash leaves it; not *begin*:
     it is opened only up to where a primary would ask its peers."""
     backing, state = directory / "backing", directory / "state"
     backing.mkdir(parents=True, exist_ok=True)

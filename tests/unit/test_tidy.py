@@ -561,19 +561,40 @@ def test_names_have_no_words_that_are_gone() -> None:
     assert found == []
 
 
-def test_a_reason_begins_with_because() -> None:
-    """And not with "for", which is read as "for whom" or "how long" first. Only where the next
-    word leaves no doubt."""
-    reason = re.compile(r"[,;] for (it|they|he|there|neither|that is)\b +(\w+)")
+@cache
+def _texts() -> dict[str, str]:
+    """All modules and pages, of tests and scripts too, by their names."""
     texts = {module.name: module.text for module in _modules()}
     for path in (*_PACKAGE.rglob("*.md"), *_TOP.glob("*.md")):
         texts[path.name] = path.read_text()
     for top in ("tests", "scripts"):
         for path in (_TOP / top).rglob("*.py"):
             texts[str(path.relative_to(_TOP))] = path.read_text()
+    return texts
+
+
+def test_a_reason_begins_with_because() -> None:
+    """And not with "for", which is read as "for whom" or "how long" first. Only where the next
+    word leaves no doubt."""
+    reason = re.compile(r"[,;] for (it|they|he|there|neither|that is)\b +(\w+)")
     assert [
-        f"{name}: {match[0]}" for name, text in texts.items() for match in reason.finditer(text)
+        f"{name}: {match[0]}" for name, text in _texts().items() for match in reason.finditer(text)
     ] == []
+
+
+def test_a_crash_is_of_a_process_or_of_the_system() -> None:
+    """The two words of the glossary; a process is killed where that is what a person does."""
+    other = re.compile(
+        r"(killed\s+process(?:es)?|lost\s+machine|machine\s+(?:was|is)\s+lost"
+        r"|loss\s+of\s+(?:a|the)\s+machine"
+        r"|crash\s+of\s+the\s+(?:layer|machine))\b",
+        re.IGNORECASE,
+    )
+    own = "tests/unit/test_tidy.py"
+    found = {
+        f"{name}: {match[0]}" for name, text in _texts().items() for match in other.finditer(text)
+    }
+    assert sorted(one for one in found if not one.startswith(own)) == []
 
 
 def test_nothing_is_left_for_later() -> None:

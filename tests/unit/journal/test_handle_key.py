@@ -255,7 +255,7 @@ def test_a_range_gets_the_key_that_it_lacks(tmp_path: Path) -> None:
 
 
 def test_a_journal_begun_for_nothing_takes_the_key_of_what_it_receives(tmp_path: Path) -> None:
-    """A new volume lost its first entries with its machine, and a mirror has them."""
+    """A new volume lost its first entries by a system crash, and a mirror has them."""
     key = _made(tmp_path / "source")
     (tmp_path / "lost").mkdir()
     lost = Journal.create(tmp_path / "lost", UUID_OF_TESTS, _OPTIONS)

@@ -256,7 +256,7 @@ def test_after_a_system_crash_the_first_bad_frame_above_the_watermark_ends_it(
         file.seek(spoilt.offset + 100)
         file.write(b"\xff\xff")
     with pytest.raises(JournalDamagedError, match="seq 60"):
-        # A killed process cannot have left that.
+        # A process crash cannot have left that.
         list(reopen(tmp_path, read_only=True).reader.read(Seq(1), Seq(101)))
     steps: list[str] = []
     failpoints.listen(steps.append)
@@ -326,7 +326,7 @@ def test_after_a_kill_sealed_segments_are_flushed_before_they_count(tmp_path: Pa
     journal.sync()
     while len(list_segments(tmp_path)) == 1:
         append(journal, Write(Fid(7), 0, None), bytes(3000))
-    opened = reopen(tmp_path)  # the process was killed
+    opened = reopen(tmp_path)  # the process crashed
     assert opened.durable_seq < opened.head_seq
     flushed: list[int] = []
     with pytest.MonkeyPatch.context() as patch:

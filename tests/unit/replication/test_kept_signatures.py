@@ -195,7 +195,7 @@ def _ranges(directory: Path, uuid: UUID, end: JournalEnd) -> Iterator[FrameRange
 async def _lost(
     tmp_path: Path, lost: int, **shipping: Any
 ) -> AsyncIterator[tuple[OpenVolume, Seq, dict[str, bytes]]]:
-    """A mirror that is level, and whose primary has lost its last entries with its machine; where
+    """A mirror that is level, and whose primary has lost its last entries by a system crash; where
     the primary's journal ended, and what was in it."""
     with open_volume(tmp_path / "mirror", mirror=True) as mirror:
         mirror.replicate(ReplicationConfig(**shipping), "127.0.0.1:0")

@@ -89,7 +89,7 @@ async def test_it_is_written_down_when_a_peer_comes_and_goes(tmp_path: Path) -> 
 
 
 async def test_who_was_there_at_a_death_has_left_by_then(tmp_path: Path) -> None:
-    """The process was killed while the peer was there; its next one finds no peer."""
+    """The process crashed while the peer was there; its next one finds no peer."""
     await known_and_away(tmp_path)
     book = PeerBook.load(tmp_path / "primary" / "state")
     book.note_here("east")

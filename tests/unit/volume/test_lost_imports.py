@@ -1,4 +1,4 @@
-"""The loss of a machine in the midst of an import: what was found may be gone from the disk, moved
+"""A system crash in the midst of an import: what was found may be gone from the disk, moved
 or changed since, and the journal may end with any of the import's entries."""
 
 import errno
@@ -45,7 +45,7 @@ def remove(place: Path) -> None:
 
 
 def begin_import(directory: Path, kind: str, pieces: int = 0) -> None:
-    """A killed process leaves the import of ``found``, with *pieces* of its content, as the last
+    """A process crash leaves the import of ``found``, with *pieces* of its content, as the last
     that the journal has."""
     (directory / "backing").mkdir()
     put(directory / "backing" / "found", kind)

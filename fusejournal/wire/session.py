@@ -2,7 +2,7 @@
 and no journal; the caller gives messages in, and carries out what is returned.
 
 One side, the *source*, has the journal; the other, the *sink*, gets it. Mostly the source has
-connected (``ship``); a primary that lost entries with its machine connects to fetch them, and is
+connected (``ship``); a primary that lost entries by a system crash connects to fetch them, and is
 then the sink (``fetch``)::
 
     connector                            listener
@@ -70,7 +70,7 @@ from fusejournal.wire.versions import (
 )
 
 SHIP, FETCH = "ship", "fetch"
-VOTE = "word"
+VOTE = "vote"
 """The purpose of who asks for a vote: from then on the listener takes nothing of a lower reign."""
 HANDOFF = "handoff"
 """The purpose of who wants the listener to reign in its place; the code of its refusal, too."""

@@ -41,7 +41,10 @@ _MINOR_EXPIRE = 38
 _REQUEST_BYTES_MAX = 1 << 16
 """More than an INIT has."""
 _NUMBER_MAX = 1 << 31
-_KEEPER = "fusejournal.layer.connection_holder"
+_HOLDER = "fusejournal.layer.connection_holder"
+_HOLDERS = (_HOLDER, "fusejournal.layer.keeper")
+"""The modules that a holder may run: the second is one that a layer of 0.1.0 has started, which
+this one may go on from (keeper.py)."""
 
 
 @dataclass
@@ -118,7 +121,7 @@ class ConnectionHolder:
         try:
             self._process = subprocess.Popen(
                 python_module(
-                    _KEEPER, str(connection.fd), str(watched), str(hold_seconds)
+                    _HOLDER, str(connection.fd), str(watched), str(hold_seconds)
                 ),
                 pass_fds=(connection.fd, connection.root_fd, connection.table_fd, watched),
                 cwd=WORKING_DIRECTORY,
@@ -328,8 +331,10 @@ def _find(record: Path) -> tuple[_Told, int] | None:
         holder = os.pidfd_open(told.pid)
     except OSError:
         return None
-    if _started(told.pid) == told.started and _KEEPER in _command_line(told.pid):
-        return told, holder
+    if _started(told.pid) == told.started:
+        words = _command_line(told.pid)
+        if any(module in words for module in _HOLDERS):
+            return told, holder
     os.close(holder)
     return None
 

@@ -13,11 +13,13 @@ from fusejournal.journal.reader import JournalReader
 from fusejournal.operations import RENAME_WHITEOUT
 from fusejournal.replay.digest import digest_tree
 from fusejournal.wire.frames import PROTOCOL_VERSION
+from tests.support.layer import Layer
 from tests.support.mirrors import Node, await_level, check_equal, nodes
 from tests.upgrade.releases import CONFIG, NoHistoryError, program_of, run_release, unpack, work
 
 pytestmark = pytest.mark.mount
 
+_TOP = Path(__file__).parent.parent.parent
 _RELEASE = "0.1.0"
 _OLDER = (
     "is of an older version, and reads entries up to kind 19, of 22: upgrade it before one comes"
@@ -158,3 +160,49 @@ def test_an_older_mirror_stops_before_what_it_cannot_read(tmp_path: Path, progra
         assert (mirror.mountpoint / "moved").read_text() == "known to both"
         for node in (primary, mirror):
             node.stop()
+
+
+@pytest.mark.parametrize(
+    ("exported", "how"), [(True, "restart"), (True, "kill"), (False, "restart")]
+)
+def test_a_live_layer_is_upgraded_beneath_its_users(
+    tmp_path: Path, exported: bool, how: str
+) -> None:
+    """The new program comes in the old one's place while that runs, and files stay open."""
+    place = tmp_path / "installed"
+    try:
+        unpack(_RELEASE, place)
+    except NoHistoryError as error:
+        pytest.skip(str(error))
+    with Layer(tmp_path / "volume") as layer:
+        if exported:
+            layer.export_to_nobody()
+        layer.environment["PYTHONPATH"] = str(place)
+        layer.prefix = ("env",)  # a process that has imported nothing yet
+        layer.start()
+        before = layer.ask()
+        assert before["held"] == exported
+        assert "limits" not in before  # it is the release
+        work(layer.mountpoint)
+        path, unnamed = layer.mountpoint / "kept", layer.mountpoint / "unnamed"
+        with open(path, "wb", buffering=0) as kept, open(unnamed, "w+b", buffering=0) as gone:
+            kept.write(b"by the release, ")
+            gone.write(b"without a name, ")
+            unnamed.unlink()
+            (place / "fusejournal").rename(place / "of before")
+            (place / "fusejournal").symlink_to(_TOP / "fusejournal")
+            if how == "restart":
+                layer.run("restart", str(layer.state))
+            else:
+                layer.kill()
+                layer.start()
+            kept.write(b"by this one")
+            gone.write(b"too")
+            assert os.pread(gone.fileno(), 99, 0) == b"without a name, too"
+        assert path.read_bytes() == b"by the release, by this one"
+        now = layer.ask()
+        assert now["held"] == exported
+        assert "limits" in now
+        layer.stop()
+        assert "dead mount" not in layer.words()
+        layer.check_rebuilt(tmp_path / "rebuilt")

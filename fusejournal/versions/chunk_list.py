@@ -64,14 +64,14 @@ def _fits(level: int, item: Any) -> bool:
     if level == 0:
         return is_chunk_item(item)
     *rest, count = item
-    return is_chunk_item(rest) and item[0] is not None and isinstance(count, int)
+    return is_chunk_item(rest) and item[0] is not None and type(count) is int and count > 0
 
 
 def is_chunk_item(item: Any) -> bool:
     """Returns True if *item*, as it was decoded, can be one."""
     id_, length = item
     is_id = id_ is None or (isinstance(id_, bytes) and len(id_) == ID_BYTES)
-    return is_id and isinstance(length, int) and length > 0
+    return is_id and type(length) is int and length > 0
 
 
 class ChunkList:

@@ -33,7 +33,7 @@ class KeptNodes(ABC):
     def _decode(self, id_: bytes) -> tuple[int, list[Any]]:
         try:
             level, items = msgpack.unpackb(self.blocks.read(id_), use_list=False)
-            fits = isinstance(level, int) and 0 <= level < _LEVELS_MAX
+            fits = type(level) is int and 0 <= level < _LEVELS_MAX and isinstance(items, tuple)
             fits = fits and self._can_be(level, items)
         except (ValueError, TypeError, IndexError):
             fits = False

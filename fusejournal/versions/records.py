@@ -157,7 +157,7 @@ def encode_inode(record: InodeRecord, blocks: BlockWriter) -> bytes:
 def decode_inode(fid: Fid, value: bytes, blocks: BlockReader) -> InodeRecord:
     """Returns the record of *fid* with *value*. Raises StoreDamagedError, StoreError."""
     try:
-        fields = msgpack.unpackb(value, use_list=False)
+        fields = _array(msgpack.unpackb(value, use_list=False))
         mode, uid, gid, rdev, size, mtime_ns, links, content, xattrs, flags = fields
         if isinstance(xattrs, bytes):
             xattrs = msgpack.unpackb(blocks.read(xattrs), use_list=False)
@@ -171,14 +171,16 @@ def decode_inode(fid: Fid, value: bytes, blocks: BlockReader) -> InodeRecord:
             rdev,
             size,
             mtime_ns,
-            tuple((Fid(parent), name) for parent, name in links),
+            tuple((Fid(parent), name) for parent, name in _array(links)),
             content if is_link else None,
             _content(content) if is_regular else None,
-            xattrs,
+            _array(xattrs),
             not flags & _INCOMPLETE,
             flags >> _FILE_FLAGS_AT,
         )
         _check(record)
+        if type(flags) is not int or flags < 0:
+            raise ValueError("no flags")
     except (ValueError, TypeError, OverflowError) as error:
         raise StoreDamagedError(
             blocks.store.where, f"the record of fid {fid} is spoilt: {error}"
@@ -191,15 +193,13 @@ def blocks_of_inode(fid: Fid, value: bytes, where: str) -> tuple[list[bytes], by
     and the root of its list of items, if it has one. Raises StoreDamagedError, which names *where*
     it was read."""
     try:
-        fields = msgpack.unpackb(value, use_list=False)
+        fields = _array(msgpack.unpackb(value, use_list=False))
         content, xattrs = fields[7], fields[8]
         found = [xattrs] if isinstance(xattrs, bytes) else []
         if not isinstance(content, tuple):
             return found, None
-        form, what = content
-        if form == 1:
-            return found, what
-        return found + [id_ for id_, _ in what if id_ is not None], None
+        _, items, root = _content(content)
+        return found + [id_ for id_, _ in items if id_ is not None], root
     except (ValueError, TypeError, IndexError) as error:
         raise StoreDamagedError(where, f"the record of fid {fid} is spoilt: {error}") from None
 
@@ -208,12 +208,20 @@ def _content(raw: Any) -> Content:
     """Raises ValueError, TypeError."""
     if isinstance(raw, bytes):
         return Content(inline=raw)
-    form, what = raw
+    form, what = _array(raw)
     if form == 1 and isinstance(what, bytes) and len(what) == ID_BYTES:
         return Content(root=what)
-    if form != 0 or not all(is_chunk_item(item) for item in what):
+    if form != 0 or not all(is_chunk_item(item) for item in _array(what)):
         raise ValueError("no content")
     return Content(items=tuple(ChunkItem(*item) for item in what))
+
+
+def _array(raw: Any) -> tuple[Any, ...]:
+    """Returns what has to be an array: an empty text or map would be taken for an empty one. Raises
+    ValueError."""
+    if not isinstance(raw, tuple):
+        raise ValueError("no array")
+    return raw
 
 
 def _check(record: InodeRecord) -> None:

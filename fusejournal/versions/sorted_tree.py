@@ -53,11 +53,12 @@ class Nodes(KeptNodes):
         for item in items:
             if level:
                 key, id_, count = item
-                fits = isinstance(id_, bytes) and len(id_) == ID_BYTES and isinstance(count, int)
+                fits = isinstance(id_, bytes) and len(id_) == ID_BYTES and type(count) is int
             else:
                 key, value = item
                 fits = isinstance(value, bytes)
-            if not fits or not isinstance(key, bytes) or (before is not None and key <= before):
+            fits = fits and isinstance(key, bytes) and isinstance(item, tuple)
+            if not fits or (before is not None and key <= before):
                 return False
             before = key
         return level == 0 or before is not None

@@ -3,7 +3,7 @@
 import os
 import struct
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from fusejournal.versions.creators import open_plan, workers
 from fusejournal.versions.manifest import decode_version
 from fusejournal.versions.packs import IndexTable, read_directory
 from fusejournal.versions.place import read_place
-from fusejournal.versions.records import decode_inode
+from fusejournal.versions.records import blocks_of_inode, decode_inode
 from fusejournal.versions.sorted_tree import Nodes
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.wire.batches import frame_range_of
@@ -51,6 +51,7 @@ from fusejournal.wire.identity import normalize
 from fusejournal.wire.instances import instance_of
 from fusejournal.wire.members import members_of
 from fusejournal.wire.pairing import check_offer
+from fusejournal.wire.passes import name_in
 from fusejournal.wire.session import (
     SHIP,
     HandshakeState,
@@ -204,6 +205,20 @@ def _certificate(data: bytes, _: Path) -> str:
     return normalize(data.decode("utf-8", "surrogateescape"))
 
 
+def _hello(data: bytes, _: Path) -> object:
+    """The first bytes of a stranger: the name in them stays what it is when more bytes come, and
+    each beginning of a record that is not whole has none yet."""
+    name = name_in(data)
+    if name is None:
+        return None
+    assert name.isascii()
+    assert name_in(data + b"\x16more") == name
+    whole = 5 + int.from_bytes(data[3:5], "big")
+    if data[0] == 22:
+        assert all(name_in(data[:end]) is None for end in range(0, whole, 1 + whole // 8))
+    return name
+
+
 def _version(data: bytes, _: Path) -> object:
     found = decode_version("store/version", data)
     check_types(found)
@@ -220,8 +235,13 @@ def _block_index(data: bytes, _: Path) -> object:
 
 
 def _inode(data: bytes, _: Path) -> object:
-    found = decode_inode(Fid(5), data, BlockReader(MemoryStore()))
-    check_types(found)
+    try:
+        found = decode_inode(Fid(5), data, BlockReader(MemoryStore()))
+        check_types(found)
+    finally:
+        with suppress(StoreError):
+            ids, root = blocks_of_inode(Fid(5), data, "store")
+            assert all(type(id_) is bytes for id_ in [*ids, root or b""])
     return found
 
 
@@ -288,6 +308,7 @@ DECODERS = RECORD_DECODERS | {
     "plan": Decoding(_plan, (StoreError,)),
     "place": Decoding(_place, (FusejournalError,)),
     "certificate": Decoding(_certificate, (ValueError,)),
+    "hello": Decoding(_hello, ()),
 }
 
 

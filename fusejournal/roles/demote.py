@@ -28,21 +28,28 @@ class Demotion:
         self._replication = replication
 
     async def prepare(self, *, force: bool, timeout_seconds: float) -> Reign:
-        """Refuse changes from now on with EROFS, and return when all mirrors that are connected,
-        one at least, have everything on their disks; at once where another already reigns. Returns
-        the reign that the node goes by as a mirror. Cancelled, changes are taken again.
+        """Refuse changes with EROFS, once none is half done that is many entries, and return when
+        all mirrors that are connected, one at least, have everything on their disks; at once where
+        another already reigns. Returns the reign that the node goes by as a mirror. Cancelled,
+        changes are taken again.
 
         Raises DemotionRefusedError, and changes are taken again, where not all have it after
-        *timeout_seconds*, and not *force*; and where this volume has failed."""
+        *timeout_seconds*, and not *force*; where one is half done for as long; and where this
+        volume has failed."""
         volume, replication = self._volume, self._replication
         fence, epoch = replication.local.fence, volume.journal.epoch
         if replication.quorum.is_fenced:
             return fence.seen
-        if volume.failure is not None or volume.write_errno is not None:
+        self._check_taking()
+        with trio.move_on_after(timeout_seconds):
+            while volume.in_pieces:  # noqa: ASYNC110 -- it is in other tasks' hands
+                await trio.sleep(_POLL_SECONDS)
+        if volume.in_pieces:
             raise DemotionRefusedError(
-                f"this volume is read-only, and cannot tell what its mirrors should have: "
-                f"{volume.failure or 'it is to be read'}"
+                "not demoted: a change of many entries, such as the naming of a large file, is "
+                "half done: try again when it is over"
             )
+        self._check_taking()
         # From here to the end of the process, or of this call, the journal has no new entry.
         volume.refuse_changes()
         is_done = False
@@ -62,6 +69,14 @@ class Demotion:
             if not is_done:
                 volume.take_changes()
         return Reign(epoch, fence.own(epoch).node_id or replication.local.node_id)
+
+    def _check_taking(self) -> None:
+        volume = self._volume
+        if volume.failure is not None or volume.write_errno is not None:
+            raise DemotionRefusedError(
+                f"this volume is read-only, and cannot tell what its mirrors should have: "
+                f"{volume.failure or 'it is to be read'}"
+            )
 
     def _lacking(self) -> Sequence[str]:
         """Returns which mirrors lack something, or that none has all, a line each."""

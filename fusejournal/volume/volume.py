@@ -337,9 +337,9 @@ class Volume:
     ) -> Seq:
         """Journal something that is in the backing already; an IMPORT's object (with *handle*)
         gets its fid. Raises OSError when the object cannot be tagged, with a VOID appended,
-        when the journal is full, or while changes are held."""
-        if self.write_errno == EHELD:
-            raise OSError(EHELD, os.strerror(EHELD))
+        when the journal is full, while changes are held, or once the volume has failed."""
+        if self.write_errno is not None and (self.write_errno == EHELD or self.failure is not None):
+            raise OSError(self.write_errno, os.strerror(self.write_errno))
         time_ns = self.entry_time()
         seq = self._append(operation, who, time_ns, data)
         if isinstance(operation, Import):

@@ -9,6 +9,7 @@ import trio
 
 from fusejournal.disk import failpoints
 from fusejournal.errors import ApplyBrokenError, DemotionRefusedError
+from fusejournal.operations import Write
 from fusejournal.roles.demote import Demotion
 from fusejournal.types import Epoch, Reign
 from fusejournal.wire.identity import node_id_of
@@ -51,6 +52,29 @@ async def test_it_goes_on_where_nobody_has_everything(tmp_path: Path) -> None:
         assert await demotion(primary).prepare(force=True, timeout_seconds=0)
         with pytest.raises(DemotionRefusedError, match="this volume is read-only"):
             await demotion(primary).prepare(force=True, timeout_seconds=0)
+
+
+async def test_it_waits_for_a_change_of_many_entries(tmp_path: Path) -> None:
+    """A large file that gets its name comes whole: entries behind the point up to which mirrors
+    have all would be this node's alone."""
+    async with mirror_and_primary(tmp_path) as (primary, mirror):
+        volume, reigns = primary.volume, list[Reign]()
+        fid = primary.create("large", b"first")
+
+        async def demote() -> None:
+            reigns.append(await demotion(primary).prepare(force=False, timeout_seconds=20))
+
+        async with trio.open_nursery() as nursery:
+            with volume.coming_in_pieces():
+                with pytest.raises(DemotionRefusedError, match="many entries"):
+                    await demotion(primary).prepare(force=True, timeout_seconds=0.05)
+                nursery.start_soon(demote)
+                await trio.sleep(0.05)
+                assert not reigns
+                volume.journal_existing(Write(fid, 0, None), data=b"other")
+        assert reigns
+        assert mirror.volume.journal.durable_seq == volume.journal.head_seq
+        assert primary.volume.write_errno == errno.EROFS
 
 
 async def test_a_fenced_primary_waits_for_nobody(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, JournalFullError
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.operations import Rmdir, Truncate
+from fusejournal.operations import Rmdir, Truncate, Write
 from fusejournal.types import Fid
 from fusejournal.volume.acceptance import Acceptance
 from tests.support.volumes import SOMEBODY, OpenVolume, open_volume
@@ -251,3 +251,15 @@ def test_a_volume_that_has_failed_takes_no_change_again(tmp_path: Path) -> None:
         assert volume.acceptance is Acceptance.FAILED
         with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
             opened.create("late")
+
+
+def test_a_volume_that_has_failed_gets_no_entry(tmp_path: Path) -> None:
+    """Nor one of a change that is many: behind an entry that is half done, none may follow, for
+    the next start looks at the last one alone."""
+    with open_volume(tmp_path) as opened:
+        fid, volume = opened.create("large", b"first"), opened.volume
+        volume.fail("planned")
+        head_seq = volume.journal.head_seq
+        with pytest.raises(OSError, match="Read-only"):
+            volume.journal_existing(Write(fid, 0, None), data=b"other")
+        assert volume.journal.head_seq == head_seq

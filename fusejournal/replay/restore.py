@@ -98,12 +98,18 @@ def restore_into(
             except JournalError:
                 stage.discard(spot)  # it will never be whole
                 raise
-            _put_in_place(scratch, spot)
+            unflushed = _put_in_place(scratch, spot)
             try:
                 filled.lock()
             except OSError as error:
                 raise TargetError(spot.path, f"its file flags: {error.strerror}") from None
             stage.discard(spot)
+            if unflushed is not None:
+                raise TargetError(
+                    spot.path,
+                    "is restored, and may be gone after a system crash, because its directory "
+                    f"could not be flushed: {unflushed.strerror}",
+                )
     return Restored(filled.names, spot.path / filled.name)
 
 
@@ -123,17 +129,22 @@ def _find_or_make(spot: Spot, purpose: dict[str, object]) -> Scratch:
     return scratch
 
 
-def _put_in_place(scratch: Scratch, spot: Spot) -> None:
-    """Give the tree its name, unless something else has it by now. Raises TargetError."""
+def _put_in_place(scratch: Scratch, spot: Spot) -> OSError | None:
+    """Give the tree its name, unless something else has it by now. Returns the error of a flush
+    that failed then. Raises TargetError where it has no name."""
     try:
         syscalls.rename(
             scratch.fd, TREE.encode(), spot.fd, os.fsencode(spot.name), RENAME_NOREPLACE
         )
-        spot.sync()
     except OSError as error:
         raise TargetError(
             spot.path, f"{error.strerror}; what was restored is in {scratch.path / TREE}"
         ) from None
+    try:
+        spot.sync()
+    except OSError as error:
+        return error
+    return None
 
 
 def _fold(

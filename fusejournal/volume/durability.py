@@ -1,9 +1,10 @@
 """Flushes and checkpoints: what makes the journal, and after it the backing, durable.
 
-Owns three background tasks of a running volume: the group flush (one fdatasync of the journal for
-all who wait, at least every ``flush_interval_seconds``), the checkpoint (syncfs of the backing,
-then the catalog) and the tending of sealed segments (index, compression). All disk waits happen in
-worker threads and processes; the event loop only wakes whom they concern.
+Owns four background tasks of a running volume: the group flush (one fdatasync of the journal for
+all who wait, at least every ``flush_interval_seconds``), the catalog's early commits, the
+checkpoint (syncfs of the backing, then the catalog) and the tending of sealed segments (index,
+compression). All disk waits happen in worker threads and processes; the event loop only wakes whom
+they concern.
 
 A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
 flushed right where a caller waits. What counts is the average over many flushes, because what a

@@ -161,8 +161,8 @@ def _begun_to_seq(target: Path) -> Seq | None:
 def conflict_path(source: JournalSource, conflict: Conflict) -> tuple[str, bytes | None]:
     """Returns what a conflict is about: the operation's name, or "" where it is about a name; and
     the path, if that is known. Raises JournalDamagedError."""
-    if conflict.place is not None:
-        return "", source.lookup.join(*conflict.place, conflict.seq)
+    if conflict.dentry is not None:
+        return "", source.lookup.join(*conflict.dentry, conflict.seq)
     (entry,) = source.reader.read(conflict.seq, Seq(conflict.seq + 1))
     fid = getattr(entry.operation, "fid", None)
     path = source.lookup.path_before(fid, conflict.seq) if fid else None

@@ -97,7 +97,7 @@ class Catalog(CatalogStore):
             found = self.node(ROOT_FID)
         if found is None:
             found = CatalogNode(node.fid, node.type, 0, base.seq, Fid(0), 0)
-        for parent, name, cookie in node.places:
+        for parent, name, cookie in node.dentries:
             self._add_name(found, parent, name, cookie)
         self._add_at(found, base.seq, base.time_ns, complete=node.complete)
         if node.flags:

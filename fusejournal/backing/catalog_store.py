@@ -16,7 +16,7 @@ name       key                              value
 nodes      fid                              ``_NODE`` + backing handle
 names      parent fid + name                fid + cookie
 order      parent fid + cookie              fid + name
-links      fid + parent fid + cookie        empty; names beyond the node's own place
+links      fid + parent fid + cookie        empty; names beyond the node's own dentry
 meta       a word                           applied seq, checkpoint seq, next fid, flags
 =========  ===============================  ===========================================
 
@@ -42,7 +42,7 @@ _U64 = struct.Struct(">Q")
 _PAIR = struct.Struct(">QQ")
 _TRIPLE = struct.Struct(">QQQ")
 # type bits, flags (bit 0: complete; from bit 1 on the journaled file flags), ctime, seq of the last
-# entry, parent, cookie of the node's own place, backing inode number
+# entry, parent, cookie of the node's own dentry, backing inode number
 _NODE = struct.Struct("<IIqQQQQ")
 
 _FLAG_COMPLETE = 1
@@ -129,7 +129,7 @@ class CatalogNode:
         Args:
             fid, type_: its id, and its type as bits of a mode.
             ctime_ns, last_seq: the time of the last entry about it, since 1970, and that entry.
-            parent, cookie: the directory of its own place, 0 for none; and where it stands there.
+            parent, cookie: the directory of its own dentry, 0 for none; and where it stands there.
             handle, ino: of its object in the backing; not known yet.
             complete: all of its content is in the journal.
         """
@@ -138,7 +138,7 @@ class CatalogNode:
         self.ctime_ns = ctime_ns
         self.last_seq = last_seq
         self.parent = parent
-        """Directory of the node's own place; 0 when it has no name left."""
+        """Directory of the node's own dentry; 0 when it has no name left."""
         self.cookie = cookie
         self.handle = handle
         """Backing handle; empty until the backing has been looked at."""
@@ -404,7 +404,7 @@ class CatalogStore:
         """Returns whether no name is left in *parent*."""
         return next(self.list(parent, 0), None) is None
 
-    def place(self, node: CatalogNode) -> tuple[Fid, bytes] | None:
+    def dentry(self, node: CatalogNode) -> tuple[Fid, bytes] | None:
         """A (parent, name) of *node*, or None when it has none (or is the root)."""
         value = self._txn.get(_PAIR.pack(node.parent, node.cookie), db=self._order_db)
         return None if value is None else (node.parent, value[8:])
@@ -416,22 +416,22 @@ class CatalogStore:
         length = 0
         while fid != ROOT_FID:
             node = self.node(fid)
-            place = self.place(node) if node is not None else None
-            if place is None or length > _PATH_BYTES_MAX:
+            dentry = self.dentry(node) if node is not None else None
+            if dentry is None or length > _PATH_BYTES_MAX:
                 return None
-            fid, name = place
+            fid, name = dentry
             parts.append(name)
             length += len(name) + 1
         return b"/".join(reversed(parts))
 
-    def places(self, node: CatalogNode) -> Iterator[tuple[Fid, bytes]]:
+    def dentries(self, node: CatalogNode) -> Iterator[tuple[Fid, bytes]]:
         """Every (parent, name) of *node*. The catalog must not change meanwhile."""
-        for parent, cookie in ((node.parent, node.cookie), *self._extra_places(node.fid)):
+        for parent, cookie in ((node.parent, node.cookie), *self._extra_dentries(node.fid)):
             value = self._txn.get(_PAIR.pack(parent, cookie), db=self._order_db)
             if value is not None:
                 yield Fid(parent), value[8:]
 
-    def _extra_places(self, fid: Fid) -> Iterator[tuple[Fid, int]]:
+    def _extra_dentries(self, fid: Fid) -> Iterator[tuple[Fid, int]]:
         prefix = _U64.pack(fid)
         with self._txn.cursor(db=self._links_db) as cursor:
             if cursor.set_range(prefix):
@@ -454,7 +454,7 @@ class CatalogStore:
         self._txn.put(_PAIR.pack(parent, cookie), _U64.pack(node.fid) + name, db=self._order_db)
 
     def _remove_name(self, node: CatalogNode, parent: Fid, name: bytes) -> int:
-        """Take a name away; the node gets another of its names as its own place, or parent 0.
+        """Take a name away; the node gets another of its names as its own dentry, or parent 0.
         Returns the cookie."""
         value = self._txn.pop(_U64.pack(parent) + name, db=self._names_db)
         if value is None:
@@ -462,7 +462,7 @@ class CatalogStore:
         cookie: int = _PAIR.unpack(value)[1]
         self._txn.delete(_PAIR.pack(parent, cookie), db=self._order_db)
         if (node.parent, node.cookie) == (parent, cookie):
-            other = next(self._extra_places(node.fid), None)
+            other = next(self._extra_dentries(node.fid), None)
             node.parent, node.cookie = other or (Fid(0), 0)
             if other is not None:
                 self._txn.delete(_TRIPLE.pack(node.fid, *other), db=self._links_db)

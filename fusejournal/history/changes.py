@@ -134,12 +134,12 @@ class _Comparison:
         touched.content |= kind in WRITING_KINDS
         touched.attributes |= kind in ATTRIBUTE_KINDS
         for change in name_changes(operation):
-            place = change[:2]
+            dentry = change[:2]
             for one, has in ((change.before, False), (change.after, True)):
                 if one is not None:
                     names = self._touched.get(one) or self._touch(entry, one)
-                    was, _ = names.names.get(place, (not has, has))
-                    names.names[place] = was, has
+                    was, _ = names.names.get(dentry, (not has, has))
+                    names.names[dentry] = was, has
         if isinstance(operation, Moving):
             old = self._tracker.join(operation.parent, operation.name)
             new = self._tracker.join(operation.new_parent, operation.new_name)
@@ -170,12 +170,12 @@ class _Comparison:
 
     def _named(self, fid: Fid, touched: _Touched) -> Iterator[Change]:
         """The changes of a file some of whose names changed."""
-        old, new = self._places(fid, touched)
-        had = {place: self._lookup.join(*place, self._from_seq) for place in old}
-        has = {place: self._lookup.join(*place, self._to_seq) for place in new}
-        kept = [place for place in old if place in has]
-        lost = [place for place in old if place not in has]
-        gained = [place for place in new if place not in had]
+        old, new = self._dentries(fid, touched)
+        had = {dentry: self._lookup.join(*dentry, self._from_seq) for dentry in old}
+        has = {dentry: self._lookup.join(*dentry, self._to_seq) for dentry in new}
+        kept = [dentry for dentry in old if dentry in has]
+        lost = [dentry for dentry in old if dentry not in has]
+        gained = [dentry for dentry in new if dentry not in had]
         first = kept[0] if kept else None
         if first is not None:
             if touched.content or touched.attributes:
@@ -184,16 +184,16 @@ class _Comparison:
             before = had[lost.pop(0)] if lost else None
             after = has[gained.pop(0)] if gained else None
             yield _change(fid, touched, before, after)
-        for place in lost:
-            yield _change(fid, touched, had[place], None, link=True)
-        for place in gained:
-            yield _change(fid, touched, None, has[place], link=True)
+        for dentry in lost:
+            yield _change(fid, touched, had[dentry], None, link=True)
+        for dentry in gained:
+            yield _change(fid, touched, None, has[dentry], link=True)
 
-    def _places(self, fid: Fid, touched: _Touched) -> tuple[list[Dentry], list[Dentry]]:
+    def _dentries(self, fid: Fid, touched: _Touched) -> tuple[list[Dentry], list[Dentry]]:
         """All names of a file at both moments."""
         if not touched.made and self._lookup.has_links(fid):
-            places = self._lookup.places
-            return places(fid, self._from_seq), places(fid, self._to_seq)
+            dentries = self._lookup.dentries
+            return dentries(fid, self._from_seq), dentries(fid, self._to_seq)
         names = touched.names.items()
         return [one for one, (was, _) in names if was], [one for one, (_, now) in names if now]
 

@@ -174,7 +174,7 @@ class Lookup:
             yield from self.reader.pick(span.path, sorted(numbers))
 
     def _changes_of_name(
-        self, place: Dentry, from_seq: Seq, to_seq: Seq, *, newest_first: bool = False
+        self, dentry: Dentry, from_seq: Seq, to_seq: Seq, *, newest_first: bool = False
     ) -> Iterator[tuple[Seq, NameChange]]:
         """The changes of one name that held, in [from_seq, to_seq)."""
         for span in self.segments(from_seq, to_seq, newest_first=newest_first):
@@ -182,7 +182,7 @@ class Lookup:
             numbers = sorted(
                 {
                     posting.number
-                    for posting in index.of_name(*place)
+                    for posting in index.of_name(*dentry)
                     if not posting.refused and from_seq <= index.first_seq + posting.number < to_seq
                 }
             )
@@ -190,25 +190,25 @@ class Lookup:
                 (entry.seq, change)
                 for entry, _ in self.reader.pick(span.path, numbers)
                 for change in name_changes(entry.operation)
-                if (change.parent, change.name) == place
+                if (change.parent, change.name) == dentry
             ]
             yield from reversed(found) if newest_first else found
 
     # -- names -------------------------------------------------------------------------------------
 
-    def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
+    def fid_of_name(self, dentry: Dentry, before_seq: Seq) -> Fid | None:
         """Returns the fid that a name stood for; as far as this journal has entries about it."""
-        return self._known_fid(place, before_seq)[1]
+        return self._known_fid(dentry, before_seq)[1]
 
-    def _known_fid(self, place: Dentry, before_seq: Seq) -> tuple[bool, Fid | None]:
+    def _known_fid(self, dentry: Dentry, before_seq: Seq) -> tuple[bool, Fid | None]:
         """Returns whether entries tell what a name stood for, and what that was."""
-        for _, change in self._changes_of_name(place, Seq(1), before_seq, newest_first=True):
+        for _, change in self._changes_of_name(dentry, Seq(1), before_seq, newest_first=True):
             return True, change.after
         if self.base is not None:
             is_told = self.base.base.seq < before_seq
-            return is_told, self.base.fid_of_name(*place) if is_told else None
+            return is_told, self.base.fid_of_name(*dentry) if is_told else None
         if not self.is_whole:
-            for _, change in self._changes_of_name(place, before_seq, END):
+            for _, change in self._changes_of_name(dentry, before_seq, END):
                 return True, change.before
         return self.is_whole, None
 
@@ -285,28 +285,28 @@ class Lookup:
                 if change.parent == directory:
                     yield change
 
-    def places(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
+    def dentries(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*, the oldest first."""
-        places: dict[Dentry, None] = {}
+        dentries: dict[Dentry, None] = {}
         for entry, _ in self._namings((fid,), before_seq):
             for change in name_changes(entry.operation):
                 if change.before == fid:
-                    places.pop((change.parent, change.name), None)
+                    dentries.pop((change.parent, change.name), None)
                 if change.after == fid:
-                    places[change.parent, change.name] = None
-        return list(places)
+                    dentries[change.parent, change.name] = None
+        return list(dentries)
 
-    def places_of_many(self, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, list[Dentry]]:
+    def dentries_of_many(self, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, list[Dentry]]:
         """Every name of each of *fids*, the oldest first, read in one pass."""
-        places: dict[Fid, dict[Dentry, None]] = {fid: {} for fid in fids}
+        dentries: dict[Fid, dict[Dentry, None]] = {fid: {} for fid in fids}
         for entry, _ in self._namings(fids, before_seq):
             for change in name_changes(entry.operation):
-                place = change.parent, change.name
-                if change.before in places:
-                    places[change.before].pop(place, None)
-                if change.after in places:
-                    places[change.after][place] = None
-        return {fid: list(found) for fid, found in places.items()}
+                dentry = change.parent, change.name
+                if change.before in dentries:
+                    dentries[change.before].pop(dentry, None)
+                if change.after in dentries:
+                    dentries[change.after][dentry] = None
+        return {fid: list(found) for fid, found in dentries.items()}
 
     def types_of_many(self, fids: Collection[Fid]) -> dict[Fid, int]:
         """The type bits of the mode that each of *fids* was made with, but for those whose making
@@ -338,7 +338,7 @@ class Lookup:
         """Returns True if *fid* ever got a further name."""
         links = (Kind.LINK, Kind.IMPORT_LINK)
         node = self.base.node(fid) if self.base is not None else None
-        if node is not None and len(node.places) > 1:
+        if node is not None and len(node.dentries) > 1:
             return True
         return not self.is_whole or any(
             posting.kind in links and not posting.is_parent
@@ -352,7 +352,7 @@ class Lookup:
         if fid == ROOT_FID:
             return [b""]
         found = []
-        for parent, name in self.places(fid, before_seq):
+        for parent, name in self.dentries(fid, before_seq):
             above = self._directory_path(parent, before_seq)
             if above is not None:
                 found.append(above + b"/" + name if above else name)
@@ -362,10 +362,10 @@ class Lookup:
         """The path of a directory, which has one name. A loop, because trees can be deep."""
         names: list[bytes] = []
         while fid != ROOT_FID:
-            places = self.places(fid, before_seq)
-            if not places:
+            dentries = self.dentries(fid, before_seq)
+            if not dentries:
                 return None
-            fid, name = places[0]
+            fid, name = dentries[0]
             names.append(name)
         return b"/".join(reversed(names))
 
@@ -396,7 +396,9 @@ class Lookup:
                         found[fid].append((entry, outcome))
             for fid, pairs in found.items():
                 self._moves[fid] = list(moves_in(fid, pairs))
-            above = {place[0] for fid in todo for _, place in self._moves[fid] if place is not None}
+            above = {
+                dentry[0] for fid in todo for _, dentry in self._moves[fid] if dentry is not None
+            }
             todo = {fid for fid in above if fid not in self._moves and fid != ROOT_FID}
 
     def path_before(self, fid: Fid, seq: Seq) -> bytes | None:

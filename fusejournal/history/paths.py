@@ -2,7 +2,7 @@
 
 Feed it entries in order, from a segment's beginning at least: a segment tells the path of every
 fid it touches for the first time, and names made, moved and removed since follow from the entries
-themselves. The steps of a told path are places, too, whose fids may not be known yet, so that
+themselves. The steps of a told path are dentries, too, whose fids may not be known yet, so that
 what is told moves along with a directory above it."""
 
 from fusejournal.journal.format import Entry
@@ -24,34 +24,34 @@ from fusejournal.operations import (
 from fusejournal.types import ROOT_FID, Fid
 
 
-class _Place:
+class _Dentry:
     """A name in a directory."""
 
     __slots__ = ("children", "fid", "name", "parent")
 
-    def __init__(self, parent: "_Place | None", name: bytes) -> None:
+    def __init__(self, parent: "_Dentry | None", name: bytes) -> None:
         self.parent = parent
         self.name = name
         self.fid: Fid | None = None
-        self.children: dict[bytes, _Place] | None = None
+        self.children: dict[bytes, _Dentry] | None = None
 
-    def child(self, name: bytes) -> "_Place":
-        """The place of *name* below this one, made if it is not known."""
+    def child(self, name: bytes) -> "_Dentry":
+        """The dentry of *name* below this one, made if it is not known."""
         if self.children is None:
             self.children = {}
-        place = self.children.get(name)
-        if place is None:
-            place = self.children[name] = _Place(self, name)
-        return place
+        dentry = self.children.get(name)
+        if dentry is None:
+            dentry = self.children[name] = _Dentry(self, name)
+        return dentry
 
     def path(self) -> bytes | None:
         """Returns its path from the root; None below a name that is gone."""
         parts: list[bytes] = []
-        place = self
-        while place.parent is not None:
-            parts.append(place.name)
-            place = place.parent
-        if place.fid != ROOT_FID:
+        dentry = self
+        while dentry.parent is not None:
+            parts.append(dentry.name)
+            dentry = dentry.parent
+        if dentry.fid != ROOT_FID:
             return None
         parts.reverse()
         return b"/".join(parts)
@@ -62,7 +62,7 @@ class _Place:
             self.parent.children.pop(self.name, None)
         self.parent = None
 
-    def put(self, parent: "_Place", name: bytes) -> None:
+    def put(self, parent: "_Dentry", name: bytes) -> None:
         """Give it this name instead."""
         self.cut()
         if parent.children is None:
@@ -75,15 +75,15 @@ class PathTracker:
     """Follows names. A fid is shown by the first of its names that is known and left."""
 
     def __init__(self) -> None:
-        root = _Place(None, b"")
+        root = _Dentry(None, b"")
         root.fid = ROOT_FID
-        self._first: dict[Fid, _Place] = {ROOT_FID: root}
-        self._further: dict[Fid, list[_Place]] = {}
+        self._first: dict[Fid, _Dentry] = {ROOT_FID: root}
+        self._further: dict[Fid, list[_Dentry]] = {}
 
     def path(self, fid: Fid) -> bytes | None:
         """The path of *fid* now, relative to the root (``b""``), or None when it is not known."""
-        place = self._first.get(fid)
-        return None if place is None else place.path()
+        dentry = self._first.get(fid)
+        return None if dentry is None else dentry.path()
 
     def path_of(self, operation: Operation) -> bytes | None:
         """The path that an entry with *operation* is about, before :meth:`follow` has taken it
@@ -107,10 +107,10 @@ class PathTracker:
         """Take in the paths that an entry tells, as they were before it."""
         for fid, path in (entry.paths or {}).items():
             if fid not in self._first:
-                place = self._first[ROOT_FID]
+                dentry = self._first[ROOT_FID]
                 for name in path.split(b"/"):
-                    place = place.child(name)
-                self._attach(fid, place)
+                    dentry = dentry.child(name)
+                self._attach(fid, dentry)
 
     def follow(self, operation: Operation) -> None:
         """Take in what an entry that held did to names."""
@@ -125,10 +125,10 @@ class PathTracker:
             case Unlink() | Rmdir():
                 self._drop(operation.fid, operation.parent, operation.name)
 
-    def _attach(self, fid: Fid, place: _Place) -> None:
-        place.fid = fid
-        if self._first.setdefault(fid, place) is not place:
-            self._further.setdefault(fid, []).append(place)
+    def _attach(self, fid: Fid, dentry: _Dentry) -> None:
+        dentry.fid = fid
+        if self._first.setdefault(fid, dentry) is not dentry:
+            self._further.setdefault(fid, []).append(dentry)
 
     def _add(self, fid: Fid, parent: Fid, name: bytes) -> None:
         directory = self._first.get(parent)
@@ -137,7 +137,7 @@ class PathTracker:
 
     def _move(self, rename: Moving) -> None:
         old = self._find(rename.fid, rename.parent, rename.name)
-        other: _Place | None = None
+        other: _Dentry | None = None
         if rename.replaced:
             other = self._find(rename.replaced, rename.new_parent, rename.new_name)
         if rename.replaced and not rename.flags & RENAME_EXCHANGE:
@@ -152,28 +152,28 @@ class PathTracker:
             other.parent = None
             other.put(old_directory, rename.name)
 
-    def _find(self, fid: Fid, parent: Fid, name: bytes) -> _Place | None:
-        """The place of *fid* with this very name, made if the fid was only told by another."""
+    def _find(self, fid: Fid, parent: Fid, name: bytes) -> _Dentry | None:
+        """The dentry of *fid* with this very name, made if the fid was only told by another."""
         directory = self._first.get(parent)
         if directory is None:
             return None
-        place = directory.child(name)
-        if place.fid != fid:
-            self._attach(fid, place)
-        return place
+        dentry = directory.child(name)
+        if dentry.fid != fid:
+            self._attach(fid, dentry)
+        return dentry
 
     def _drop(self, fid: Fid, parent: Fid, name: bytes) -> None:
         directory = self._first.get(parent)
-        place = (directory.children or {}).get(name) if directory is not None else None
-        if place is None:
+        dentry = (directory.children or {}).get(name) if directory is not None else None
+        if dentry is None:
             return
-        place.cut()
+        dentry.cut()
         further = self._further.get(fid)
-        if self._first.get(fid) is place:
+        if self._first.get(fid) is dentry:
             del self._first[fid]
             if further:
                 self._first[fid] = further.pop(0)
-        elif further and place in further:
-            further.remove(place)
+        elif further and dentry in further:
+            further.remove(dentry)
         if not further:
             self._further.pop(fid, None)

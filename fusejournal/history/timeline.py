@@ -31,7 +31,7 @@ def moves_in(
 ) -> Iterator[tuple[Seq, Dentry | None]]:
     """The moves of *fid*, made from all *entries* that held and did something to its names, in
     order."""
-    places: dict[Dentry, None] = {}
+    dentries: dict[Dentry, None] = {}
     shown: Dentry | None = None
     begun = False
     for entry, _ in entries:
@@ -40,17 +40,17 @@ def moves_in(
         if gone and not begun:
             begun, shown = True, (gone[0].parent, gone[0].name)
             yield Seq(0), shown  # its making is not in this journal
-            places[shown] = None
+            dentries[shown] = None
         if gone and got:
             # A name that moves keeps its rank.
             old, new = (gone[0].parent, gone[0].name), (got[0].parent, got[0].name)
-            places = {new if place == old else place: None for place in places}
+            dentries = {new if dentry == old else dentry: None for dentry in dentries}
         else:
             for change in gone:
-                places.pop((change.parent, change.name), None)
+                dentries.pop((change.parent, change.name), None)
             for change in got:
-                places[change.parent, change.name] = None
-        first = next(iter(places), None)
+                dentries[change.parent, change.name] = None
+        first = next(iter(dentries), None)
         if first != shown or not begun:
             begun, shown = True, first
             yield entry.seq, first
@@ -69,13 +69,13 @@ def paths_of(fid: Fid, moves_of: Callable[[Fid], Moves]) -> Iterator[tuple[Seq, 
             continue
         moves = moves_of(fid)
         steps: list[tuple[Seq, Seq, Fid, _Names | None]] = []
-        for number, (begun, place) in enumerate(moves):
+        for number, (begun, dentry) in enumerate(moves):
             first = max(begun, from_seq)
             end = min(moves[number + 1][0] if number + 1 < len(moves) else END, to_seq)
             if first >= end:
                 continue
-            if place is None:
+            if dentry is None:
                 steps.append((first, end, _NOWHERE, None))
             else:
-                steps.append((first, end, place[0], (place[1], below)))
+                steps.append((first, end, dentry[0], (dentry[1], below)))
         todo.extend(reversed(steps))

@@ -179,7 +179,7 @@ class BaseNode(NamedTuple):
     """None for the root while no entry has told it."""
     complete: bool
     """False while an import had not brought all of its content."""
-    places: tuple[tuple[Fid, bytes, int], ...]
+    dentries: tuple[tuple[Fid, bytes, int], ...]
     """Its names: directory, name and cookie, the oldest first."""
     flags: int
     """The journaled file flags."""
@@ -190,7 +190,7 @@ class BaseFile(NamedTuple):
 
     making: Import
     """The operation that makes it under one of its names;"""
-    places: tuple[tuple[Fid, bytes], ...]
+    dentries: tuple[tuple[Fid, bytes], ...]
     """all of them: directory and name."""
     flags: int
 

@@ -41,7 +41,7 @@ class Questions(Protocol):
     """Questions that have to be asked about the journal's own tree, seldom; *before_seq* is
     half-open."""
 
-    def places(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
+    def dentries(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*."""
         ...
 
@@ -49,7 +49,7 @@ class Questions(Protocol):
         """Returns whether *fid* had the attribute."""
         ...
 
-    def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
+    def fid_of_name(self, dentry: Dentry, before_seq: Seq) -> Fid | None:
         """Returns what a name stood for."""
         ...
 
@@ -61,7 +61,7 @@ class Conflict(NamedTuple):
     reason: str
     because_of: Seq
     """The left-out operation that it lacks."""
-    place: Dentry | None = None
+    dentry: Dentry | None = None
     """The name it is about, if it is about one."""
 
     def to_json(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class _Name(NamedTuple):
 class Aside(NamedTuple):
     """A file of T that had to leave its name to another."""
 
-    place: Dentry
+    dentry: Dentry
     """The name it left."""
     conflict: Conflict
     """The conflict: what it had to make room for, and because of which left-out operation that is
@@ -176,10 +176,10 @@ class Divergence:
                     looped = self._loop(operation.replaced, operation.parent, seq)
                 if looped is not None:
                     return Conflict(seq, "the directory would get below itself", looped)
-        for place in self._in_directory.get(gone, ()) if gone is not None else ():
-            known = self.names[place]
+        for dentry in self._in_directory.get(gone, ()) if gone is not None else ():
+            known = self.names[dentry]
             if known.fid is not None:
-                return Conflict(seq, "the directory is not empty", known.because_of, place)
+                return Conflict(seq, "the directory is not empty", known.because_of, dentry)
         return None
 
     def _loop(self, moved: Fid, into: Fid, seq: Seq) -> Seq | None:
@@ -191,17 +191,17 @@ class Divergence:
         while fid != ROOT_FID:
             if fid == moved:
                 return because_of
-            place = next(iter(self.extra.get(fid, ())), None)
-            if place is not None:
+            dentry = next(iter(self.extra.get(fid, ())), None)
+            if dentry is not None:
                 # The move that J made of it, not what came to its old name in J since. (A directory
                 # that J has no more lacks no name; the way to it begins with one that J has.)
-                found = because_of or self.names[place].because_of
+                found = because_of or self.names[dentry].because_of
                 because_of = max(self.lacking.get(fid, {}).values(), default=found)
             else:
-                place = next(iter(self._questions.places(fid, seq)), None)
-            if place is None:
+                dentry = next(iter(self._questions.dentries(fid, seq)), None)
+            if dentry is None:
                 return None
-            fid = place[0]
+            fid = dentry[0]
         return None
 
     def _xattr_conflict(self, operation: TreeOperation, seq: Seq) -> Conflict | None:
@@ -242,29 +242,29 @@ class Divergence:
 
     def _move_aside(self, change: NameChange, seq: Seq) -> None:
         """Give what has the name of *change* in T another one, beside it."""
-        place = change[:2]
-        held, because_of = self.names[place]
+        dentry = change[:2]
+        held, because_of = self.names[dentry]
         assert held is not None
         number = 0
         while True:
-            aside = place[0], aside_name(place[1], because_of, number)
+            aside = dentry[0], aside_name(dentry[1], because_of, number)
             if aside not in self.names and self._questions.fid_of_name(aside, seq) is None:
                 break
             number += 1
-        left = self.asides.pop(place, None)
-        conflict = Conflict(seq, NAME_TAKEN, because_of, place)
-        self.asides[aside] = left or Aside(place, conflict)
-        self._move(place, aside, change.before)
+        left = self.asides.pop(dentry, None)
+        conflict = Conflict(seq, NAME_TAKEN, because_of, dentry)
+        self.asides[aside] = left or Aside(dentry, conflict)
+        self._move(dentry, aside, change.before)
 
-    def _move(self, place: Dentry, new: Dentry, in_j: Fid | None) -> None:
-        """Rename in T what has the name *place*, where J has *in_j*, to *new*, where J has
+    def _move(self, dentry: Dentry, new: Dentry, in_j: Fid | None) -> None:
+        """Rename in T what has the name *dentry*, where J has *in_j*, to *new*, where J has
         nothing."""
-        held, because_of = self.names[place]
+        held, because_of = self.names[dentry]
         assert held is not None
-        self._not_extra(held, place)
-        self._forget(place)
+        self._not_extra(held, dentry)
+        self._forget(dentry)
         if in_j is not None:
-            self._set_name(place, _Name(None, because_of))
+            self._set_name(dentry, _Name(None, because_of))
         self._set_name(new, _Name(held, because_of))
         self.extra.setdefault(held, set()).add(new)
 
@@ -272,29 +272,29 @@ class Divergence:
         """Moves back, at the end, before entry *before_seq*, what moved aside, where its name is
         free by now. Returns what has to stay aside, by the names that it has."""
         staying = []
-        for aside, (place, conflict) in list(self.asides.items()):
+        for aside, (dentry, conflict) in list(self.asides.items()):
             name = self.names.get(aside)
             if name is None or name.fid is None:
                 continue  # it was taken away from there
-            in_j = self._questions.fid_of_name(place, before_seq)
-            in_t = self.names[place].fid if place in self.names else in_j
+            in_j = self._questions.fid_of_name(dentry, before_seq)
+            in_t = self.names[dentry].fid if dentry in self.names else in_j
             if in_t is not None:
-                staying.append((aside, Aside(place, conflict)))
+                staying.append((aside, Aside(dentry, conflict)))
                 continue
             fid = name.fid
             self._not_extra(fid, aside)
             self._forget(aside)
-            self._forget(place)
+            self._forget(dentry)
             if in_j == fid:
-                self._lost(fid, place)
+                self._lost(fid, dentry)
                 continue
-            self._set_name(place, name)
-            self.extra.setdefault(fid, set()).add(place)
+            self._set_name(dentry, name)
+            self.extra.setdefault(fid, set()).add(dentry)
         return staying
 
-    def _set_name(self, place: Dentry, name: _Name) -> None:
-        self.names[place] = name
-        self._in_directory.setdefault(place[0], set()).add(place)
+    def _set_name(self, dentry: Dentry, name: _Name) -> None:
+        self.names[dentry] = name
+        self._in_directory.setdefault(dentry[0], set()).add(dentry)
 
     # -- names -------------------------------------------------------------------------------------
 
@@ -305,53 +305,53 @@ class Divergence:
 
     def _agree(self, change: NameChange) -> None:
         """T and J both do *change*: the name is the same in both from here."""
-        place = change[:2]
+        dentry = change[:2]
         held = self._in_t(change)
         if held != change.before:
-            self._lost(change.before, place)
-            self._not_extra(held, place)
-        self._forget(place)
+            self._lost(change.before, dentry)
+            self._not_extra(held, dentry)
+        self._forget(dentry)
 
     def _differ(self, change: NameChange, held: Fid | None, seq: Seq) -> None:
         """J does *change*, T, where the name stands for *held*, does not."""
-        place = change[:2]
+        dentry = change[:2]
         if change.before != held:
-            self._lost(change.before, place)
-            self._not_extra(held, place)
-        self._forget(place)
+            self._lost(change.before, dentry)
+            self._not_extra(held, dentry)
+        self._forget(dentry)
         if change.after == held:
             return
-        self._set_name(place, _Name(held, seq))
+        self._set_name(dentry, _Name(held, seq))
         if held is not None:
-            self.extra.setdefault(held, set()).add(place)
+            self.extra.setdefault(held, set()).add(dentry)
         if change.after is not None:
-            self.lacking.setdefault(change.after, {})[place] = seq
+            self.lacking.setdefault(change.after, {})[dentry] = seq
 
-    def _lost(self, fid: Fid | None, place: Dentry) -> None:
+    def _lost(self, fid: Fid | None, dentry: Dentry) -> None:
         if fid is not None and fid in self.lacking:
-            self.lacking[fid].pop(place, None)
+            self.lacking[fid].pop(dentry, None)
             if not self.lacking[fid]:
                 del self.lacking[fid]
 
-    def _not_extra(self, fid: Fid | None, place: Dentry) -> None:
+    def _not_extra(self, fid: Fid | None, dentry: Dentry) -> None:
         if fid is not None and fid in self.extra:
-            self.extra[fid].discard(place)
+            self.extra[fid].discard(dentry)
             if not self.extra[fid]:
                 del self.extra[fid]
 
-    def _forget(self, place: Dentry) -> None:
-        if self.names.pop(place, None) is not None:
-            below = self._in_directory[place[0]]
-            below.discard(place)
+    def _forget(self, dentry: Dentry) -> None:
+        if self.names.pop(dentry, None) is not None:
+            below = self._in_directory[dentry[0]]
+            below.discard(dentry)
             if not below:
-                del self._in_directory[place[0]]
+                del self._in_directory[dentry[0]]
 
     def _check_alive(self, fid: Fid, seq: Seq) -> None:
         """A file may lose in T the last name it has there, while J has others of it."""
         lacking = self.lacking.get(fid)
         if not lacking or fid in self.missing or self.extra.get(fid):
             return
-        if set(self._questions.places(fid, Seq(seq + 1))) <= lacking.keys():
+        if set(self._questions.dentries(fid, Seq(seq + 1))) <= lacking.keys():
             self.missing[fid] = max(lacking.values())
 
     # -- results -----------------------------------------------------------------------------------
@@ -359,18 +359,18 @@ class Divergence:
     def children(self, directory: Fid, names: dict[bytes, Fid]) -> dict[bytes, Fid]:
         """The names in *directory* in T, when J has *names*."""
         found = dict(names)
-        for place in self._in_directory.get(directory, ()):
-            fid = self.names[place].fid
+        for dentry in self._in_directory.get(directory, ()):
+            fid = self.names[dentry].fid
             if fid is None:
-                found.pop(place[1], None)
+                found.pop(dentry[1], None)
             else:
-                found[place[1]] = fid
+                found[dentry[1]] = fid
         return found
 
-    def changed_places(self) -> Iterator[tuple[Dentry, Fid | None, Seq]]:
+    def changed_dentries(self) -> Iterator[tuple[Dentry, Fid | None, Seq]]:
         """Every name that differs: what it stands for in T, and because of which operation."""
-        for place, (fid, because_of) in self.names.items():
-            yield place, fid, because_of
+        for dentry, (fid, because_of) in self.names.items():
+            yield dentry, fid, because_of
 
 
 def aside_name(name: bytes, because_of: Seq, number: int) -> bytes:

@@ -148,19 +148,19 @@ class Fold:
 
     # -- making them -------------------------------------------------------------------------------
 
-    def file(self, fid: Fid, place: Dentry) -> Iterator[Step]:
-        """The steps that make *fid*, which is no directory, at *place*."""
-        return self._files({fid: [place]})
+    def file(self, fid: Fid, dentry: Dentry) -> Iterator[Step]:
+        """The steps that make *fid*, which is no directory, at *dentry*."""
+        return self._files({fid: [dentry]})
 
-    def _files(self, places: dict[Fid, list[Dentry]]) -> Iterator[Step]:
-        """The steps that make many files, each at its first place: all their entries, in order, so
+    def _files(self, dentries: dict[Fid, list[Dentry]]) -> Iterator[Step]:
+        """The steps that make many files, each at its first dentry: all their entries, in order, so
         that each segment is read once."""
         made: set[Fid] = set()
-        entries = self._lookup.entries_of_many(places, self._before_seq, _makes_a_file)
+        entries = self._lookup.entries_of_many(dentries, self._before_seq, _makes_a_file)
         for entry, outcome in entries:
             operation: Any = entry.operation
             if (making := made_by(operation)) is not None:
-                parent, name = places[making.fid][0]
+                parent, name = dentries[making.fid][0]
                 operation = making._replace(parent=parent, name=name)
                 if outcome.held and isinstance(making, Create) and making.fid in made:
                     # A naming was taken back (volume/unnamed_files.py), and made once more.
@@ -172,8 +172,8 @@ class Fold:
                 raise self._unknown(operation.fid)
             if outcome.held:
                 yield Step(operation, entry.time_ns, outcome.data_of(entry))
-        if len(made) < len(places):
-            raise self._unknown(next(fid for fid in places if fid not in made))
+        if len(made) < len(dentries):
+            raise self._unknown(next(fid for fid in dentries if fid not in made))
 
     def tree(self, fid: Fid) -> Iterator[Step]:
         """The steps that make directory *fid*, with what is below it, of the target's root."""
@@ -190,28 +190,28 @@ class Fold:
             for one, there in level:
                 directory = found[one]
                 for name, child in directory.children.items():
-                    place = (there, name)
+                    dentry = (there, name)
                     if self.is_directory(child):
-                        yield Step(_plain_directory(child, place), 0)
+                        yield Step(_plain_directory(child, dentry), 0)
                         below.append((child, child))
                     else:
-                        files.setdefault(child, []).append(place)
+                        files.setdefault(child, []).append(dentry)
                 directory.children.clear()
                 directories.append((there, directory))
             level = below
         yield from self._files(files)
-        for child, places in files.items():
-            for place in places[1:]:
-                yield Step(Link(child, *place), 0)
+        for child, dentries in files.items():
+            for dentry in dentries[1:]:
+                yield Step(Link(child, *dentry), 0)
         # Last, because what is made in a directory changes its mtime.
         for there, directory in directories:
             yield from self._finish(there, directory)
 
-    def empty_directory(self, fid: Fid, place: Dentry) -> Iterator[Step]:
-        """The steps that make directory *fid*, without what is in it, at *place*."""
+    def empty_directory(self, fid: Fid, dentry: Dentry) -> Iterator[Step]:
+        """The steps that make directory *fid*, without what is in it, at *dentry*."""
         # The target has a root of its own.
         there = fid if fid != ROOT_FID else _ROOT_ELSEWHERE
-        yield Step(_plain_directory(there, place), 0)
+        yield Step(_plain_directory(there, dentry), 0)
         yield from self._finish(there, self.directory(fid))
 
     def _finish(self, fid: Fid, directory: Directory) -> Iterator[Step]:
@@ -272,8 +272,8 @@ def _makes_a_file(posting: Posting) -> bool:
     return not posting.is_parent and (posting.kind in MAKERS or posting.kind in ONE_FILE_KINDS)
 
 
-def _plain_directory(fid: Fid, place: Dentry) -> Mkdir:
-    return Mkdir(fid, *place, 0o700, 0, 0, None, None)
+def _plain_directory(fid: Fid, dentry: Dentry) -> Mkdir:
+    return Mkdir(fid, *dentry, 0o700, 0, 0, None, None)
 
 
 def _as_attributes(fid: Fid, operation: TreeOperation) -> Iterator[TreeOperation]:

@@ -45,11 +45,11 @@ class PlacedTree(Tree):
         steps: list[tuple[CatalogNode, bytes]] = []
         above = node
         while above.fid not in self._pinned and above.fid not in self._descriptors:
-            place = self.catalog.place(above)
-            if place is None:
+            dentry = self.catalog.dentry(above)
+            if dentry is None:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-            steps.append((above, place[1]))
-            above = self.node(place[0])
+            steps.append((above, dentry[1]))
+            above = self.node(dentry[0])
         directory = self._pinned.get(above.fid, -1)
         if directory < 0:
             directory = self._descriptors[above.fid]

@@ -442,10 +442,10 @@ class Target:
         if node is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if node.ino == 0:
-            place = self.catalog.place(node)
-            if place is None:
+            dentry = self.catalog.dentry(node)
+            if dentry is None:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-            stat = self.tree.stat_name(*place)
+            stat = self.tree.stat_name(*dentry)
             if S_IFMT(stat.st_mode) != node.type:
                 raise OSError(errno.EEXIST, "a file of another type")
             self.catalog.note_object(node, node.handle, stat.st_ino)

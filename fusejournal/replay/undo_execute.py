@@ -72,7 +72,7 @@ class WantedNames(NamedTuple):
     """The files that those which are to go or change stand for now."""
     new: set[Fid]
     """Files in ``wanted`` that are to be made anew."""
-    places: dict[Fid, list[Dentry]]
+    dentries: dict[Fid, list[Dentry]]
     """The names that the other files have now."""
 
 
@@ -93,7 +93,7 @@ class UndoExecutor:
         self._wanted = names.wanted
         self._now = names.now
         self._new = names.new
-        self._places = names.places
+        self._dentries = names.dentries
         self._maker = UndoMaker(files, wanted)
         self._flags = UndoFlags(files, wanted)
 
@@ -119,7 +119,9 @@ class UndoExecutor:
                 times |= self._put_in_place(staged)
                 self._rewrite_all(changed, set(with_content))
             self._set_times(times)
-            self._flags.set({fid: place for place, fid in self._wanted.items() if fid in self._new})
+            self._flags.set(
+                {fid: dentry for dentry, fid in self._wanted.items() if fid in self._new}
+            )
         os.fsync(self._files.root)  # the journal's flush, and with it everything above
 
     def overlaps(self) -> list[Overlap]:
@@ -133,7 +135,7 @@ class UndoExecutor:
         """The mtimes, as they are to be, of all directories that are there and of which names or
         something else (*changed*) changes; where the journal here does not tell, as they are."""
         fids = {fid for fid in changed if self._files.is_directory(fid)}
-        fids |= {place[0] for place in self._wanted} - self._new
+        fids |= {dentry[0] for dentry in self._wanted} - self._new
         fids -= {fid for fid in self._now.values() if fid not in self._wanted.values()}
         times = self._wanted_files.mtimes(fids)
         for fid in {*fids, ROOT_FID} - times.keys():
@@ -144,7 +146,11 @@ class UndoExecutor:
 
     def _concerned(self, changed: Collection[Fid]) -> set[Fid]:
         """All files and directories that are there and that the undo changes, names or moves."""
-        fids = {*changed, *self._now.values(), *(place[0] for place in (*self._wanted, *self._now))}
+        fids = {
+            *changed,
+            *self._now.values(),
+            *(dentry[0] for dentry in (*self._wanted, *self._now)),
+        }
         return (fids | {fid for fid in self._wanted.values() if fid is not None}) - self._new
 
     def _watch(self, changed: Collection[Fid], directories: Collection[Fid]) -> None:
@@ -155,31 +161,31 @@ class UndoExecutor:
 
     def _check_all(self, changed: Collection[Fid]) -> None:
         """Checks all before anything is written; each is looked at again when its turn comes."""
-        for place, fid in self._now.items():
+        for dentry, fid in self._now.items():
             self._files.step("check")
-            self._files.types[fid] = stat.S_IFMT(self._files.check_name(place, fid).st_mode)
+            self._files.types[fid] = stat.S_IFMT(self._files.check_name(dentry, fid).st_mode)
         for fid in changed:
             self._files.step("check")
             with self._files.opened(fid, FLAGS_PATH) as fd:
                 self._files.check(fid, os.fstat(fd))
-        for place, wanted in self._wanted.items():
-            if wanted is None or place in self._now or place[0] in self._new:
+        for dentry, wanted in self._wanted.items():
+            if wanted is None or dentry in self._now or dentry[0] in self._new:
                 continue
             with suppress(FileNotFoundError):
-                os.stat(place[1], dir_fd=self._files.directory(place[0]), follow_symlinks=False)
-                raise self._files.name_taken(place)
+                os.stat(dentry[1], dir_fd=self._files.directory(dentry[0]), follow_symlinks=False)
+                raise self._files.name_taken(dentry)
 
     # -- names -------------------------------------------------------------------------------------
 
     def _stage_alive(self, staged: dict[Dentry, bytes]) -> None:
         """Further names, in the private directory, for files that are there; directories move."""
-        for place, fid in self._wanted.items():
+        for dentry, fid in self._wanted.items():
             if fid is None or fid in self._new:
                 continue
             self._files.step("stage")
-            staged[place] = name = self._maker.name(fid)
+            staged[dentry] = name = self._maker.name(fid)
             if self._files.is_directory(fid):
-                old = next(one for one in self._places[fid])
+                old = next(one for one in self._dentries[fid])
                 self._move_away(old, fid, name)
                 self._now.pop(old, None)
                 continue
@@ -190,68 +196,70 @@ class UndoExecutor:
                     syscalls.link(fd, self._files.staging, name)
                 self._files.note(fid, fd)
 
-    def _move_away(self, place: Dentry, fid: Fid, name: bytes) -> None:
-        """Move what has the name *place*, which must be *fid* as it was planned, into the private
+    def _move_away(self, dentry: Dentry, fid: Fid, name: bytes) -> None:
+        """Move what has the name *dentry*, which must be *fid* as it was planned, into the private
         directory; if it turns out to be something else, move it back. Raises ConflictError."""
-        seen = _Seen.of(self._files.check_name(place, fid))
-        parent = self._files.directory(place[0])
+        seen = _Seen.of(self._files.check_name(dentry, fid))
+        parent = self._files.directory(dentry[0])
         self._files.moment("move away")
-        with self._files.guarded(partial(self._files.name_changed, place)):
-            syscalls.rename(parent, place[1], self._files.staging, name, RENAME_NOREPLACE)
+        with self._files.guarded(partial(self._files.name_changed, dentry)):
+            syscalls.rename(parent, dentry[1], self._files.staging, name, RENAME_NOREPLACE)
         found = os.stat(name, dir_fd=self._files.staging, follow_symlinks=False)
         if _Seen.of(found) != seen and not (found.st_ino == fid and stat.S_ISDIR(found.st_mode)):
-            is_back = self._move_back(place, name)
+            is_back = self._move_back(dentry, name)
             raise (
-                self._files.name_changed(place) if is_back else self._files.left_behind(place, name)
+                self._files.name_changed(dentry)
+                if is_back
+                else self._files.left_behind(dentry, name)
             )
         if not stat.S_ISDIR(found.st_mode):
             self._files.note_time(fid, found)
 
-    def _move_back(self, place: Dentry, name: bytes) -> bool:
-        """Move *name* in the private directory back to *place*; returns whether that is free."""
+    def _move_back(self, dentry: Dentry, name: bytes) -> bool:
+        """Move *name* in the private directory back to *dentry*; returns whether that is free."""
         self._files.moment("move back")
         try:
-            self._put(name, place)
+            self._put(name, dentry)
         except (OSError, ConflictError):
             return False
         return True
 
-    def _put(self, name: bytes, place: Dentry) -> None:
-        """Move *name* in the private directory to *place*. Raises OSError, FileExistsError where
+    def _put(self, name: bytes, dentry: Dentry) -> None:
+        """Move *name* in the private directory to *dentry*. Raises OSError, FileExistsError where
         that is taken, and ConflictError where the directory has changed."""
-        directory_fd = self._files.directory(place[0])
-        syscalls.rename(self._files.staging, name, directory_fd, place[1], RENAME_NOREPLACE)
+        directory_fd = self._files.directory(dentry[0])
+        syscalls.rename(self._files.staging, name, directory_fd, dentry[1], RENAME_NOREPLACE)
 
     def _remove(self) -> None:
         """Take names away. A directory goes with all that is in it, after a look that there is
         nothing else."""
         below: dict[Fid, dict[bytes, Fid]] = {}
-        for place, fid in self._now.items():
-            below.setdefault(place[0], {})[place[1]] = fid
+        for dentry, fid in self._now.items():
+            below.setdefault(dentry[0], {})[dentry[1]] = fid
         doomed = set(self._now.values())
-        for place, fid in self._now.items():
-            if place[0] in doomed and self._files.is_directory(place[0]):
+        for dentry, fid in self._now.items():
+            if dentry[0] in doomed and self._files.is_directory(dentry[0]):
                 continue  # goes with that
             self._files.step("remove")
             name = self._maker.name(fid)
-            self._move_away(place, fid, name)
+            self._move_away(dentry, fid, name)
             order: list[_Doomed] = []
             if self._files.is_directory(fid):
                 try:
-                    with self._files.guarded(partial(self._files.name_changed, place)):
+                    with self._files.guarded(partial(self._files.name_changed, dentry)):
                         order = list(self._walk_doomed(fid, below))
                 except BaseException as error:
-                    if self._move_back(place, name):
+                    if self._move_back(dentry, name):
                         raise
-                    raise self._files.left_behind(place, name) from error
+                    raise self._files.left_behind(dentry, name) from error
             try:
-                with self._files.guarded(partial(self._files.name_changed, place)):
+                with self._files.guarded(partial(self._files.name_changed, dentry)):
                     for one in reversed(order):
                         self._files.step("remove")
                         self._remove_one(self._files.directory(one.directory), one)
                     self._remove_one(self._files.staging, _Doomed(ROOT_FID, name, fid))
             except ConflictError as error:
-                raise self._files.left_behind(place, name) from error
+                raise self._files.left_behind(dentry, name) from error
 
     def _walk_doomed(self, top: Fid, below: dict[Fid, dict[bytes, Fid]]) -> Iterator[_Doomed]:
         """All names in directory *top*, what is in a directory after it. Raises ConflictError when
@@ -289,19 +297,19 @@ class UndoExecutor:
     def _put_in_place(self, staged: dict[Dentry, bytes]) -> dict[Fid, int]:
         """Give what is staged its names. Returns the mtimes that new directories are to have again
         after that, by their fids in the plan."""
-        filled = {place[0] for place in staged} & self._maker.mtimes.keys()
+        filled = {dentry[0] for dentry in staged} & self._maker.mtimes.keys()
         self._files.others.watch_mtimes(
             {Fid(os.fstat(self._files.directory(fid)).st_ino) for fid in filled}
         )
-        for place, name in staged.items():
+        for dentry, name in staged.items():
             self._files.step("put in place")
             # (A directory cannot get below itself.)
-            with self._files.guarded(partial(self._files.left_behind, place, name), errno.EINVAL):
+            with self._files.guarded(partial(self._files.left_behind, dentry, name), errno.EINVAL):
                 try:
-                    self._put(name, place)
+                    self._put(name, dentry)
                 except FileExistsError:
-                    raise self._files.name_taken(place, name) from None
-            fid = self._wanted[place]
+                    raise self._files.name_taken(dentry, name) from None
+            fid = self._wanted[dentry]
             if fid is not None and self._files.was_changed(fid):
                 with suppress(ConflictError), self._files.opened(fid, FLAGS_PATH) as fd:
                     self._files.note(fid, fd)

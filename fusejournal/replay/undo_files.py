@@ -232,15 +232,15 @@ class UndoFiles:
         """True if *fid* was noted as changed by us."""
         return fid in self._last_ns
 
-    def check_name(self, place: Dentry, fid: Fid) -> os.stat_result:
+    def check_name(self, dentry: Dentry, fid: Fid) -> os.stat_result:
         """Raises ConflictError when the name does not stand for *fid* any more, or that was
         changed."""
         try:
-            found = os.stat(place[1], dir_fd=self.directory(place[0]), follow_symlinks=False)
+            found = os.stat(dentry[1], dir_fd=self.directory(dentry[0]), follow_symlinks=False)
         except FileNotFoundError:
-            raise self.name_changed(place) from None
+            raise self.name_changed(dentry) from None
         if found.st_ino != fid:
-            raise self.name_changed(place)
+            raise self.name_changed(dentry)
         self.check(fid, found)
         return found
 
@@ -265,27 +265,27 @@ class UndoFiles:
             f"{self._shown(fid)}: another process changed it since this was planned"
         )
 
-    def _shown_name(self, place: Dentry) -> str:
-        path = self._lookup.join(*place, self._end)
-        return "/" + (path or b"?/" + place[1]).decode("utf-8", "backslashreplace")
+    def _shown_name(self, dentry: Dentry) -> str:
+        path = self._lookup.join(*dentry, self._end)
+        return "/" + (path or b"?/" + dentry[1]).decode("utf-8", "backslashreplace")
 
-    def name_changed(self, place: Dentry) -> ConflictError:
-        """The error where it changed what *place* stands for."""
-        shown = self._shown_name(place)
+    def name_changed(self, dentry: Dentry) -> ConflictError:
+        """The error where it changed what *dentry* stands for."""
+        shown = self._shown_name(dentry)
         return ConflictError(f"{shown}: another process changed it since this was planned")
 
-    def name_taken(self, place: Dentry, staged: bytes | None = None) -> ConflictError:
-        """The error where it took *place*, which was for what is *staged*, if it is already."""
+    def name_taken(self, dentry: Dentry, staged: bytes | None = None) -> ConflictError:
+        """The error where it took *dentry*, which was for what is *staged*, if it is already."""
         where = "" if staged is None else f"; what is to have it is {self._shown_staged(staged)}"
-        shown = self._shown_name(place)
+        shown = self._shown_name(dentry)
         return ConflictError(
             f"{shown}: another process took the name since this was planned{where}"
         )
 
-    def left_behind(self, place: Dentry, staged: bytes) -> ConflictError:
-        """The error where what is *staged* can go neither to *place* nor away."""
+    def left_behind(self, dentry: Dentry, staged: bytes) -> ConflictError:
+        """The error where what is *staged* can go neither to *dentry* nor away."""
         return ConflictError(
-            f"{self._shown_name(place)}: another process changed it since this was planned; what "
+            f"{self._shown_name(dentry)}: another process changed it since this was planned; what "
             f"was to go or to come is {self._shown_staged(staged)}"
         )
 

@@ -51,15 +51,15 @@ class UndoFlags:
         the *new* files, by their names. Raises ConflictError, OSError."""
         wanted = self._wanted.flags({*self._now, *new})
         for fid, flags in wanted.items():
-            place = new.get(fid)
-            if place is None and flags != self._now[fid]:
+            dentry = new.get(fid)
+            if dentry is None and flags != self._now[fid]:
                 self._files.step("flags")
                 with suppress(ConflictError):  # it may be gone, which was wanted
                     self._change(fid, flags)
-            elif place is not None and flags:
+            elif dentry is not None and flags:
                 self._files.step("flags")
-                directory = self._files.directory(place[0])
-                fd = os.open(place[1], _FLAGS_OPEN, dir_fd=directory)
+                directory = self._files.directory(dentry[0])
+                fd = os.open(dentry[1], _FLAGS_OPEN, dir_fd=directory)
                 try:
                     _set(fd, flags)
                 finally:

@@ -32,20 +32,20 @@ class UndoMaker:
 
     def make(self, wanted: dict[Dentry, Fid | None], new: set[Fid]) -> dict[Dentry, bytes]:
         """Make all that is gone: what has its place in a new directory there, and all else in the
-        private directory. Returns the names in that, by the places where they belong."""
+        private directory. Returns the names in that, by the dentries that they are for."""
         inside: dict[Fid, list[tuple[bytes, Fid]]] = {}
         staged: dict[Dentry, bytes] = {}
-        for place, fid in wanted.items():
+        for dentry, fid in wanted.items():
             if fid is None:
                 continue
-            if place[0] in new and fid in new:
-                inside.setdefault(place[0], []).append((place[1], fid))
+            if dentry[0] in new and fid in new:
+                inside.setdefault(dentry[0], []).append((dentry[1], fid))
             elif fid in new:
-                staged[place] = self.name(fid)
+                staged[dentry] = self.name(fid)
         directories: list[Fid] = []
         files: list[tuple[Fid, bytes, Fid]] = []
         # ROOT_FID stands for the private directory here.
-        level = [(ROOT_FID, name, wanted[place]) for place, name in staged.items()]
+        level = [(ROOT_FID, name, wanted[dentry]) for dentry, name in staged.items()]
         while level:
             below: list[tuple[Fid, bytes, Fid | None]] = []
             for parent, name, fid in level:
@@ -90,7 +90,7 @@ class UndoMaker:
                     syscalls.set_times(fd, None, times[fid])
 
     def _make_files(self, files: list[tuple[Fid, bytes, Fid]]) -> None:
-        """Make files at (directory, name, fid); those with several places are linked."""
+        """Make files at (directory, name, fid); those with several dentries are linked."""
         first: dict[Fid, tuple[Fid, bytes]] = {}
         links: list[tuple[Fid, bytes, Fid]] = []
         for parent, name, fid in files:

@@ -69,10 +69,10 @@ class OtherChanges:
         self._our_directory = our_directory
         self.look()
 
-    def watch(self, fids: Iterable[Fid], places: Iterable[Dentry]) -> None:
-        """Has changes of *fids* and *places* noticed from the next look on."""
+    def watch(self, fids: Iterable[Fid], dentries: Iterable[Dentry]) -> None:
+        """Has changes of *fids* and *dentries* noticed from the next look on."""
         self._things.update((fid, aspect) for fid in fids for aspect in _Aspect)
-        self._things.update(places)
+        self._things.update(dentries)
 
     def watch_mtimes(self, directories: Collection[Fid]) -> None:
         """Has what others do to the mtimes of *directories* noticed from the next look on,

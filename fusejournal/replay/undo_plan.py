@@ -4,7 +4,7 @@ What is wanted is the tree that a replay of everything *but* the chosen operatio
 plan finds, from the journal alone, where that differs from the tree as it is (divergence.py), and
 which later operations rely on what would be taken back: those are in the way. One that only took
 the name of what comes back can be left where it is: that comes back beside it, and what is in a
-directory goes with it, because places are by fid. undo_execute.py carries the plan out.
+directory goes with it, because dentries are by fid. undo_execute.py carries the plan out.
 
 A journal that has lost its beginning is asked nothing that only the beginning could tell: that
 raises JournalError."""
@@ -91,7 +91,9 @@ class UndoPlan:
     def now(self) -> dict[Dentry, Fid]:
         """Returns what the names that are to change stand for now; those that stand for nothing are
         not in it."""
-        return {place: fid for fid, places in self.divergence.lacking.items() for place in places}
+        return {
+            dentry: fid for fid, dentries in self.divergence.lacking.items() for dentry in dentries
+        }
 
 
 class _Knowing:
@@ -100,19 +102,19 @@ class _Knowing:
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
 
-    def places(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
+    def dentries(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*. Raises JournalError."""
         check_told(self._lookup, {fid})
-        return self._lookup.places(fid, before_seq)
+        return self._lookup.dentries(fid, before_seq)
 
     def has_xattr(self, fid: Fid, name: bytes, before_seq: Seq) -> bool:
         """Returns whether *fid* had the attribute. Raises JournalError."""
         check_told(self._lookup, {fid})
         return self._lookup.has_xattr(fid, name, before_seq)
 
-    def fid_of_name(self, place: Dentry, before_seq: Seq) -> Fid | None:
+    def fid_of_name(self, dentry: Dentry, before_seq: Seq) -> Fid | None:
         """Returns what a name stood for."""
-        return self._lookup.fid_of_name(place, before_seq)
+        return self._lookup.fid_of_name(dentry, before_seq)
 
 
 def check_told(lookup: Lookup, fids: set[Fid]) -> None:
@@ -161,7 +163,7 @@ class Undo:
             for one in (criteria, *unfinished)
         ]
         self._head_seq = head_seq
-        self._known_places: dict[Fid, list[Dentry]] = {}
+        self._known_dentries: dict[Fid, list[Dentry]] = {}
         self.imports = 0
         """Chosen entries that tell what was there before the volume: they stay."""
 
@@ -180,7 +182,7 @@ class Undo:
                 plan.kept = count - len(plan.chosen)
                 break
             chosen -= {conflict.because_of for conflict in plan.conflicts}
-        self._know_places(plan)
+        self._know_dentries(plan)
         return plan
 
     def _choose(self, progress: Progress) -> set[Seq]:
@@ -264,14 +266,14 @@ class Undo:
             plan.conflicts += [aside.conflict for _, aside in staying]
         return plan
 
-    def _know_places(self, plan: UndoPlan) -> None:
+    def _know_dentries(self, plan: UndoPlan) -> None:
         """Read the present names of all that *plan* is about at once."""
         fids = plan.changed.keys() | plan.divergence.extra.keys()
         fids -= {ROOT_FID}
         check_told(self._lookup, fids)
         fids |= plan.directories - {ROOT_FID}
-        found = self._lookup.places_of_many(fids, Seq(self._head_seq + 1))
-        self._known_places.update(found)
+        found = self._lookup.dentries_of_many(fids, Seq(self._head_seq + 1))
+        self._known_dentries.update(found)
 
     def _note_change(self, plan: UndoPlan, operation: TreeOperation, seq: Seq) -> None:
         plan.directories.update(change.parent for change in name_changes(operation))
@@ -289,32 +291,32 @@ class Undo:
         end = Seq(self._head_seq + 1)
         gone: dict[Fid, bytes | None] = {}
         now = plan.now()
-        for place, _, because_of in plan.divergence.changed_places():
-            fid = now.get(place)
+        for dentry, _, because_of in plan.divergence.changed_dentries():
+            fid = now.get(dentry)
             if fid is not None:
-                gone[fid] = path = self._lookup.join(*place, end)
+                gone[fid] = path = self._lookup.join(*dentry, end)
                 if fid in plan.divergence.missing or fid not in plan.divergence.extra:
                     yield Action("remove", fid, path, None, because_of)
-        for place, wanted, because_of in plan.divergence.changed_places():
+        for dentry, wanted, because_of in plan.divergence.changed_dentries():
             if wanted is None:
                 continue
-            path = self._wanted_path(plan, place)
-            aside = plan.asides.get(place)
-            taken = None if aside is None else self._wanted_path(plan, aside.place)
+            path = self._wanted_path(plan, dentry)
+            aside = plan.asides.get(dentry)
+            taken = None if aside is None else self._wanted_path(plan, aside.dentry)
             if wanted in gone:
                 yield Action("rename", wanted, gone[wanted], path, because_of, taken)
             else:
                 yield Action("bring back", wanted, None, path, because_of, taken)
 
-    def _wanted_path(self, plan: UndoPlan, place: Dentry) -> bytes | None:
+    def _wanted_path(self, plan: UndoPlan, dentry: Dentry) -> bytes | None:
         """The path of a name in the tree that is wanted."""
-        parts = [place[1]]
-        fid = place[0]
+        parts = [dentry[1]]
+        fid = dentry[0]
         while fid != ROOT_FID:
             extra = plan.divergence.extra.get(fid)
             found = next(iter(extra)) if extra else None
             if found is None:
-                found = next(iter(self._places(fid)), None)
+                found = next(iter(self._dentries(fid)), None)
             if found is None:
                 return None
             parts.append(found[1])
@@ -329,16 +331,16 @@ class Undo:
     def _changed_files(self, plan: UndoPlan) -> Iterator[tuple[Fid, Seq]]:
         """Files to be rewritten: those that are there, and stay."""
         for fid, seq in plan.changed.items():
-            is_there = fid == ROOT_FID or self._places(fid)
+            is_there = fid == ROOT_FID or self._dentries(fid)
             if is_there and fid not in plan.divergence.missing:
                 yield fid, seq
 
-    def _places(self, fid: Fid) -> list[Dentry]:
+    def _dentries(self, fid: Fid) -> list[Dentry]:
         """The names of *fid* as it is now."""
-        known = self._known_places.get(fid)
+        known = self._known_dentries.get(fid)
         if known is None:
-            known = self._lookup.places(fid, Seq(self._head_seq + 1))
-            self._known_places[fid] = known
+            known = self._lookup.dentries(fid, Seq(self._head_seq + 1))
+            self._known_dentries[fid] = known
         return known
 
     # -- carrying it out ---------------------------------------------------------------------------
@@ -356,7 +358,9 @@ class Undo:
             files = UndoFiles(self._lookup, plan.head_seq, mountpoint, progress, stack)
             wanted = JournalFiles(self._lookup, plan.counts, Seq(plan.head_seq + 1))
             executor = UndoExecutor(files, self._names(plan), wanted, stack)
-            directories = {fid for fid in plan.directories if fid == ROOT_FID or self._places(fid)}
+            directories = {
+                fid for fid in plan.directories if fid == ROOT_FID or self._dentries(fid)
+            }
             try:
                 executor.run(changed.keys(), plan.content & changed.keys(), directories)
             finally:
@@ -372,10 +376,10 @@ class Undo:
             )
 
     def _names(self, plan: UndoPlan) -> WantedNames:
-        wanted = {place: fid for place, fid, _ in plan.divergence.changed_places()}
-        is_there = {ROOT_FID, *(fid for fid, places in self._known_places.items() if places)}
+        wanted = {dentry: fid for dentry, fid, _ in plan.divergence.changed_dentries()}
+        is_there = {ROOT_FID, *(fid for fid, dentries in self._known_dentries.items() if dentries)}
         new = {fid for fid in wanted.values() if fid is not None} - is_there
-        return WantedNames(wanted, plan.now(), new, self._known_places)
+        return WantedNames(wanted, plan.now(), new, self._known_dentries)
 
     def path_of(self, overlap: Overlap) -> bytes | None:
         """The path, at the time of the plan, of what *overlap* is about."""

@@ -206,11 +206,11 @@ class VersionBase:
             record.size,
             record.mtime_ns,
             record.complete,
-            self._places(record),
+            self._dentries(record),
             record.file_flags,
         )
 
-    def _places(self, record: InodeRecord) -> tuple[tuple[Fid, bytes, int], ...]:
+    def _dentries(self, record: InodeRecord) -> tuple[tuple[Fid, bytes, int], ...]:
         """Returns its names, the oldest first: cookies grow."""
         found = []
         for parent, name in record.links:
@@ -218,7 +218,7 @@ class VersionBase:
             assert value is not None, "a version that was verified has each name twice"
             found.append((parent, name, decode_name(value).cookie))
         if len(found) > 1:
-            found.sort(key=lambda place: place[2])
+            found.sort(key=lambda dentry: dentry[2])
         return tuple(found)
 
     # -- as entries --------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class VersionBase:
             yield Setattr(ROOT_FID, mode, None, None, None, record.mtime_ns)
             yield from _flags(record)
             return
-        (parent, name, _), *others = self._places(record)
+        (parent, name, _), *others = self._dentries(record)
         is_whole = record.complete and next(self._pieces(record), None) is None
         yield record.as_import(parent, name, complete=is_whole)
         for other, its_name, _ in others:

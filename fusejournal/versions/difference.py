@@ -77,8 +77,8 @@ class _Paths:
         self._inodes = SortedTree(nodes, trees.inodes)
         self._directories: dict[Fid, bytes] = {ROOT_FID: b""}
 
-    def of(self, place: tuple[Fid, bytes]) -> bytes:
-        parent, name = place
+    def of(self, dentry: tuple[Fid, bytes]) -> bytes:
+        parent, name = dentry
         above = self._directories.get(parent)
         if above is None:
             value = self._inodes.get(inode_key(parent))
@@ -123,17 +123,17 @@ def find_version_changes(
 def _changes(
     fid: Fid, old: InodeRecord | None, new: InodeRecord | None, before: _Paths, after: _Paths
 ) -> Iterator[Change]:
-    had = {place: before.of(place) for place in (old.links if old else ())}
-    has = {place: after.of(place) for place in (new.links if new else ())}
+    had = {dentry: before.of(dentry) for dentry in (old.links if old else ())}
+    has = {dentry: after.of(dentry) for dentry in (new.links if new else ())}
     if fid == ROOT_FID:
         had = has = {(ROOT_FID, b""): b""}
     content = old is not None and new is not None and _content_differs(old, new)
     attributes = (
         old is not None and new is not None and _attributes_differ(old, new, content=content)
     )
-    lost = [place for place in had if place not in has]
-    gained = [place for place in has if place not in had]
-    kept = next((place for place in had if place in has), None)
+    lost = [dentry for dentry in had if dentry not in has]
+    gained = [dentry for dentry in has if dentry not in had]
+    kept = next((dentry for dentry in had if dentry in has), None)
     if kept is not None:
         if content or attributes:
             yield Change(fid, had[kept], has[kept], content, attributes, False, 0, ())
@@ -141,10 +141,10 @@ def _changes(
         was = had[lost.pop(0)] if lost else None
         now = has[gained.pop(0)] if gained else None
         yield Change(fid, was, now, content, attributes, False, 0, ())
-    for place in lost:
-        yield Change(fid, had[place], None, False, False, True, 0, ())
-    for place in gained:
-        yield Change(fid, None, has[place], False, False, True, 0, ())
+    for dentry in lost:
+        yield Change(fid, had[dentry], None, False, False, True, 0, ())
+    for dentry in gained:
+        yield Change(fid, None, has[dentry], False, False, True, 0, ())
 
 
 def _content_differs(old: InodeRecord, new: InodeRecord) -> bool:

@@ -106,7 +106,7 @@ class _Planning:
         """Stand-ins that are there now."""
         self._leftover: dict[Dentry, Fid] = {}
         """Names that are there now, and stand for something else, or nothing, then."""
-        self._place: Dentry | None = None
+        self._dentry: Dentry | None = None
         """The path's name now."""
         self._roots: set[Fid] = set()
         """Directories now, whose content counts as that of the path."""
@@ -118,7 +118,7 @@ class _Planning:
 
     def plan(self, then_trees: Trees, now_trees: Trees) -> InPlacePlan:
         self._note_differing(then_trees, now_trees)
-        self._place = parent, name = self._make_way()
+        self._dentry = parent, name = self._make_way()
         found = self._now.child(parent, name) if self._path else ROOT_FID
         if parent in self._names.new:
             found = None
@@ -132,7 +132,7 @@ class _Planning:
                 self._leftover[parent, name] = found
         self._walk(self._top, top, self._path)
         self._remove_leftover()
-        self._note_places()
+        self._note_dentries()
         self._plan.changes.sort(key=lambda change: change.path)
         return self._plan
 
@@ -214,7 +214,7 @@ class _Planning:
         if now.fid == ROOT_FID:
             return True
         outside = self._outside(now)
-        shared = {self._then_outside(place) for place in then.links} & set(outside)
+        shared = {self._then_outside(dentry) for dentry in then.links} & set(outside)
         if now.type == S_IFDIR:
             return not outside
         is_same = _attributes(now) == _attributes(then) and now.content == then.content
@@ -225,16 +225,18 @@ class _Planning:
     def _can_become(self, now: InodeRecord, then: InodeRecord) -> bool:
         """Returns True if a file that has another's name now can become that."""
         was = self._then.find_record(now.fid)
-        if was is not None and any(self._was_below(place) for place in was.links):
+        if was is not None and any(self._was_below(dentry) for dentry in was.links):
             return False  # it is wanted itself
         return not self._outside(now)
 
     def _outside(self, now: InodeRecord) -> list[Dentry]:
         """Returns the names of a file now that are neither the path nor below it."""
         return [
-            place
-            for place in now.links
-            if place != self._place and place not in self._leftover and not self._is_below(place[0])
+            dentry
+            for dentry in now.links
+            if dentry != self._dentry
+            and dentry not in self._leftover
+            and not self._is_below(dentry[0])
         ]
 
     def _is_below(self, directory: Fid) -> bool:
@@ -250,11 +252,11 @@ class _Planning:
         self._is_inside.update((fid, is_inside) for fid in way)
         return is_inside
 
-    def _was_below(self, place: Dentry) -> bool:
+    def _was_below(self, dentry: Dentry) -> bool:
         """Returns True if a name was the path, or below it, then."""
-        if place == self._top_place():
+        if dentry == self._top_dentry():
             return True
-        way, directory = [], place[0]
+        way, directory = [], dentry[0]
         while directory not in self._was_inside:
             if directory == self._top.fid:
                 self._was_inside[directory] = True
@@ -265,14 +267,14 @@ class _Planning:
         self._was_inside.update((fid, is_inside) for fid in way)
         return is_inside
 
-    def _top_place(self) -> Dentry | None:
+    def _top_dentry(self) -> Dentry | None:
         if not self._path:
             return None
         above, _, name = self._path.rpartition(b"/")
         return self._then.find(above).fid, name
 
-    def _then_outside(self, place: Dentry) -> Dentry | None:
-        return None if self._was_below(place) else place
+    def _then_outside(self, dentry: Dentry) -> Dentry | None:
+        return None if self._was_below(dentry) else dentry
 
     def _new_fid(self, record: InodeRecord) -> Fid:
         is_taken = self._now.find_record(record.fid) is not None
@@ -311,9 +313,9 @@ class _Planning:
                     continue
                 self._leftover[fid, name] = found
 
-    def _put(self, place: Dentry, fid: Fid, record: InodeRecord, path: bytes) -> None:
+    def _put(self, dentry: Dentry, fid: Fid, record: InodeRecord, path: bytes) -> None:
         """Plans that a name is to stand for *fid*."""
-        self._names.wanted[place] = fid
+        self._names.wanted[dentry] = fid
         if fid in self._names.new:
             size = 0 if fid in self._made else record.size
             self._made.add(fid)
@@ -329,21 +331,21 @@ class _Planning:
         todo = list(self._leftover.items())
         moved = {fid for fid in self._names.wanted.values() if fid is not None}
         while todo:
-            place, fid = todo.pop()
-            self._names.now[place] = fid
-            if place in self._leftover:
-                self._names.wanted.setdefault(place, None)
+            dentry, fid = todo.pop()
+            self._names.now[dentry] = fid
+            if dentry in self._leftover:
+                self._names.wanted.setdefault(dentry, None)
             if fid not in self._kept:
-                self._plan.changes.append(PathChange("remove", self._now.path(*place)))
+                self._plan.changes.append(PathChange("remove", self._now.path(*dentry)))
                 if self._now.record(fid).type == S_IFDIR:
                     todo += [((fid, name), child) for name, child in self._now.children(fid)]
             elif fid not in moved:
-                self._plan.changes.append(PathChange("remove", self._now.path(*place)))
+                self._plan.changes.append(PathChange("remove", self._now.path(*dentry)))
 
-    def _note_places(self) -> None:
+    def _note_dentries(self) -> None:
         for fid in {*self._names.wanted.values(), *self._names.now.values()} - self._names.new:
             if fid is not None and (record := self._now.find_record(fid)) is not None:
-                self._names.places[fid] = list(record.links)
+                self._names.dentries[fid] = list(record.links)
         for parent, _ in self._names.wanted:
             if parent not in self._names.new:
                 self._plan.directories.add(parent)
@@ -370,7 +372,7 @@ class _Planning:
             size = sum(length for _, id_, length in parts if id_ is not None)
         what: InPlaceStep = "rewrite" if is_written else "attributes"
         path = self._now.path(*now.links[0]) if now.links else b""
-        shared = tuple(sorted(self._now.path(*place) for place in self._outside(now)))
+        shared = tuple(sorted(self._now.path(*dentry) for dentry in self._outside(now)))
         self._plan.changes.append(PathChange(what, path, None, size, shared))
 
 

@@ -92,7 +92,7 @@ class Filling:
             self._directories.append(making.fid)
             self._directory(making.fid)
             return False
-        for parent, name in file.places:
+        for parent, name in file.dentries:
             if not self._directory(parent):
                 continue
             making = making._replace(parent=parent, name=name)
@@ -144,7 +144,7 @@ class Filling:
     def _finish(self, file: BaseFile, making: Import) -> None:
         """Give a file that is there its further names and its flags."""
         fid = making.fid
-        for parent, name in file.places if len(file.places) > 1 else ():
+        for parent, name in file.dentries if len(file.dentries) > 1 else ():
             if (parent, name) != (making.parent, making.name) and self._directory(parent):
                 with suppress(FileExistsError):  # an entry after the base gave it to another
                     self._applier.apply(ImportLink(fid, parent, name), 0, b"", self._goes_on)

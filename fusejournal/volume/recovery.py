@@ -266,7 +266,7 @@ class Recovery:
             if current is None or current.handle or self._look_for(current):
                 wanted.pop()
                 continue
-            directories = [parent for parent, _ in self._places(current)]
+            directories = [parent for parent, _ in self._dentries(current)]
             lacking = [
                 parent
                 for parent in directories
@@ -284,7 +284,7 @@ class Recovery:
 
     def _look_for(self, node: CatalogNode) -> bool:
         """Look for *node* in those of its directories that are found already."""
-        for parent, name in self._places(node):
+        for parent, name in self._dentries(node):
             directory = self._catalog.node(parent)
             if directory is None or not directory.handle:
                 continue
@@ -299,16 +299,16 @@ class Recovery:
                 return True
         return False
 
-    def _places(self, node: CatalogNode) -> list[tuple[Fid, bytes]]:
-        """Returns the places where *node* may be found: its names, and the name that the entry in
+    def _dentries(self, node: CatalogNode) -> list[tuple[Fid, bytes]]:
+        """Returns the dentries where *node* may be found: its names, and the name that the entry in
         flight may have given it."""
-        places = list(self._catalog.places(node))
+        dentries = list(self._catalog.dentries(node))
         operation = self._in_flight.operation if self._in_flight is not None else None
         if isinstance(operation, Moving) and operation.fid == node.fid:
-            places.append((operation.new_parent, operation.new_name))
+            dentries.append((operation.new_parent, operation.new_name))
         elif isinstance(operation, Moving) and operation.replaced == node.fid:
-            places.append((operation.parent, operation.name))
-        return places
+            dentries.append((operation.parent, operation.name))
+        return dentries
 
     # -- the entry in flight -----------------------------------------------------------------------
 

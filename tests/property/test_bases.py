@@ -79,12 +79,12 @@ def test_names_are_as_by_the_whole(workload: Workload, moments: list[int], choic
             for fid in fids:
                 assert based.children(fid, end) == whole.children(fid, end)
                 # (Of several names a base does not tell which one is shown first.)
-                assert sorted(based.places(fid, end)) == sorted(whole.places(fid, end))
+                assert sorted(based.dentries(fid, end)) == sorted(whole.dentries(fid, end))
                 paths = whole.paths_of(fid, end)
                 assert sorted(based.paths_of(fid, end)) == sorted(paths)
                 assert len(paths) != 1 or based.path_before(fid, end) == paths[0]
-            places, wanted = (one.places_of_many(fids, end) for one in (based, whole))
-            assert all(sorted(places[fid]) == sorted(wanted[fid]) for fid in fids)
+            dentries, wanted = (one.dentries_of_many(fids, end) for one in (based, whole))
+            assert all(sorted(dentries[fid]) == sorted(wanted[fid]) for fid in fids)
             at_base = [fid for fid in fids if fid in model.files]
             types = whole.types_of_many(at_base)
             assert based.types_of_many(at_base).items() >= types.items()
@@ -214,8 +214,8 @@ def _content(catalog: Catalog, workload: Workload) -> object:
     for fid in _fids(workload):
         node = catalog.node(fid)
         if node is not None:
-            places = sorted(catalog.places(node)) if fid != ROOT_FID else []
-            found.append((fid, node.type, node.complete, places, list(catalog.list(fid, 0))))
+            dentries = sorted(catalog.dentries(node)) if fid != ROOT_FID else []
+            found.append((fid, node.type, node.complete, dentries, list(catalog.list(fid, 0))))
     return found
 
 

@@ -171,9 +171,9 @@ def _is_about(workload: Workload, seq: Seq, path: bytes) -> tuple[bool, bool]:
         return True, True
     parent, name = getattr(operation, "parent", None), getattr(operation, "name", None)
     if parent is not None and name is not None:
-        paths = {before.path_of_place((parent, name))}
+        paths = {before.path_of_dentry((parent, name))}
         if isinstance(operation, Moving):
-            paths.add(before.path_of_place((operation.new_parent, operation.new_name)))
+            paths.add(before.path_of_dentry((operation.new_parent, operation.new_name)))
         is_below = any(_is_below(one, path) for one in paths)
         return is_below, is_below
     below = [_is_below(one, path) for one in before.paths(fid)]
@@ -257,8 +257,8 @@ def _check_kept(
     if change is not None:
         assert change.old_path in old.paths(fid), change
         assert change.new_path in new.paths(fid), change
-    removed = {old.path_of_place(one) for one in set(old.places(fid)) - set(new.places(fid))}
-    added = {new.path_of_place(one) for one in set(new.places(fid)) - set(old.places(fid))}
+    removed = {old.path_of_dentry(one) for one in set(old.dentries(fid)) - set(new.dentries(fid))}
+    added = {new.path_of_dentry(one) for one in set(new.dentries(fid)) - set(old.dentries(fid))}
     told_removed = {one.old_path for one in links} - {None}
     told_added = {one.new_path for one in links} - {None}
     assert told_removed <= removed, (fid, links)

@@ -155,11 +155,11 @@ def _check_differences(store: ObjectStore, reader: JournalReader, workload: Work
 def _whole(model: Model, fid: Fid) -> object:
     """The parts of *fid* in a version that count as a difference: not a directory's mtime, nor in
     which order xattrs were set."""
-    file, places = model.files.get(fid), sorted(model.places(fid))
-    if file is None or not places:
+    file, dentries = model.files.get(fid), sorted(model.dentries(fid))
+    if file is None or not dentries:
         return None
     file = file._replace(xattrs=tuple(sorted(file.xattrs)))
-    return file._replace(mtime_ns=0) if file.type == S_IFDIR else file, places
+    return file._replace(mtime_ns=0) if file.type == S_IFDIR else file, dentries
 
 
 def _check_trees(blocks: BlockWriter, trees: Trees, workload: Workload, seq: Seq) -> None:
@@ -173,7 +173,7 @@ def _check_trees(blocks: BlockWriter, trees: Trees, workload: Workload, seq: Seq
     sizes = 0
     for key, value in SortedTree(nodes, trees.inodes).items():
         record = decode_inode(fid_of_key(key), value, blocks)
-        assert sorted(record.links) == sorted(model.places(record.fid))
+        assert sorted(record.links) == sorted(model.dentries(record.fid))
         content = b""
         if record.content is not None:
             content = read_content(ChunkNodes(blocks), record.content, 0, record.size)

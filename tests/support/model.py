@@ -77,11 +77,11 @@ class Model:
     def __init__(self) -> None:
         self.files: dict[Fid, File] = {ROOT_FID: File(S_IFDIR, 0o755, 0, 0, 0)}
         self.names: dict[Dentry, Fid] = {}
-        self._places: dict[Fid, list[Dentry]] | None = None
+        self._dentries: dict[Fid, list[Dentry]] | None = None
 
     def become(self, other: "Model") -> None:
         """Be what *other* is."""
-        self.files, self.names, self._places = dict(other.files), dict(other.names), None
+        self.files, self.names, self._dentries = dict(other.files), dict(other.names), None
 
     def copy(self) -> "Model":
         """The same again, to be changed by itself."""
@@ -91,35 +91,35 @@ class Model:
 
     # -- questions ---------------------------------------------------------------------------------
 
-    def places(self, fid: Fid) -> list[Dentry]:
+    def dentries(self, fid: Fid) -> list[Dentry]:
         """Every name of *fid*."""
-        if self._places is None:
-            self._places = {}
-            for place, owner in self.names.items():
-                self._places.setdefault(owner, []).append(place)
-        return self._places.get(fid, [])
+        if self._dentries is None:
+            self._dentries = {}
+            for dentry, owner in self.names.items():
+                self._dentries.setdefault(owner, []).append(dentry)
+        return self._dentries.get(fid, [])
 
-    def path_of_place(self, place: Dentry) -> bytes:
+    def path_of_dentry(self, dentry: Dentry) -> bytes:
         """The path of a name."""
-        above = self.path(place[0])
+        above = self.path(dentry[0])
         assert above is not None
-        return above + b"/" + place[1] if above else place[1]
+        return above + b"/" + dentry[1] if above else dentry[1]
 
     def path(self, fid: Fid) -> bytes | None:
         """A path of *fid*."""
         if fid == ROOT_FID:
             return b""
-        return next((self.path_of_place(place) for place in self.places(fid)), None)
+        return next((self.path_of_dentry(dentry) for dentry in self.dentries(fid)), None)
 
     def paths(self, fid: Fid) -> set[bytes]:
         """Every path of *fid*."""
         if fid == ROOT_FID:
             return {b""}
-        return {self.path_of_place(place) for place in self.places(fid)}
+        return {self.path_of_dentry(dentry) for dentry in self.dentries(fid)}
 
     def all_paths(self) -> dict[bytes, Fid]:
         """Every path and what it stands for, the root's too."""
-        return {b"": ROOT_FID, **{self.path_of_place(one): fid for one, fid in self.names.items()}}
+        return {b"": ROOT_FID, **{self.path_of_dentry(one): fid for one, fid in self.names.items()}}
 
     def at(self, path: bytes) -> Fid | None:
         """The fid that *path* stands for."""
@@ -141,7 +141,7 @@ class Model:
         while fid != directory:
             if fid == ROOT_FID:
                 return False
-            fid = self.places(fid)[0][0]
+            fid = self.dentries(fid)[0][0]
         return True
 
     def image(self, top: Fid = ROOT_FID) -> Image:
@@ -290,14 +290,14 @@ class Model:
         self._set(parent, mtime_ns=time_ns)
         self._set(new_parent, mtime_ns=time_ns)
 
-    def _put(self, place: Dentry, fid: Fid) -> None:
-        self.names[place] = fid
-        self._places = None
+    def _put(self, dentry: Dentry, fid: Fid) -> None:
+        self.names[dentry] = fid
+        self._dentries = None
 
-    def _cut(self, place: Dentry) -> None:
-        fid = self.names.pop(place)
-        self._places = None
-        if not self.places(fid):
+    def _cut(self, dentry: Dentry) -> None:
+        fid = self.names.pop(dentry)
+        self._dentries = None
+        if not self.dentries(fid):
             del self.files[fid]
 
     def _set(self, fid: Fid, **fields: Any) -> None:

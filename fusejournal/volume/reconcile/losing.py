@@ -71,7 +71,7 @@ class LosingEntries:
     """All files and directories that they are about."""
     made: set[Fid] = field(default_factory=set)
     """Those that they made,"""
-    places: dict[tuple[Fid | None, bytes], int] = field(default_factory=dict)
+    dentries: dict[tuple[Fid | None, bytes], int] = field(default_factory=dict)
     """and where, with the type: what lies there without a fid may be one that was half made."""
     contents: dict[Fid, ByteRanges] = field(default_factory=dict)
     """Those whose content they changed, and where."""
@@ -94,7 +94,7 @@ class LosingEntries:
             if (making := made_by(operation)) is not None:
                 found.fids.add(making.fid)
                 found.made.add(making.fid)
-                found.places[making.parent, making.name] = type_of(making)
+                found.dentries[making.parent, making.name] = type_of(making)
             match operation:
                 case Write(fid=fid, offset=offset) | ImportData(fid=fid, offset=offset):
                     ranges = found.contents.setdefault(fid, ByteRanges())

@@ -171,13 +171,13 @@ class Reconciliation:
             keeps_losing=self._may_be_ahead,
         )
         with self._staging():
-            self._free_places()
+            self._free_dentries()
             self._make_new()
             contents.write(self._new, self._overwritten())
             if self._new:
                 # After another system crash they are whole, where they are.
                 calls.syncfs("reconcile.syncfs", self._tree.root_fd)
-            self._fill_places()
+            self._fill_dentries()
         contents.set_attributes(self._new)
         contents.set_directory_times(self._mtime_dirty_directories)
 
@@ -228,8 +228,8 @@ class Reconciliation:
             if not node.complete:
                 self.in_part.append(self._catalog.path(fid) or b"?")
             self._new.add(fid)
-            for place in self._catalog.places(node):
-                self._survey.missing_names[place] = fid
+            for dentry in self._catalog.dentries(node):
+                self._survey.missing_names[dentry] = fid
 
     def _is_cut_short(self, node: CatalogNode, state: State) -> bool:
         return (
@@ -296,7 +296,7 @@ class Reconciliation:
 
     # -- names -------------------------------------------------------------------------------------
 
-    def _free_places(self) -> None:
+    def _free_dentries(self) -> None:
         # What is in the staging directory first: to move another name of a file over that one would
         # do nothing, rename(2).
         for unexpected in sorted(
@@ -327,8 +327,8 @@ class Reconciliation:
 
     def _is_at_home(self, fid: Fid) -> bool:
         return any(
-            place not in self._survey.missing_names
-            for place in self._catalog.places(self._node(fid))
+            dentry not in self._survey.missing_names
+            for dentry in self._catalog.dentries(self._node(fid))
         )
 
     def _clear_away(self, unexpected: UnexpectedName) -> None:
@@ -338,14 +338,14 @@ class Reconciliation:
         is_lost_too = self._goes_back and self._may_be_ahead and found.fid is not None
         has_lost = is_lost_too or found.fid in self._losing.made
         was_removed = has_lost or found.fid in self._known_unexpected
-        place = unexpected.parent, unexpected.name
-        is_half_made = place in self._places_in_flight and self._may_be_in_flight(found)
+        dentry = unexpected.parent, unexpected.name
+        is_half_made = dentry in self._dentries_in_flight and self._may_be_in_flight(found)
         if is_half_made and isinstance(self._in_flight, Import) and not has_lost:
             return
         is_empty = not (S_ISREG(found.stat.st_mode) and found.stat.st_size)
-        is_half = is_half_made or self._survey.may_have_begun(place, found, self._losing)
+        is_half = is_half_made or self._survey.may_have_begun(dentry, found, self._losing)
         is_waste = was_removed or unexpected.in_staging or (is_half and is_empty)
-        in_the_way = place in self._survey.missing_names or place in self._places_in_flight
+        in_the_way = dentry in self._survey.missing_names or dentry in self._dentries_in_flight
         with self._directory(unexpected) as directory:
             if is_lost_too and found.fid not in self._losing.made and not is_empty:
                 assert found.fid is not None
@@ -383,7 +383,7 @@ class Reconciliation:
         return known
 
     @property
-    def _places_in_flight(self) -> list[Dentry]:
+    def _dentries_in_flight(self) -> list[Dentry]:
         """The names that the entry in flight may have made."""
         match self._in_flight:
             case Create() | Mkdir() | Symlink() | Link() | Import() | ImportLink():
@@ -479,7 +479,7 @@ class Reconciliation:
         else:
             os.mknod(name, type_ | 0o600, rdev_of(maker), dir_fd=self._staging_fd)
 
-    def _fill_places(self) -> None:
+    def _fill_dentries(self) -> None:
         """Put everything where it belongs."""
         for (parent, name), fid in self._survey.missing_names.items():
             node = self._node(fid)

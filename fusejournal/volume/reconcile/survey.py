@@ -110,12 +110,12 @@ class Survey:
         catalog.note_handles(have_all=True)
 
     def may_have_begun(
-        self, place: tuple[Fid | None, bytes], found: FoundEntry, losing: LosingEntries
+        self, dentry: tuple[Fid | None, bytes], found: FoundEntry, losing: LosingEntries
     ) -> bool:
-        """Returns True if *found*, at *place*, may be what an entry after the checkpoint, or one
+        """Returns True if *found*, at *dentry*, may be what an entry after the checkpoint, or one
         that is *losing*, had half made there: it has no fid, and is of the kind. (The file may have
         got another name since.)"""
-        types = self._made_at.get(place), losing.places.get(place)
+        types = self._made_at.get(dentry), losing.dentries.get(dentry)
         return found.owner is None and S_IFMT(found.stat.st_mode) in types
 
     @cached_property

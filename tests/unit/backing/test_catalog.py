@@ -89,7 +89,7 @@ def test_each_name_of_a_linked_file_can_be_moved(driver: Driver) -> None:
         driver.record(Rename(Fid(3), Fid(1), name, Fid(2), name, 0, Fid(0)))
     node = catalog.node(Fid(3))
     assert node is not None
-    assert sorted(catalog.places(node)) == [(1, b"c"), (2, b"a2"), (2, b"b2")]
+    assert sorted(catalog.dentries(node)) == [(1, b"c"), (2, b"a2"), (2, b"b2")]
     for parent, name in ((2, b"a2"), (1, b"c"), (2, b"b2")):
         driver.record(Unlink(Fid(3), Fid(parent), name))
     assert catalog.node(Fid(3)) is None
@@ -102,7 +102,7 @@ def test_links(driver: Driver) -> None:
     driver.record(Link(Fid(2), Fid(1), b"c"))
     node = driver.catalog.node(Fid(2))
     assert node is not None
-    assert sorted(name for _, name in driver.catalog.places(node)) == [b"a", b"b", b"c"]
+    assert sorted(name for _, name in driver.catalog.dentries(node)) == [b"a", b"b", b"c"]
     driver.record(Unlink(Fid(2), Fid(1), b"a"))
     assert driver.catalog.path(Fid(2)) in (b"b", b"c")
     driver.record(Unlink(Fid(2), Fid(1), b"b"))

@@ -49,7 +49,7 @@ class WitnessStatus(Reply):
     """and the highest that has begun."""
     primary: str | None
     """The peer that tells it who counts, as long as it does."""
-    peers: list[str]
+    peers: tuple[str, ...]
     failure: str | None
     """The reason why it refuses, as a full disk is."""
 
@@ -104,7 +104,7 @@ async def _serve(directory: Path, address: Address, ready: Callable[[Address, st
             reign=str(seen.fence),
             begun=str(seen.begun),
             primary=witness.primary,
-            peers=[peer.name for peer in book.list()],
+            peers=tuple(peer.name for peer in book.list()),
             failure=witness.failure,
         ).to_json()
 

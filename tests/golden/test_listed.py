@@ -22,6 +22,7 @@ _PACKAGE = Path(fusejournal.__file__).parent
 _FORMAT = _PACKAGE / "journal/FORMAT.md"
 _REASON_CHARS_MIN = 5
 _LISTED_ELSEWHERE = {
+    "control-v1": "what goes over sockets; named in a reason of the table",
     "status-v1": "what scripts read of --json; named in a reason of the table",
     "proofs-v1": "PROTOCOL.md, the passes, FJOPEN2 and PAIR_OFFER",
     "wire-v1": "PROTOCOL.md, a message a row",

@@ -180,7 +180,29 @@ class NoSuchSeqError(FusejournalError):
         self.seq = seq
         self.first_seq = first_seq
         self.head_seq = head_seq
-        super().__init__(f"no entry {seq}: the journal here has {first_seq} to {head_seq}{nearest}")
+        self.nearest = nearest
+        super().__init__(self._words())
+
+    def _words(self) -> str:
+        return (
+            f"no entry {self.seq}: the journal here has {self.first_seq} to {self.head_seq}"
+            f"{self.nearest}"
+        )
+
+
+class OtherHistoryError(NoSuchSeqError):
+    """A position whose entry is another one in this journal: it is of another history."""
+
+    def __init__(self, wanted: str, found: str, seq: int, first_seq: int, head_seq: int) -> None:
+        self.wanted = wanted
+        self.found = found
+        super().__init__(seq, first_seq, head_seq)
+
+    def _words(self) -> str:
+        return (
+            f"{self.wanted} is of another history: the position of entry {self.seq} is "
+            f"{self.found} here"
+        )
 
 
 class PathNotFoundError(FusejournalError):

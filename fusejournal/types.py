@@ -4,8 +4,9 @@ A ``Seq`` numbers an entry from 1 without gaps; 0 means "before the first entry"
 are half-open in code and inclusive (and so labelled) in the command line. All times are
 nanoseconds since 1970 UTC."""
 
+import re
 from collections.abc import Callable
-from typing import NamedTuple, NewType
+from typing import Final, NamedTuple, NewType
 
 Seq = NewType("Seq", int)
 Epoch = NewType("Epoch", int)
@@ -21,6 +22,8 @@ the same fid."""
 EPOCH_MAX = 1 << (63 - EPOCH_SHIFT)
 """The epochs that there can be: so few that every fid is a positive 64-bit number."""
 _NODE_BITS = 64
+_SEQ_BITS = 63
+_POSITION: Final = re.compile(r"([0-9]{1,19})/([0-9]{1,19})/([0-9a-f]{16})")
 _COOKIE_BASE = 4
 
 NAME_BYTES_MAX = 255
@@ -61,6 +64,13 @@ class Position(NamedTuple):
     seq: Seq
     chain: int
 
+    def __str__(self) -> str:
+        return f"{self.epoch}/{self.seq}/{self.chain:016x}"
+
+
+SeqOrPosition = int | Position
+"""An entry as people name it: by its seq, or by its position, which tells its history, too."""
+
 
 class Reign(NamedTuple):
     """A time with one primary: the epoch, and the node that began it. ``node_id`` is 0 if it is not
@@ -92,6 +102,18 @@ def reign_of_text(text: str) -> Reign:
     if not (0 < reign.epoch <= EPOCH_MAX and 0 < reign.node_id < 1 << _NODE_BITS):
         raise ValueError(f"{text!r} is no reign")
     return reign
+
+
+def position_of_text(text: str) -> Position:
+    """Returns the position which prints as *text*. Raises ValueError."""
+    found = _POSITION.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is no position, which is EPOCH/SEQ/CHAIN")
+    epoch, seq, chain = found.groups()
+    position = Position(Epoch(int(epoch, 10)), Seq(int(seq, 10)), int(chain, 16))
+    if position.epoch > EPOCH_MAX or position.seq >> _SEQ_BITS:
+        raise ValueError(f"{text!r} is no position: there can be no such epoch or seq")
+    return position
 
 
 def clamp_time(time_ns: int) -> int:

@@ -8,13 +8,7 @@ from fusejournal.admin.source import JournalSource, on_base
 from fusejournal.control.reply import Reply
 from fusejournal.errors import FusejournalError
 from fusejournal.history.query import find_newest
-from fusejournal.journal.branches import (
-    Branch,
-    drop_branch,
-    find_branch,
-    list_branches,
-    position_text,
-)
+from fusejournal.journal.branches import Branch, drop_branch, find_branch, list_branches
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.types import Seq
 from fusejournal.volume.rollback import load_rollback
@@ -50,7 +44,7 @@ class BranchInfo(Reply):
         """Returns *branch* as values."""
         return cls(
             name=branch.name,
-            parted=position_text(branch.parted),
+            parted=str(branch.parted),
             first_seq=branch.first_seq,
             head_seq=branch.head.seq,
             entries=branch.entries,

@@ -28,7 +28,7 @@ from fusejournal.control.reply import Reply
 from fusejournal.disk import mounts
 from fusejournal.errors import PrivilegeError, UnknownPeerError, VolumeBusyError
 from fusejournal.journal.base import load_base
-from fusejournal.journal.branches import find_branch, list_branches, make_branch, position_text
+from fusejournal.journal.branches import find_branch, list_branches, make_branch
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import list_segments
@@ -418,7 +418,7 @@ class RejoinRequest:
                 source=source,
                 reign=reign,
                 rung=4 if begun.inodes is None else 3,
-                parted=position_text(base.position),
+                parted=str(base.position),
                 head_seq=head_seq,
                 own_entries=own_entries,
                 files=0,
@@ -439,7 +439,7 @@ class RejoinRequest:
             source=source,
             reign=reign,
             rung=1 if begun.branch is None else 2,
-            parted=position_text(begun.position),
+            parted=str(begun.position),
             head_seq=head_seq,
             own_entries=head_seq - begun.position.seq,
             files=len(losing.fids),
@@ -454,7 +454,7 @@ class RejoinRequest:
             source=plan.parting.peer,
             reign=str(plan.parting.reign),
             rung=plan.rung,
-            parted=position_text(plan.position),
+            parted=str(plan.position),
             head_seq=plan.head.seq,
             own_entries=plan.own_entries,
             files=len(plan.losing.fids),
@@ -471,7 +471,7 @@ class RejoinRequest:
             source=copied.source,
             reign=copied.reign,
             rung=1 if copied.by_journal else 4 if copied.is_fresh else 3,
-            parted=position_text(Position(Epoch(0), Seq(0), 0)),
+            parted=str(Position(Epoch(0), Seq(0), 0)),
             head_seq=copied.head.seq,
             own_entries=copied.head.seq,
             files=0,

@@ -15,7 +15,7 @@ from fusejournal.replay.replay import OnReplayConflict, Plan, Replay, Result
 from fusejournal.replay.restore import restore
 from fusejournal.replay.scratch import purpose_of
 from fusejournal.replay.target import Target
-from fusejournal.types import Progress, Seq
+from fusejournal.types import Progress, Seq, SeqOrPosition
 
 Ask = Callable[[Conflict, Match], bool]
 """Tells whether to skip an operation that conflicts."""
@@ -29,8 +29,8 @@ class ReplayRequest:
         volume: str,
         target: Path,
         *,
-        from_seq: int | None = None,
-        to_seq: int | None = None,
+        from_seq: SeqOrPosition | None = None,
+        to_seq: SeqOrPosition | None = None,
         paths: Sequence[str] = (),
         ops: Sequence[str] = (),
         uid: int | None = None,
@@ -38,7 +38,8 @@ class ReplayRequest:
         only: Sequence[str] = (),
         on_conflict: OnReplayConflict = "stop",
     ) -> None:
-        """Raises UsageError, VolumeNotFoundError, NoSuchSeqError, PathNotFoundError, JournalError.
+        """Raises UsageError, VolumeNotFoundError, NoSuchSeqError, OtherHistoryError,
+        PathNotFoundError, JournalError.
 
         Args:
             volume: its name, mountpoint or state directory, or a copy of its journal.
@@ -56,16 +57,15 @@ class ReplayRequest:
         self._begins_with_base = from_seq is None and self.source.lookup.base is not None
         if from_seq is None:
             from_seq = self.source.reader.first_seq if self._begins_with_base else Seq(1)
-        self._from_seq = from_seq
         if to_seq:
             last = self.source.check_seq(to_seq)
         else:
             last = _begun_to_seq(self.target_path) or self.source.head_seq
-        self.source.check_seq(from_seq)
-        if last < from_seq:
-            raise UsageError(f"--to-seq {last} is before --from-seq {from_seq}")
+        self._from_seq = self.source.check_seq(from_seq)
+        if last < self._from_seq:
+            raise UsageError(f"--to-seq {last} is before --from-seq {self._from_seq}")
         self._criteria = self.source.criteria(
-            from_seq=from_seq,
+            from_seq=self._from_seq,
             to_seq=last,
             ops=ops,
             uid=uid,
@@ -110,7 +110,7 @@ class ReplayRequest:
             pass
         except OSError as error:
             raise TargetError(self.target_path, error.strerror or "cannot be made anew") from None
-        restore(self.source.lookup, b"", Seq(self._from_seq), self.target_path, progress)
+        restore(self.source.lookup, b"", self._from_seq, self.target_path, progress)
 
     def open_target(self) -> Target:
         """Open the target, to be used as a context manager. Raises TargetError, PrivilegeError."""

@@ -26,7 +26,7 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.replay.undo_execute import UndoExecutor
 from fusejournal.replay.undo_files import UndoFiles
 from fusejournal.replay.undo_others import Overlap
-from fusejournal.types import Progress, Seq
+from fusejournal.types import Progress, Seq, SeqOrPosition
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.builder import build_trees
 from fusejournal.versions.create import trees_of_nearest
@@ -41,8 +41,8 @@ class Moment(NamedTuple):
     """A moment that a path is brought back to, in one way."""
 
     to_version: str | None = None
-    to_seq: int | None = None
-    before_seq: int | None = None
+    to_seq: SeqOrPosition | None = None
+    before_seq: SeqOrPosition | None = None
     to_time: str | None = None
     to_mark: str | None = None
 
@@ -158,8 +158,8 @@ def planned_in_place(
         progress: called while journal and version are read.
         waiting, config: as in :class:`VolumeVersions`.
 
-    Raises UsageError, NoSuchMomentError, NoSuchSeqError, NoSuchVersionError, PathNotFoundError,
-    ConflictError, JournalError, StoreError."""
+    Raises UsageError, NoSuchMomentError, NoSuchSeqError, OtherHistoryError, NoSuchVersionError,
+    PathNotFoundError, ConflictError, JournalError, StoreError."""
     source = open_source(volume)
     if source.state is None:
         raise UsageError(f"{source.name} is a copy of a journal: only a volume has a place")

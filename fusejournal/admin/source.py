@@ -18,16 +18,18 @@ from fusejournal.errors import (
     NoSuchMomentError,
     NoSuchSeqError,
     NotRunningError,
+    OtherHistoryError,
     PathNotFoundError,
     UsageError,
     VolumeNotFoundError,
 )
 from fusejournal.journal.base import JournalBase, load_base
+from fusejournal.journal.positions import position_at
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import is_segment, list_segments
 from fusejournal.node.registry import find_volume
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.types import Seq
+from fusejournal.types import Position, Seq, SeqOrPosition
 
 if TYPE_CHECKING:
     from fusejournal.history.lookup import Lookup
@@ -80,19 +82,35 @@ class JournalSource:
         seq, has_outcome = self.reader.head()
         return seq if has_outcome else Seq(seq - 1)
 
-    def check_seq(self, seq: int) -> Seq:
-        """Returns *seq* if the journal has it. Raises NoSuchSeqError."""
+    def check_seq(self, named: SeqOrPosition) -> Seq:
+        """Returns the seq of the entry that is *named* if the journal has it. Raises
+        NoSuchSeqError, OtherHistoryError."""
+        seq = _seq_of(named)
         first_seq = self.reader.first_seq
         if not first_seq <= seq <= self.head_seq:
             nearest = self.nearest_words(Seq(seq)) if seq < first_seq else ""
             raise NoSuchSeqError(seq, first_seq, self.head_seq, nearest)
-        return Seq(seq)
+        self._check_history(named)
+        return seq
 
-    def check_moment(self, seq: int) -> Seq:
-        """Returns *seq* if the journal tells the tree after that entry: of its base, too, and of 0
-        if it begins with the first entry. Raises NoSuchSeqError."""
-        is_told = self.lookup.is_whole and seq == self.reader.first_seq - 1
-        return Seq(seq) if is_told else self.check_seq(seq)
+    def check_moment(self, named: SeqOrPosition) -> Seq:
+        """Returns the seq of the entry that is *named* if the journal tells the tree after it: of
+        its base, too, and of 0 if it begins with the first entry. Raises NoSuchSeqError,
+        OtherHistoryError."""
+        seq = _seq_of(named)
+        if not (self.lookup.is_whole and seq == self.reader.first_seq - 1):
+            return self.check_seq(named)
+        self._check_history(named)
+        return seq
+
+    def _check_history(self, named: SeqOrPosition) -> None:
+        """Raises OtherHistoryError where *named* is a position that is not this journal's."""
+        if isinstance(named, Position):
+            found = position_at(self.reader, named.seq)
+            if named != found:
+                raise OtherHistoryError(
+                    str(named), str(found), named.seq, self.reader.first_seq, self.head_seq
+                )
 
     def nearest_words(self, seq: Seq) -> str:
         """Returns which moments can be had in place of that after entry *seq*, which is before the
@@ -134,12 +152,13 @@ class JournalSource:
             "begins after them"
         )
 
-    def entry(self, seq: int) -> "Match":
-        """Returns the entry *seq* with its paths; of a VOID, the entry that it refused. Raises
-        NoSuchSeqError, JournalDamagedError."""
+    def entry(self, named: SeqOrPosition) -> "Match":
+        """Returns the entry that is *named* with its paths; of a VOID, the entry that it refused.
+        Raises NoSuchSeqError, OtherHistoryError, JournalDamagedError."""
         from fusejournal.history.query import Criteria, find
 
-        end = Seq(self.check_seq(seq) + 1)
+        seq = self.check_seq(named)
+        end = Seq(seq + 1)
         criteria = Criteria(from_seq=Seq(max(1, seq - 1)), to_seq=end)
         return [found for found in find(self.lookup, criteria) if found.entry.seq < end][-1]
 
@@ -169,8 +188,8 @@ class JournalSource:
     def criteria(
         self,
         *,
-        from_seq: int = 1,
-        to_seq: int | None = None,
+        from_seq: SeqOrPosition = 1,
+        to_seq: SeqOrPosition | None = None,
         since: str | None = None,
         until: str | None = None,
         ops: Sequence[str] = (),
@@ -184,10 +203,11 @@ class JournalSource:
         check_paths: bool = True,
     ) -> "Criteria":
         """Returns what an entry must be, of words that people type. Raises UsageError,
-        NoSuchMomentError, PathNotFoundError.
+        NoSuchMomentError, PathNotFoundError; where an entry is named by its position,
+        NoSuchSeqError, OtherHistoryError.
 
         Args:
-            from_seq, to_seq: the first entry, and the last.
+            from_seq, to_seq: the first entry, and the last. A seq need not be in the journal.
             since, until: times or marks, both ends included.
             ops: names of operations, or several of them with commas.
             uid, pid: of who asked for it.
@@ -197,6 +217,10 @@ class JournalSource:
             check_paths: whether a path that never was is an error."""
         from fusejournal.history.query import Criteria, parse_kinds, parse_ranges
 
+        if isinstance(from_seq, Position):
+            from_seq = self.check_seq(from_seq)
+        if isinstance(to_seq, Position):
+            to_seq = self.check_seq(to_seq)
         found = [self.path(path) for path in paths]
         for path in found if check_paths else ():
             self.check_path(path)
@@ -231,13 +255,13 @@ class JournalSource:
     def end_of(
         self,
         *,
-        to_seq: int | None = None,
-        before_seq: int | None = None,
+        to_seq: SeqOrPosition | None = None,
+        before_seq: SeqOrPosition | None = None,
         to_time: str | None = None,
         to_mark: str | None = None,
     ) -> Seq:
         """Returns the end, half-open, of all entries up to a moment that the caller gives in
-        exactly one way. Raises UsageError, NoSuchSeqError, NoSuchMomentError.
+        exactly one way. Raises UsageError, NoSuchSeqError, OtherHistoryError, NoSuchMomentError.
 
         Args:
             to_seq: the last entry.
@@ -257,6 +281,10 @@ class JournalSource:
             end = moments.at_time(to_time or "", self.nearest_words)
         # An entry whose outcome is not known is not there yet.
         return Seq(min(end, self.head_seq + 1))
+
+
+def _seq_of(named: SeqOrPosition) -> Seq:
+    return named.seq if isinstance(named, Position) else Seq(named)
 
 
 def open_source(text: str, config: Path | None = None) -> JournalSource:

@@ -11,7 +11,7 @@ from fusejournal.agent.fields import Fields
 from fusejournal.errors import UsageError
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.replication.parting import load_parting
-from fusejournal.types import Seq
+from fusejournal.types import Epoch, Position, Seq
 
 
 def standing(source: JournalSource, _: Fields) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def standing(source: JournalSource, _: Fields) -> dict[str, Any]:
             fence = str(page.fence)
     position = None
     for entry in source.reader.read(Seq(source.head_seq), Seq(source.head_seq + 1)):
-        position = f"{status.epoch}/{entry.seq}/{entry.chain:016x}"
+        position = str(Position(Epoch(status.epoch or 0), entry.seq, entry.chain))
     parting = load_parting(state.directory)
     replication = status.replication
     return {

@@ -8,12 +8,13 @@ import click
 from fusejournal.admin.branch import BranchInfo, BranchSource, branch_of, branches_of, drop
 from fusejournal.cli import entries, text
 from fusejournal.cli.progress import watched
+from fusejournal.cli.seqs import SEQ
 from fusejournal.history.json_values import match_to_json
 from fusejournal.history.query import find_newest
 from fusejournal.journal.branches import Branch
 from fusejournal.node.registry import find_volume
 from fusejournal.replay.restore import restore
-from fusejournal.types import Seq
+from fusejournal.types import Seq, SeqOrPosition
 
 _UIDS_SHOWN = 3
 
@@ -165,8 +166,8 @@ def show(
 @_VOLUME
 @_NAME
 @click.argument("path", required=False)
-@click.option("--to-seq", type=click.IntRange(min=1), help="As it was right after this entry.")
-@click.option("--before-seq", type=click.IntRange(min=1), help="As it was right before this entry.")
+@click.option("--to-seq", type=SEQ, help="As it was right after this entry.")
+@click.option("--before-seq", type=SEQ, help="As it was right before this entry.")
 @click.option(
     "--target",
     type=click.Path(path_type=Path),
@@ -179,14 +180,14 @@ def restore_command(
     volume: str,
     name: str,
     path: str | None,
-    to_seq: int | None,
-    before_seq: int | None,
+    to_seq: SeqOrPosition | None,
+    before_seq: SeqOrPosition | None,
     target: Path,
     as_json: bool,
 ) -> None:
     """Bring back the tree, or the file or directory PATH in it, as it was at the end of the branch
     NAME of VOLUME, or at an entry of it. It goes into the new directory DIR, as with 'fusejournal
-    restore'; VOLUME is left as it is.
+    restore'; VOLUME is left as it is. For a seq a position goes, too, EPOCH/SEQ/CHAIN.
 
     \b
     Examples:

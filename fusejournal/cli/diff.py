@@ -4,24 +4,28 @@ import click
 
 from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
+from fusejournal.cli.seqs import MOMENT
 from fusejournal.errors import UsageError
 from fusejournal.history.changes import Change, find_changes
-from fusejournal.types import Seq
+from fusejournal.types import Seq, SeqOrPosition
 
 
 @click.command(short_help="What changed between two moments.")
 @click.argument("volume")
-@click.argument("seq1", type=click.IntRange(min=0))
-@click.argument("seq2", type=click.IntRange(min=0))
+@click.argument("seq1", type=MOMENT)
+@click.argument("seq2", type=MOMENT)
 @click.argument("path", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> None:
+def diff(
+    volume: str, seq1: SeqOrPosition, seq2: SeqOrPosition, path: str | None, as_json: bool
+) -> None:
     """Show what changed between the tree after entry SEQ1 and after entry SEQ2, a line a file:
 
     A added, D removed, R renamed, M content written, P attributes (mode, owner, times, xattrs).
     One line can have several letters. What was added and removed again in between does not show;
     nor do files that only moved with a directory. SEQ1 0 is the empty tree. PATH: only it and what
-    is below, by its old or new name.
+    is below, by its old or new name. For a seq a position goes, too: EPOCH/SEQ/CHAIN, as messages
+    print it.
 
     \b
     Examples:
@@ -29,12 +33,11 @@ def diff(volume: str, seq1: int, seq2: int, path: str | None, as_json: bool) -> 
       fusejournal diff srv-data 1000 2000 home/anna --json | jq -r 'select(.removed) | .old_path'
     """
     source = open_source(volume)
-    if seq1 > seq2:
-        raise UsageError(f"SEQ1 {seq1} is after SEQ2 {seq2}: the older one comes first")
-    for seq in (seq1, seq2):
-        source.check_moment(seq)
+    first, last = source.check_moment(seq1), source.check_moment(seq2)
+    if first > last:
+        raise UsageError(f"SEQ1 {first} is after SEQ2 {last}: the older one comes first")
     below = source.path(path) if path else b""
-    for change in find_changes(source.lookup, Seq(seq1 + 1), Seq(seq2 + 1), below):
+    for change in find_changes(source.lookup, Seq(first + 1), Seq(last + 1), below):
         if as_json:
             text.echo_json(change.to_json())
         else:

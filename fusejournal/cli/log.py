@@ -8,12 +8,14 @@ import click
 
 from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
+from fusejournal.cli.seqs import SEQ
 from fusejournal.cli.statistics import show_statistics
 from fusejournal.cli.version_notes import kept_versions, note_of, with_versions
 from fusejournal.errors import UsageError
 from fusejournal.history.json_values import match_to_json
 from fusejournal.history.query import Match, find_newest
 from fusejournal.history.statistics import sum_matches
+from fusejournal.types import SeqOrPosition
 
 
 @click.command(short_help="Who did what, when, to which file.")
@@ -21,8 +23,8 @@ from fusejournal.history.statistics import sum_matches
 @click.argument("path", required=False, metavar="[PATH|GLOB]")
 @click.option("--since", metavar="TIME", help="Entries at or after a time or mark.")
 @click.option("--until", metavar="TIME", help="Entries up to a time or mark.")
-@click.option("--from-seq", type=click.IntRange(min=1), help="Entries from this seq on.")
-@click.option("--to-seq", type=click.IntRange(min=1), help="Entries up to this seq, included.")
+@click.option("--from-seq", type=SEQ, help="Entries from this seq on.")
+@click.option("--to-seq", type=SEQ, help="Entries up to this seq, included.")
 @click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
 @click.option("--uid", type=int, help="Only what this user asked for.")
 @click.option("--min-bytes", type=click.IntRange(min=0), help="Only what wrote so much, or more.")
@@ -37,8 +39,8 @@ def log(
     path: str | None,
     since: str | None,
     until: str | None,
-    from_seq: int | None,
-    to_seq: int | None,
+    from_seq: SeqOrPosition | None,
+    to_seq: SeqOrPosition | None,
     ops: tuple[str, ...],
     uid: int | None,
     min_bytes: int | None,
@@ -61,6 +63,8 @@ def log(
     names that are not UTF-8 carry their odd bytes as lone surrogates (\\udc80 to \\udcff).
 
     Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago", or a mark's name.
+
+    For a seq a position goes, too: EPOCH/SEQ/CHAIN, as messages print it.
 
     \b
     Examples:

@@ -10,10 +10,12 @@ from fusejournal.admin.replay import ReplayRequest, conflict_path
 from fusejournal.admin.source import JournalSource
 from fusejournal.cli import entries, text
 from fusejournal.cli.progress import watched
+from fusejournal.cli.seqs import SEQ
 from fusejournal.errors import ConflictError, UsageError
 from fusejournal.history.query import Match
 from fusejournal.replay.divergence import Conflict
 from fusejournal.replay.replay import ON_CONFLICT, OnReplayConflict, Plan, Result
+from fusejournal.types import SeqOrPosition
 
 _CONFLICTS_SHOWN = 20
 
@@ -21,10 +23,8 @@ _CONFLICTS_SHOWN = 20
 @click.command(short_help="Carry out operations on a directory.")
 @click.argument("volume")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option(
-    "--from-seq", type=click.IntRange(min=1), help="First entry  [default: the first there is]"
-)
-@click.option("--to-seq", type=click.IntRange(min=1), help="Last entry  [default: the newest]")
+@click.option("--from-seq", type=SEQ, help="First entry  [default: the first there is]")
+@click.option("--to-seq", type=SEQ, help="Last entry  [default: the newest]")
 @click.option("--path", "paths", multiple=True, help="Only what is about this path or pattern.")
 @click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
 @click.option("--uid", type=int, help="Only what this user asked for.")
@@ -44,8 +44,8 @@ _CONFLICTS_SHOWN = 20
 def replay(
     volume: str,
     target: Path,
-    from_seq: int | None,
-    to_seq: int | None,
+    from_seq: SeqOrPosition | None,
+    to_seq: SeqOrPosition | None,
     paths: tuple[str, ...],
     ops: tuple[str, ...],
     uid: int | None,
@@ -63,7 +63,7 @@ def replay(
     pruned, the replay first makes TARGET as it was then, whole. It needs no layer. All entries from
     --from-seq to --to-seq are carried out but those that the other options leave out. An operation
     that relies on one left out is a conflict: it is named with the seq of what it lacks, exit code
-    22.
+    22. For a seq a position goes, too: EPOCH/SEQ/CHAIN, as messages print it.
 
     A replay that was stopped (Ctrl-C, a full disk, a kill) goes on when the same command is given
     again.

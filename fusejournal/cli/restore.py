@@ -8,8 +8,9 @@ import click
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.progress import watched
+from fusejournal.cli.seqs import SEQ
 from fusejournal.errors import UsageError
-from fusejournal.types import Seq
+from fusejournal.types import Seq, SeqOrPosition
 
 if TYPE_CHECKING:
     from fusejournal.replay.restore import Restored
@@ -21,8 +22,8 @@ _ONE_OF = "give one of --to-version, --to-seq, --before-seq, --to-time and --to-
 @click.command("restore", short_help="Bring back a tree, directory or file as it was.")
 @click.argument("volume")
 @click.argument("path", required=False)
-@click.option("--to-seq", type=click.IntRange(min=1), help="As it was right after this entry.")
-@click.option("--before-seq", type=click.IntRange(min=1), help="As it was right before this entry.")
+@click.option("--to-seq", type=SEQ, help="As it was right after this entry.")
+@click.option("--before-seq", type=SEQ, help="As it was right before this entry.")
 @click.option("--to-time", metavar="TIME", help="As it was at this time.")
 @click.option("--to-mark", metavar="NAME", help="As it was at the newest mark of this name.")
 @click.option("--to-version", metavar="VERSION", help="As it is in this version (name or seq).")
@@ -52,8 +53,8 @@ _ONE_OF = "give one of --to-version, --to-seq, --before-seq, --to-time and --to-
 def restore_command(
     volume: str,
     path: str | None,
-    to_seq: int | None,
-    before_seq: int | None,
+    to_seq: SeqOrPosition | None,
+    before_seq: SeqOrPosition | None,
     to_time: str | None,
     to_mark: str | None,
     to_version: str | None,
@@ -73,7 +74,7 @@ def restore_command(
     by the name it had then. Where there is a version before that moment, it is made of that and
     the entries after it, unless --from-journal says otherwise. --to-version reads the store of
     versions alone, not the journal; VOLUME may be a store then, by its directory or address, as on
-    a machine that has nothing else.
+    a machine that has nothing else. For a seq a position, EPOCH/SEQ/CHAIN, goes, too.
 
     --in-place makes PATH on the live volume what it was: it writes what differs, removes what was
     not there, and changes nothing outside of PATH. It shows what it would do; --apply does it, as
@@ -128,7 +129,7 @@ def _warn(words: str) -> None:
 def _restore_in_place(
     volume: str,
     path: str | None,
-    moment: tuple[str | None, int | None, int | None, str | None, str | None],
+    moment: tuple[str | None, SeqOrPosition | None, SeqOrPosition | None, str | None, str | None],
     config: Path | None,
     *,
     do_apply: bool,

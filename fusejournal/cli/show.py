@@ -6,18 +6,21 @@ import click
 
 from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
+from fusejournal.cli.seqs import SEQ
 from fusejournal.history.json_values import match_to_json
+from fusejournal.types import SeqOrPosition
 
 _HEX_BYTES = 16
 
 
 @click.command(short_help="One entry, all of it.")
 @click.argument("volume")
-@click.argument("seq", type=click.IntRange(min=1))
+@click.argument("named", metavar="SEQ", type=SEQ)
 @click.option("--data", "with_data", is_flag=True, help="The bytes it wrote, as a hex dump.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; --data: bytes in hex.")
-def show(volume: str, seq: int, with_data: bool, as_json: bool) -> None:
-    """Show entry SEQ of VOLUME's journal with all its fields.
+def show(volume: str, named: SeqOrPosition, with_data: bool, as_json: bool) -> None:
+    """Show entry SEQ of VOLUME's journal with all its fields. For a seq a position goes, too:
+    EPOCH/SEQ/CHAIN, as messages print it.
 
     \b
     Examples:
@@ -26,6 +29,7 @@ def show(volume: str, seq: int, with_data: bool, as_json: bool) -> None:
       fusejournal show srv-data 4711 --json | jq .path
     """
     source = open_source(volume)
+    seq = source.check_seq(named)
     match = source.entry(seq)
     line = match_to_json(match)
     entry = match.entry

@@ -16,6 +16,7 @@ from fusejournal.cli.version_store import key, store
 from fusejournal.disk.process import lower_priority
 from fusejournal.errors import UsageError
 from fusejournal.objects.store import StoreError
+from fusejournal.types import Position
 from fusejournal.versions.histories import History
 from fusejournal.versions.manifest import UnreadableVersion
 from fusejournal.versions.packs import StoreDamagedError
@@ -192,7 +193,7 @@ def show(
     rows = {
         "volume": str(one.uuid),
         "name": one.name or "-",
-        "position": f"{one.epoch}/{one.seq}/{one.chain:016x}",
+        "position": str(Position(one.epoch, one.seq, one.chain)),
         "time": text.moment(one.time_ns),
         "made": f"{text.moment(one.made_ns)} by {one.made_by}",
         "made of": f"version {one.parent}" if one.parent else "the journal",

@@ -58,12 +58,6 @@ _BLOCK_BYTES: Final = 512
 _DAY_SECONDS: Final = 86400.0
 
 
-def position_text(position: Position) -> str:
-    """Returns *position* as messages show it: epoch, seq, chain."""
-    epoch, seq, chain = position
-    return f"{epoch}/{seq}/{chain:016x}"
-
-
 @dataclass(frozen=True)
 class Branch:
     """One branch, which lies in ``directory``. Times are in nanoseconds since 1970."""

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from fusejournal.errors import FusejournalError
+from fusejournal.journal.positions import position_at
 from fusejournal.journal.reader import JournalReader
-from fusejournal.journal.segment import first_seq_of
-from fusejournal.operations import NewEpoch
 from fusejournal.replication.parting import Parting
-from fusejournal.types import Epoch, Position, Seq
+from fusejournal.types import Position, Seq
 from fusejournal.volume.reconcile.losing import LosingEntries
 
 ANEW: Final = (
@@ -91,22 +90,11 @@ def plan_rejoin(
             f"the journal here begins with entry {first_seq}, and the tree as of entry {seq}, "
             f"where the two part, cannot be made from it: {ANEW}"
         )
-    (found,) = reader.read(seq, Seq(seq + 1))
-    if found.chain != parting.chain:
+    parted = position_at(reader, seq)
+    if parted.chain != parting.chain:
         raise RejoinError(
             f"{journal_dir}: entry {seq} is another one than when {parting.peer} was compared: "
             "have it compared again (mount this node, or give --from)"
         )
     losing = LosingEntries.read(reader, seq, head.seq)
-    return RejoinPlan(parting, Position(_epoch_at(reader, seq), seq, found.chain), head, losing)
-
-
-def _epoch_at(reader: JournalReader, seq: Seq) -> Epoch:
-    """Returns the epoch that entry *seq* is of."""
-    (path,) = (one for one in reader.segments() if first_seq_of(one) == reader.segment_start(seq))
-    header, _ = reader.beginning(path)
-    epoch = header.epoch
-    for entry in reader.read(header.first_seq, Seq(seq + 1)):
-        if isinstance(entry.operation, NewEpoch):
-            epoch = entry.operation.epoch
-    return epoch
+    return RejoinPlan(parting, parted, head, losing)

@@ -17,7 +17,12 @@ from fusejournal.admin.status import volume_status
 from fusejournal.cli.branch import branch
 from fusejournal.cli.rejoin import rejoin
 from fusejournal.config import ReplicationConfig
-from fusejournal.errors import FusejournalError, UnknownPeerError, VolumeBusyError
+from fusejournal.errors import (
+    FusejournalError,
+    OtherHistoryError,
+    UnknownPeerError,
+    VolumeBusyError,
+)
 from fusejournal.journal.branches import list_branches
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.holding import hold_volume
@@ -404,6 +409,13 @@ def test_the_commands(parted: Places, tmp_path: Path) -> None:
         *("--target", str(target), "--json"),
     )
     assert (target / "large").read_bytes() == b"common" * 1000
+    target = tmp_path / "parted"
+    to_parted = ("branch", "restore", state, kept.name, "--target", str(target), "--to-seq")
+    _invoke(parted, *to_parted, str(kept.parted))
+    assert (target / "large").read_bytes() == b"common" * 1000
+    other = kept.parted._replace(chain=kept.parted.chain ^ 1)
+    refused = CliRunner().invoke(branch, [*to_parted[1:], str(other)])
+    assert isinstance(refused.exception, OtherHistoryError)
     dropped = _invoke(parted, "branch", "drop", state, kept.name).output
     assert "dropped" in dropped
     assert list_branches(parted.mirror / "state") == []

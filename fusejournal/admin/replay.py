@@ -155,7 +155,9 @@ class ReplayRequest:
 def _begun_to_seq(target: Path) -> Seq | None:
     """The last seq of an unfinished replay: the newest of that time, where it was not given."""
     begun = (purpose_of(target) or {}).get("replay")
-    return Seq(begun["to_seq"] - 1) if isinstance(begun, dict) else None
+    to_seq = begun.get("to_seq") if isinstance(begun, dict) else None
+    # What another version has written is refused when the target is opened.
+    return Seq(to_seq - 1) if isinstance(to_seq, int) else None
 
 
 def conflict_path(source: JournalSource, conflict: Conflict) -> tuple[str, bytes | None]:

@@ -248,7 +248,9 @@ class Target:
                 f"{self._scratch.path}",
             )
         if found != wanted:
-            different = sorted(key for key in wanted if found.get(key) != wanted[key])
+            different = sorted(
+                key for key in {*wanted, *found} if found.get(key) != wanted.get(key)
+            )
             raise TargetError(
                 self.path,
                 f"is half done with other options ({', '.join(different)}): finish that, or delete "

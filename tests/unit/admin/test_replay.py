@@ -1,13 +1,17 @@
 """A replay: what it comes to, and doing it on a directory."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fusejournal.admin.replay import ReplayRequest, conflict_path
-from fusejournal.errors import ConflictError, UsageError
+from fusejournal.errors import ConflictError, TargetError, UsageError
 from fusejournal.operations import Clean, Create
+from fusejournal.replay.scratch import scratch_of
 from fusejournal.types import SYSTEM_CALLER, Fid
 from tests.support.entries import make_directories
 from tests.support.volumes import show_nothing
@@ -67,3 +71,34 @@ def test_it_is_carried_out(copy: str, tmp_path: Path) -> None:
         "skipped": 1,
         "refused": 0,
     }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda purpose: purpose["replay"].pop("to_seq"), "replay"),
+        (lambda purpose: purpose["replay"].update(to_seq="4"), "replay"),
+        (lambda purpose: purpose.update(replay=[4]), "replay"),
+        (lambda purpose: purpose.update(weather="fine"), "weather"),
+    ],
+)
+def test_one_that_another_version_has_begun_is_not_gone_on_with(
+    copy: str, tmp_path: Path, change: Callable[[dict[str, Any]], object], named: str
+) -> None:
+    target = tmp_path / "target"
+    request = ReplayRequest(copy, target)
+    with pytest.raises(ConflictError), request.open_target():
+        raise ConflictError("stopped")
+    place = scratch_of(target) / "purpose.json"
+    purpose = json.loads(place.read_text())
+    with ReplayRequest(copy, target).open_target() as again:
+        assert again.resumed
+    change(purpose)
+    place.write_text(json.dumps(purpose))
+    with (
+        pytest.raises(TargetError, match=rf"half done with other options \({named}\)"),
+        ReplayRequest(copy, target).open_target(),
+    ):
+        pass
+    assert json.loads(place.read_text()) == purpose

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lanes import HERE, Job, all_jobs, failures_of, is_of_guests
+from scripts.lanes import HERE, Job, all_jobs, failures_of, highest_floor, is_of_guests
 
 _RUN = """
 import sys
@@ -120,3 +120,17 @@ def test_a_job_has_failed_with_any_of_its_commands(tmp_path: Path) -> None:
     while not job.is_over():
         time.sleep(0.02)
     assert (job.status, job.words()) == (1, "")
+
+
+def test_the_highest_floor_is_that_of_the_whole_history(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=name", "-c", "user.email=name@example.org")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True)
+
+    assert highest_floor(tmp_path) == 0
+    git("init", "-q")
+    for floor in (80, 84, 83):
+        (tmp_path / "pyproject.toml").write_text(f"[report]\nfail_under = {floor}\n")
+        git("add", "pyproject.toml")
+        git("commit", "-q", "-m", f"Have a floor of {floor}")
+    assert highest_floor(tmp_path) == 84

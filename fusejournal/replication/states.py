@@ -5,7 +5,7 @@ An event that a state's row does not have cannot come there. ``wire/PROTOCOL.md`
 :func:`diagram` makes of the tables."""
 
 from collections.abc import Iterable, Mapping
-from enum import Enum, StrEnum
+from enum import Enum
 from typing import Final, TypeVar
 
 from fusejournal.control.reply import ToldState
@@ -73,7 +73,7 @@ class MirrorEvent(Enum):
     PARTED = "DIVERGED"
 
 
-S = TypeVar("S", bound=StrEnum)
+S = TypeVar("S", bound=Enum)
 E = TypeVar("E", bound=Enum)
 
 
@@ -172,7 +172,9 @@ def diagram(transitions: Mapping[S, Mapping[E, S]]) -> str:
     states, and those of all states to one as from ``any``. What changes nothing is left out."""
     states = list(transitions)
     lines = ["stateDiagram-v2"]
-    lines += [f'    state "{state}" as {_id(state)}' for state in states if " " in state]
+    lines += [
+        f'    state "{state.value}" as {_id(state)}' for state in states if " " in state.value
+    ]
     lines.append(f"    [*] --> {_id(states[0])}")
     events = list(dict.fromkeys(event for row in transitions.values() for event in row))
     arrows: dict[tuple[str, str], list[str]] = {}
@@ -182,7 +184,7 @@ def diagram(transitions: Mapping[S, Mapping[E, S]]) -> str:
         first = next(iter(moved.values()))
         if len(rows) == len(states) and set(moved.values()) == {first}:
             staying = [state for state in states if state not in moved and state is not first]
-            exceptions = f" (but {', '.join(staying)})" if staying else ""
+            exceptions = f" (but {', '.join(state.value for state in staying)})" if staying else ""
             arrows.setdefault(("any", _id(first)), []).append(event.value + exceptions)
         else:
             for state, target in moved.items():
@@ -191,5 +193,5 @@ def diagram(transitions: Mapping[S, Mapping[E, S]]) -> str:
     return "\n".join(lines)
 
 
-def _id(state: StrEnum) -> str:
-    return state.value.replace(" ", "_")
+def _id(state: Enum) -> str:
+    return str(state.value).replace(" ", "_")

@@ -8,12 +8,13 @@ import re
 import subprocess
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 
@@ -23,11 +24,16 @@ from fusejournal.config import Config
 from fusejournal.errors import FusejournalError
 from fusejournal.node import state_dir
 from fusejournal.replication.states import MIRROR_TRANSITIONS, PEER_TRANSITIONS, diagram
+from fusejournal.roles.handoff import HANDOFF_TRANSITIONS
+from fusejournal.roles.role import ROLE_TRANSITIONS
 from fusejournal.volume.acceptance import ACCEPTANCE_TRANSITIONS
 from tests.support.assignments import assigned_from_outside
 
 _PACKAGE = Path(fusejournal.__file__).parent
 _TOP = _PACKAGE.parent
+
+S = TypeVar("S", bound=Enum)
+E = TypeVar("E", bound=Enum)
 
 _MODULE_LINES_MAX = 500
 _FUNCTION_LINES_MAX = 70
@@ -110,15 +116,30 @@ def _is_named(name: str, text: str) -> bool:
     return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) is not None
 
 
-def test_the_map_names_every_room() -> None:
-    page = _PACKAGE / "ARCHITECTURE.md"
-    text = page.read_text() if page.exists() else fusejournal.__doc__ or ""
-    rooms = {module.room for module in _modules()} - {"__init__", "__main__"}
-    assert [room for room in sorted(rooms) if not _is_named(room, text)] == []
-    if page.exists():
-        names = {module.last_name for module in _modules()}
-        names -= {"__init__", "__main__"}
-        assert [name for name in sorted(names) if not _is_named(name, text)] == []
+def _rooms_of_the_map() -> dict[str, str]:
+    """The sections of the map by the rooms that they are about: "" for the modules in no room."""
+    page = (_PACKAGE / "ARCHITECTURE.md").read_text()
+    _, _, rest = page.partition("\n## Rooms and modules\n")
+    found = {}
+    for section in rest.partition("\n## ")[0].split("\n### ")[1:]:
+        heading, _, text = section.partition("\n")
+        for room in heading.partition(":")[0].split(", "):
+            found["" if room == "The words" else room] = text
+    return found
+
+
+def test_the_map_names_every_room_and_module() -> None:
+    """In the section of the room, and as a name."""
+    sections = _rooms_of_the_map()
+    modules = {m for m in _modules() if m.last_name not in ("__init__", "__main__")}
+    rooms = {module.room if "/" in module.name else "" for module in modules}
+    assert rooms | {"native"} == sections.keys()  # that one has no Python
+    missing = [
+        module.name
+        for module in modules
+        if f"`{module.last_name}`" not in sections[module.room if "/" in module.name else ""]
+    ]
+    assert sorted(missing) == []
 
 
 def _section(page: str, name: str, upto: str) -> str:
@@ -242,13 +263,26 @@ def test_the_version_is_said_once() -> None:
     assert [module.name for module in _modules() if project["version"] in module.text] == []
 
 
+def _by_state(table: Mapping[tuple[S, E], S]) -> dict[S, dict[E, S]]:
+    """The rows of *table* by their first states; empty for a state that is none's."""
+    found: dict[S, dict[E, S]] = {state: {} for state, _ in table}
+    found.update({target: {} for target in table.values() if target not in found})
+    for (state, event), target in table.items():
+        found[state][event] = target
+    return found
+
+
 def test_the_state_diagrams_are_the_tables() -> None:
     page = (_PACKAGE / "wire" / "PROTOCOL.md").read_text()
     blocks = re.findall(r"^```mermaid\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
     assert blocks == [diagram(PEER_TRANSITIONS), diagram(MIRROR_TRANSITIONS)]
     page = (_PACKAGE / "ARCHITECTURE.md").read_text()
     blocks = re.findall(r"^```mermaid\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
-    assert blocks == [diagram(ACCEPTANCE_TRANSITIONS)]
+    assert blocks == [
+        diagram(ACCEPTANCE_TRANSITIONS),
+        diagram(_by_state(ROLE_TRANSITIONS)),
+        diagram(_by_state(HANDOFF_TRANSITIONS)),
+    ]
 
 
 # -- names -----------------------------------------------------------------------------------------

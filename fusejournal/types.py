@@ -29,6 +29,9 @@ _COOKIE_BASE = 4
 NAME_BYTES_MAX = 255
 """The longest name in a directory: the kernel's NAME_MAX."""
 
+GIVEN_NAME_MAX = 128
+"""The longest name of a volume, in bytes, and of a mark, in characters."""
+
 TIME_MIN_NS = -(2**31 - 1) * 10**9
 TIME_MAX_NS = (2**34 - 2**31 - 1) * 10**9
 """Times every supported backing holds to the nanosecond (ext4 with 256-byte inodes is the

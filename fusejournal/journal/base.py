@@ -98,8 +98,8 @@ def load_base(state_dir: Path) -> JournalBase | None:
         found_format, check = raw.pop("format"), raw.pop("check")
         if found_format != _FORMAT:
             raise JournalError(f"{path}: written by a newer version of fusejournal: upgrade this")
-        if check != _check_of(raw):
-            raise ValueError("its check is another")
+        if check != (found := _check_of(raw)):
+            raise ValueError(f"its check is {check}, and {found} of what is there")
         return JournalBase.from_json(raw)
     except FileNotFoundError:
         return None

@@ -194,7 +194,7 @@ def read_frame(
         digest.update(view[payload_at:end])
         found = digest.intdigest()
     if found != checksum:
-        raise FormatError("the checksum is wrong")
+        raise FormatError(f"the checksum is {checksum:016x}, and {found:016x} of what is there")
     frame: Frame = _new(Frame, (seq, flushed, checksum, offset, payload_bytes, view[at:end]))
     return frame
 

@@ -88,7 +88,11 @@ def check_frame_range(frame_range: FrameRange) -> None:
             frame_range.first_seq,
             frame_range.chain_before,
         ):
-            raise FormatError("the segment's header is not that of its first frame")
+            raise FormatError(
+                f"the segment's header is of entry {header.first_seq} after chain "
+                f"{header.chain_before:016x}, its first frame of entry {frame_range.first_seq} "
+                f"after {frame_range.chain_before:016x}"
+            )
         at = SEGMENT_HEADER_BYTES
     end, seq, chain = skim_frames(
         frame_range.content,
@@ -100,7 +104,10 @@ def check_frame_range(frame_range: FrameRange) -> None:
     if end != len(frame_range.content):
         raise FormatError(f"the frame of entry {seq} is not whole or not good")
     if (seq - 1, chain) != (frame_range.last_seq, frame_range.chain):
-        raise FormatError(f"the frames end with entry {seq - 1}, not {frame_range.last_seq}")
+        raise FormatError(
+            f"the frames end with entry {seq - 1} and chain {chain:016x}, not with entry "
+            f"{frame_range.last_seq} and {frame_range.chain:016x}"
+        )
 
 
 def entries_in(frame_range: FrameRange) -> Iterator[Entry]:
@@ -291,9 +298,9 @@ class FrameRangeReader:
             self._segment_seq, self._offset = self.seq, 0
             reader = self._open()
             if reader.header.chain_before != self.chain:
-                raise JournalDamagedError(
-                    reader.path, 0, self.seq, "does not follow the segment before"
-                )
+                found = reader.header.chain_before
+                reason = f"follows chain {found:016x}, and the segment before has {self.chain:016x}"
+                raise JournalDamagedError(reader.path, 0, self.seq, reason)
         return reader
 
     def _is_there(self, first_seq: Seq) -> bool:

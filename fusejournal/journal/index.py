@@ -104,15 +104,21 @@ class SegmentIndex:
     def __init__(self, content: bytes) -> None:
         """Raises FormatError when *content* is no index."""
         self.content = content
-        if len(content) < INDEX_HEADER.size + INDEX_COUNTS.size + INDEX_CHECKSUM.size:
-            raise FormatError("too short for an index")
+        least = INDEX_HEADER.size + INDEX_COUNTS.size + INDEX_CHECKSUM.size
+        if len(content) < least:
+            raise FormatError(f"an index of {len(content)} bytes, {least} are needed")
         magic, version, uuid, first_seq, *numbers = INDEX_HEADER.unpack_from(content)
         if magic != INDEX_MAGIC or version != INDEX_VERSION:
-            raise FormatError("not an index of this version")
+            raise FormatError(
+                f"not an index of this version: begins with {magic!r} and {version}, "
+                f"not {INDEX_MAGIC!r} and {INDEX_VERSION}"
+            )
         (checksum,) = INDEX_CHECKSUM.unpack_from(content, len(content) - INDEX_CHECKSUM.size)
         view = memoryview(content)
-        if xxhash.xxh3_64_intdigest(view[: -INDEX_CHECKSUM.size]) != checksum:
-            raise FormatError("the index's checksum is wrong")
+        if (found := xxhash.xxh3_64_intdigest(view[: -INDEX_CHECKSUM.size])) != checksum:
+            raise FormatError(
+                f"the index's checksum is {checksum:016x}, and {found:016x} of what is there"
+            )
         self.uuid = UUID(bytes=uuid)
         self.first_seq = Seq(first_seq)
         self.chain_before, self.entries, self.chain = numbers[:3]

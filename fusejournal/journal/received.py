@@ -2,6 +2,7 @@
 
 All functions raise JournalForeignError, in words that have both sides."""
 
+import hashlib
 from pathlib import Path
 from uuid import UUID
 
@@ -60,8 +61,14 @@ def check_key(header: SegmentHeader, directory: Path, handle_key: HandleKey) -> 
     knew of none."""
     if header.handle_key not in (handle_key, NO_HANDLE_KEY):
         raise JournalForeignError(
-            f"{directory}: segment {header.first_seq} has another handle key than those before it"
+            f"{directory}: segment {header.first_seq} has another handle key (of digest "
+            f"{_digest(header.handle_key)}) than those before it ({_digest(handle_key)})"
         )
+
+
+def _digest(key: HandleKey) -> str:
+    """The key itself is no reader's of a log."""
+    return hashlib.sha256(key).hexdigest()[:16]
 
 
 def with_key(frame_range: FrameRange, handle_key: HandleKey) -> FrameRange:

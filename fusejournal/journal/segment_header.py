@@ -71,7 +71,9 @@ class SegmentHeader(NamedTuple):
             raise FormatError(f"a header of {len(data)} bytes, {SEGMENT_HEADER_BYTES} are needed")
         magic, version, uuid, epoch, first_seq, chain, time_ns, key = _SEGMENT.unpack_from(data)
         if magic != SEGMENT_MAGIC:
-            raise FormatError("not a journal segment")
+            raise FormatError(
+                f"not a journal segment: begins with {magic!r}, not {SEGMENT_MAGIC!r}"
+            )
         (checksum,) = _CHECKSUM.unpack_from(data, _SEGMENT.size)
         head = data[: _SEGMENT.size]
         if version != FORMAT_VERSION:
@@ -79,7 +81,9 @@ class SegmentHeader(NamedTuple):
             is_whole = xxhash.xxh3_64_intdigest(head) == checksum
             raise NewerFormatError(reason) if is_whole else FormatError(reason)
         # All bytes count, the unused ones too: a flipped one is damage.
-        if xxhash.xxh3_64_intdigest(head) != checksum:
-            raise FormatError("the header's checksum is wrong")
+        if (found := xxhash.xxh3_64_intdigest(head)) != checksum:
+            raise FormatError(
+                f"the header's checksum is {checksum:016x}, and {found:016x} of what is there"
+            )
         handle_key = HandleKey(key) if any(key) else NO_HANDLE_KEY
         return cls(UUID(bytes=uuid), Epoch(epoch), Seq(first_seq), chain, time_ns, handle_key)

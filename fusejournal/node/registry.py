@@ -14,9 +14,7 @@ from pathlib import Path
 
 from fusejournal.errors import FusejournalError, UsageError, VolumeNotFoundError
 from fusejournal.node.state_dir import VolumeState, load_state
-from fusejournal.types import NAME_BYTES_MAX
-
-_NAME_MAX = 128
+from fusejournal.types import GIVEN_NAME_MAX, NAME_BYTES_MAX
 
 
 def state_root() -> Path:
@@ -43,10 +41,10 @@ def check_name(name: str) -> str:
         or "/" in name
         or name.startswith(".")
         or not name.isprintable()
-        or len(os.fsencode(name)) > _NAME_MAX
+        or len(os.fsencode(name)) > GIVEN_NAME_MAX
     ):
         raise UsageError(
-            f"{name!r} cannot be a volume's name: 1 to {_NAME_MAX} printable characters, "
+            f"{name!r} cannot be a volume's name: 1 to {GIVEN_NAME_MAX} printable characters, "
             "no '/', no leading '.'"
         )
     return name

@@ -156,8 +156,10 @@ def decode_version(where: str, content: bytes) -> Version:
                 }
             )
         )
-        if check != _check_of(version.to_json()) or root != version.root:
-            raise ValueError("its check is another")
+        if check != (found := _check_of(version.to_json())):
+            raise ValueError(f"its check is {check}, and {found} of what is there")
+        if root != version.root:
+            raise ValueError(f"its root is {root}, and {version.root} of what is there")
     except UNREADABLE_JSON as error:
         raise StoreDamagedError(where, f"is no version: {error}") from None
     if version.rule != RULE:

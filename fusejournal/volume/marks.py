@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError, UsageError
 from fusejournal.history.marks import removal_of, removed_name
 from fusejournal.operations import Mark
+from fusejournal.types import GIVEN_NAME_MAX
 from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
-
-_NAME_MAX = 128
 
 
 class MarkPlace(NamedTuple):
@@ -31,13 +30,13 @@ def check_mark_name(name: object) -> str:
     command line also refuses what reads as a time.)"""
     if (
         not isinstance(name, str)
-        or not 1 <= len(name) <= _NAME_MAX
+        or not 1 <= len(name) <= GIVEN_NAME_MAX
         or not name.isprintable()
         or name != name.strip()
         or name.isdigit()
     ):
         raise UsageError(
-            f"{name!r} cannot be a mark's name: 1 to {_NAME_MAX} printable characters, "
+            f"{name!r} cannot be a mark's name: 1 to {GIVEN_NAME_MAX} printable characters, "
             "no blank at either end, not a number"
         )
     return name

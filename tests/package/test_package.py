@@ -34,6 +34,26 @@ test ! -e "$1/data/.fusejournal"
 """
 """The work of the quickstart: a tree is there first, a change is logged and taken back."""
 
+_COMPLETION = r"""
+cd /usr/share
+bash -c '. bash-completion/completions/fusejournal; complete -p fusejournal'
+zsh -f -c 'autoload -U compinit; compinit -D
+    . zsh/vendor-completions/_fusejournal; test "$_comps[fusejournal]" = _fusejournal_completion'
+LD_LIBRARY_PATH=$(echo /fish/usr/lib/*-linux-gnu) /fish/usr/bin/fish -N -c \
+    '. fish/vendor_completions.d/fusejournal.fish; complete -c fusejournal' | grep fusejournal
+cd /
+"""
+"""Each shell reads its script and knows the command from then on."""
+
+_FISH = """
+mkdir /fish
+cd /fish
+apt-get download -qq fish fish-common libpcre2-32-0
+for package in *.deb; do dpkg -x "$package" .; done
+"""
+"""The shell comes beside the system, where the packages that it depends on would hide what is
+missing of fusejournal's. (Those of zsh are none of them.)"""
+
 _IN_CHROOT = rf"""
 set -eu
 mount -t proc proc /proc
@@ -49,7 +69,7 @@ fusejournal umount packaged
 fusejournal console --listen 0.0.0.0:7780 2>&1 | grep 'give --tls'
 dpkg --verify fusejournal
 /usr/lib/fusejournal/bin/python3 -P -c 'import fusejournal.objects.remote'
-bash -c '. /usr/share/bash-completion/completions/fusejournal; complete -p fusejournal'
+{_COMPLETION}
 dpkg -r fusejournal
 test ! -e /usr/lib/fusejournal
 """
@@ -102,7 +122,9 @@ def test_the_debian_package(built: Path, tmp_path: Path, version: str) -> None:
     (package,) = built.glob("*.deb")
     root = tmp_path / "root"
     _run(
-        *("mmdebstrap", "--quiet", "--variant=minbase", "--aptopt=Acquire::Languages none"),
+        *("mmdebstrap", "--quiet", "--variant=minbase", "--include=zsh"),
+        "--aptopt=Acquire::Languages none",
+        f"--customize-hook=chroot $1 sh -euc '{_FISH}'",
         f"--customize-hook=copy-in {package} /",
         "--customize-hook=chroot $1 apt-get install -y -qq --no-install-recommends "
         f"/{package.name}",

@@ -141,7 +141,7 @@ def export_volume(
             missing = NoNfsServerError(
                 f"wrote {exports.own_file(state.name)}; not exported: {error}"
             )
-        _tell_layer(state, warnings)
+        _notify_layer(state, warnings)
     elif nfsd.tool("exportfs") is None:
         warnings.append("no NFS server here: apt install nfs-kernel-server before --write")
     _warn_of_rest(missing, warnings)
@@ -173,11 +173,11 @@ def remove_export(state: VolumeState) -> ExportRemoved:
     try:
         removed = exports.remove(state.name, state.mountpoint)
     finally:
-        _tell_layer(state, [])
+        _notify_layer(state, [])
     return ExportRemoved(removed, exports.find(state.mountpoint))
 
 
-def _tell_layer(state: VolumeState, warnings: list[str]) -> None:
+def _notify_layer(state: VolumeState, warnings: list[str]) -> None:
     """Let a running layer see that its volume is exported, or is no more."""
     try:
         ask(state.directory, "exported")

@@ -146,12 +146,12 @@ class RejoinRequest:
             if whole is None:
                 head = self._look(page)
                 try:
-                    return self._told(self._plan(page, head), None, done=False)
+                    return self._report(self._plan(page, head), None, done=False)
                 except TooLittleInCommonError as error:
                     whole = self._copying(page, head, error)
         finally:
             page.close()
-        return self._told_whole(whole.plan(), done=False)
+        return self._report_whole(whole.plan(), done=False)
 
     def _if_new(self, page: WatermarkPage) -> WholeRejoin | None:
         """Returns the copying of all, for a mirror that has nothing yet; None for another."""
@@ -311,7 +311,7 @@ class RejoinRequest:
                     whole = self._copying(page, self._look(page), error)
         copied = whole.begin(root_fd, reporter, check)
         self._state = whole.state
-        return self._told_whole(copied, done=True)
+        return self._report_whole(copied, done=True)
 
     def _end_whole(self, told: Rejoined) -> None:
         """Have the state directory say that its journal has a base, and pin that, where it has a
@@ -364,7 +364,7 @@ class RejoinRequest:
         journal.close()
         plan = self._plan(page, head)
         if plan.rung == 1 and state.is_mirror:
-            return self._told(plan, None, done=True)
+            return self._report(plan, None, done=True)
         parting, name = plan.parting, None
         if plan.rung > 1:
             reign = str(parting.reign)
@@ -379,7 +379,7 @@ class RejoinRequest:
         ends_clean = journal.ends_clean and head.seq > boot.began_seq
         may_be_ahead = not state.is_mirror and not boot.is_this and not ends_clean
         Rollback(plan.position, name, may_be_ahead).save(state.directory)
-        return self._told(plan, name, done=True)
+        return self._report(plan, name, done=True)
 
     def _go_through(self, root_fd: int, reporter: Reporter, check: Check) -> None:
         """Open the volume, which does what is left to do, and close it in order."""
@@ -448,7 +448,7 @@ class RejoinRequest:
             done=done,
         )
 
-    def _told(self, plan: RejoinPlan, branch: str | None, *, done: bool) -> Rejoined:
+    def _report(self, plan: RejoinPlan, branch: str | None, *, done: bool) -> Rejoined:
         return Rejoined(
             volume=self._state.name,
             source=plan.parting.peer,
@@ -463,7 +463,7 @@ class RejoinRequest:
             done=done,
         )
 
-    def _told_whole(self, copied: CopiedTree, *, done: bool) -> Rejoined:
+    def _report_whole(self, copied: CopiedTree, *, done: bool) -> Rejoined:
         version = copied.offered.version
         is_tree = version is not None and not copied.by_journal
         return Rejoined(

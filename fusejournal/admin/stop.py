@@ -18,7 +18,7 @@ from fusejournal.nfs import exports, nfsd
 from fusejournal.node.state_dir import VolumeState
 
 _ANSWER_SECONDS = 60.0
-_TOLD_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 _RECALL_SECONDS = 5.0
 _LET_GO_SECONDS = 15.0
 """nfsd's cache of open files is looked through every 2 s, and lets go of what it finds unused
@@ -106,7 +106,7 @@ def _await_answer(state: VolumeState, reporter: StopReporter) -> int | None:
                 f"importing or recovering: wait for it, or end it ('kill {pid}': the next mount "
                 "goes on from there)"
             )
-        if waited > _TOLD_SECONDS and not told:
+        if waited > _REPORT_SECONDS and not told:
             reporter.notice(f"waiting for process {pid}, which is starting or ending")
             told = True
     return process

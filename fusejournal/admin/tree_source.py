@@ -30,13 +30,13 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Seq
-from fusejournal.versions.block_source import OfferedTree, answer_blocks, progress_told
+from fusejournal.versions.block_source import OfferedTree, answer_blocks, progress_report
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.create import create_version
 from fusejournal.versions.creators import reading
 from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import Version, list_versions
-from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeTold
+from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeReport
 from fusejournal.wire.frames import Decoder, Message, Refusal, WireError, encode_parts
 from fusejournal.wire.session import COPY
 
@@ -66,7 +66,7 @@ class TreeSource:
     def answer(self, message: Message) -> None:
         """Answers one message. Raises FusejournalError, OSError."""
         if isinstance(message, AskTree):
-            self._send(self._tell(make=bool(message.make)))
+            self._send(self._report(make=bool(message.make)))
         elif isinstance(message, AskBlocks):
             if self._blocks is None:
                 # What is asked for together lies together, mostly.
@@ -76,7 +76,7 @@ class TreeSource:
         else:
             raise WireError(f"{type(message).__name__} where it may not be")
 
-    def _tell(self, *, make: bool) -> TreeTold:
+    def _report(self, *, make: bool) -> TreeReport:
         versions = self._versions
         source, kept = versions.source, versions.kept
         version: Version | None = None
@@ -120,7 +120,7 @@ class TreeSource:
             return newest_usable(
                 list_versions(store, self._versions.state.uuid), source.reader, seq
             )
-        with self._telling() as progress:
+        with self._reporting() as progress:
             return create_version(
                 store,
                 source.reader,
@@ -142,26 +142,26 @@ class TreeSource:
         check_source(state.directory, state.backing, place, reader.segments(), known_seq)
 
     @contextmanager
-    def _telling(self) -> Iterator[Callable[[int, int | None], None]]:
+    def _reporting(self) -> Iterator[Callable[[int, int | None], None]]:
         """Tell every now and then how far the work is, whether or not it says so itself: who waits
         takes silence for the end."""
         known: list[int | None] = [0, None]
         is_over = threading.Event()
 
-        def tell() -> None:
+        def report() -> None:
             while not is_over.wait(_SIGN_SECONDS):
-                self._send(progress_told(known[0] or 0, known[1]))
+                self._send(progress_report(known[0] or 0, known[1]))
 
         def progress(done: int, total: int | None) -> None:
             known[:] = [done, total]
 
-        teller = threading.Thread(target=tell, daemon=True)
-        teller.start()
+        reporter = threading.Thread(target=report, daemon=True)
+        reporter.start()
         try:
             yield progress
         finally:
             is_over.set()
-            teller.join()
+            reporter.join()
 
 
 def _send_to(fd: int) -> Send:

@@ -20,7 +20,7 @@ from fusejournal.history.json_values import exact, match_to_json
 from fusejournal.history.life import find_lives, read_life
 from fusejournal.operations import NAME_KINDS
 from fusejournal.replay.fold import find_file
-from fusejournal.replay.images import not_told, read_images
+from fusejournal.replay.images import read_images, unknown_fid
 from fusejournal.types import ROOT_FID, Fid, Seq
 
 _NAMES_MAX: Final = 1000
@@ -194,7 +194,7 @@ def content(source: JournalSource, fields: Fields) -> Iterator[bytes]:
     image = read_images(source.lookup, {fid}, before, None, lambda _, __: None)[fid]
     state = image.state
     if state.maker is None:
-        raise not_told(source.lookup, fid)
+        raise unknown_fid(source.lookup, fid)
     if _type(state) != "file":
         raise UsageError(f"/{exact(path)} is no file but a {_type(state)}: restore it instead")
     yield from content_of_image(source.lookup, image)

@@ -24,7 +24,7 @@ from fusejournal.types import Fid, Seq
 FILES: Final = 500
 """The number of one user's files that raises an alert."""
 _WINDOW_NS: Final = 300 * 10**9
-_TOLD_NS: Final = 3600 * 10**9
+_KEPT_NS: Final = 3600 * 10**9
 """The time that a mass change is reported after the last of it."""
 _ENTRIES_MAX: Final = 20_000
 """Entries that are read at a look,"""
@@ -130,7 +130,7 @@ class MassChanges:
                 told = watched.told.setdefault(key, _MassChange(0, first_ns, last_ns))
                 told.count, told.last_ns = max(told.count, len(files)), last_ns
         watched.told = {
-            key: one for key, one in watched.told.items() if one.last_ns > now_ns - _TOLD_NS
+            key: one for key, one in watched.told.items() if one.last_ns > now_ns - _KEPT_NS
         }
 
 

@@ -32,7 +32,7 @@ def hook() -> None:
     """
 
 
-def _told(*names: str) -> list[str]:
+def _variables(*names: str) -> list[str]:
     """Returns what the volume told in its variables *names*. Raises UsageError."""
     found = [os.environ.get(f"FUSEJOURNAL_{name}", "") for name in names]
     if not all(found):
@@ -46,7 +46,7 @@ def _told(*names: str) -> list[str]:
 
 def _change() -> tuple[str, str]:
     """Returns when this is called, and for which role. Raises UsageError."""
-    when, role = _told("WHEN", "ROLE")
+    when, role = _variables("WHEN", "ROLE")
     if when not in ("before", "after") or role not in ("primary", "mirror"):
         raise UsageError(
             "FUSEJOURNAL_WHEN is before or after here, and FUSEJOURNAL_ROLE primary or mirror: "
@@ -117,7 +117,7 @@ def exportfs() -> None:
     from fusejournal.admin import nfs_move  # which the others need not wait for
 
     when, role = _change()
-    reign, volume, mountpoint = _told("REIGN", "VOLUME", "MOUNTPOINT")
+    reign, volume, mountpoint = _variables("REIGN", "VOLUME", "MOUNTPOINT")
     change = nfs_move.RoleChange(when, role, reign, volume, Path(mountpoint))
     for line in nfs_move.follow(change):
         text.echo(line)
@@ -139,7 +139,7 @@ def notify(address: str) -> None:
 
     floating = parse_floating(address)
     when, role = _change()
-    (volume,) = _told("VOLUME")
+    (volume,) = _variables("VOLUME")
     if (when, role) == ("after", "primary"):
         for line in nfs_move.notify(volume, floating):
             text.echo(line)

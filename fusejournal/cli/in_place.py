@@ -56,11 +56,11 @@ def _carry_out(planned: PlannedInPlace, as_json: bool) -> UndoOverlapError | Non
         with watched("restoring", as_json) as progress:
             return planned.carry_out(progress)
     except (OSError, FusejournalError, KeyboardInterrupt):
-        _tell_how_far(planned)
+        _print_how_far(planned)
         raise
 
 
-def _tell_how_far(planned: PlannedInPlace) -> None:
+def _print_how_far(planned: PlannedInPlace) -> None:
     """Shows after a failure that nothing is lost, and how to go on, or back."""
     with suppress(FusejournalError):
         first, last, pid = planned.done()

@@ -76,7 +76,7 @@ def _open(state: VolumeState, as_json: bool) -> None:
     opened = open_pairing(state)
     try:
         _show(state, opened, as_json)
-        ended = await_pairing(state, opened.id, (lambda _: None) if as_json else _tell_try)
+        ended = await_pairing(state, opened.id, (lambda _: None) if as_json else _print_try)
     except KeyboardInterrupt:
         with suppress(FusejournalError):
             close_pairing(state, opened.id)
@@ -88,7 +88,7 @@ def _open(state: VolumeState, as_json: bool) -> None:
         text.echo(f"paired with {peer.name}: {peer.fingerprint}")
 
 
-def _tell_try(line: str) -> None:
+def _print_try(line: str) -> None:
     text.echo(f"fusejournal: {line}", err=True)
 
 

@@ -113,7 +113,7 @@ def pause(volume: str, name: str, as_json: bool) -> None:
     Example:
       fusejournal peer pause srv-data cellar
     """
-    _tell_change(pause_peer(find_volume(volume), name), name, "paused", as_json)
+    _print_change(pause_peer(find_volume(volume), name), name, "paused", as_json)
 
 
 @peer.command()
@@ -127,10 +127,10 @@ def resume(volume: str, name: str, as_json: bool) -> None:
     Example:
       fusejournal peer resume srv-data cellar
     """
-    _tell_change(resume_peer(find_volume(volume), name), name, "resumed", as_json)
+    _print_change(resume_peer(find_volume(volume), name), name, "resumed", as_json)
 
 
-def _tell_change(reply: PeerChanged, name: str, words: str, as_json: bool) -> None:
+def _print_change(reply: PeerChanged, name: str, words: str, as_json: bool) -> None:
     if as_json:
         text.echo_json(reply.to_json())
     else:

@@ -58,7 +58,7 @@ def promote_command(volume: str, force: bool, dry_run: bool, timeout: float, as_
         if refusal:
             raise PromotionRefusedError(f"not promoted: {refusal}")
         return
-    promote(state, force=force, timeout_seconds=timeout, applying=_tell_applying)
+    promote(state, force=force, timeout_seconds=timeout, applying=_print_applying)
     if as_json:
         text.echo_json({**plan.to_json(), "promoted": True})
     else:
@@ -71,7 +71,7 @@ def promote_command(volume: str, force: bool, dry_run: bool, timeout: float, as_
                 )
 
 
-def _tell_applying(left: int) -> None:
+def _print_applying(left: int) -> None:
     text.echo(f"{left} entries to apply", err=True)
 
 

@@ -137,7 +137,7 @@ def _carry_out(planned: PlannedUndo, as_json: bool) -> UndoOverlapError | None:
             return planned.carry_out(progress)
     except (OSError, FusejournalError, KeyboardInterrupt):
         _show_overlaps(planned)
-        _tell_how_far(planned)
+        _print_how_far(planned)
         raise
 
 
@@ -173,7 +173,7 @@ def _show_overlaps(planned: PlannedUndo) -> None:
         text.echo(f"and {len(found) - _SHOWN:,} more overlap", err=True)
 
 
-def _tell_how_far(planned: PlannedUndo) -> None:
+def _print_how_far(planned: PlannedUndo) -> None:
     """Shows after a failure that nothing is lost, and how to get back."""
     with suppress(FusejournalError):
         first, last, pid = planned.done()

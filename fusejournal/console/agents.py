@@ -14,8 +14,8 @@ from typing import Any, Final
 import trio
 
 from fusejournal.address import Address, check_peer_name, parse_remote
+from fusejournal.console.checked_overview import OVERVIEW_BYTES_MAX
 from fusejournal.console.place import console_name
-from fusejournal.console.told_overview import OVERVIEW_BYTES_MAX
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError

@@ -304,7 +304,7 @@ class _Handlers:
             job = await link.call("job-show", id=fields["id"])
             asker.check_volume(agent, str(job.get("volume")))
         await self._gates.note(asker.name, request, route.call, **{**where_of(request), **body})
-        fields |= {"user": asker.name, "access": asker.role.word}
+        fields |= {"user": asker.name, "access": asker.role.label}
         return json_answer(await link.call(route.call, **fields))
 
     async def _download(self, route: ApiRoute, request: Request) -> Response:

@@ -76,7 +76,7 @@ class AlertDelivery:
         with suppress(OSError, *UNREADABLE_JSON):
             raw = read_object(path)["told"]
             self._told = {
-                name: {key: _told_of(one) for key, one in raw[name].items()}
+                name: {key: _sent_alert(one) for key, one in raw[name].items()}
                 for name in self._states
                 if name in raw
             }
@@ -112,14 +112,14 @@ class AlertDelivery:
 
     async def _deliver_by(self, channel: AlertChannel, alerts: list[dict[str, Any]]) -> None:
         try:
-            await self._tell(channel, alerts)
+            await self._send_all(channel, alerts)
         except Exception as error:
             # One channel's, whatever it is: it must end neither the others nor the console.
             self._note_failure(channel, _delivery_error(channel, error))
         finally:
             self._states[channel.name].is_busy = False
 
-    async def _tell(self, channel: AlertChannel, alerts: list[dict[str, Any]]) -> None:
+    async def _send_all(self, channel: AlertChannel, alerts: list[dict[str, Any]]) -> None:
         now_ns = time.time_ns()
         told = self._told.setdefault(channel.name, {})
         by_key = {one["key"]: one for one in alerts}
@@ -187,7 +187,7 @@ class AlertDelivery:
                 )
 
 
-class _ToldAlert(NamedTuple):
+class _SentAlert(NamedTuple):
     told_ns: int
     gone_ns: int
     severity: str
@@ -195,12 +195,12 @@ class _ToldAlert(NamedTuple):
     since_ns: int
 
 
-def _told_of(raw: dict[str, Any]) -> dict[str, Any]:
+def _sent_alert(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns *raw*, all that was kept of an alert that was told. Raises what UNREADABLE_JSON
     has."""
     alert = raw["alert"]
     words = alert["severity"], alert["words"], alert["since_ns"]
-    checked(_ToldAlert(raw["told_ns"], raw.get("gone_ns", 0), *words))
+    checked(_SentAlert(raw["told_ns"], raw.get("gone_ns", 0), *words))
     return raw
 
 

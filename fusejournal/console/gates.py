@@ -75,7 +75,7 @@ class Gates:
         if not self._requests.take(asker.name, trio.current_time()):
             raise RefusedRequestError(429, "too many requests: wait a moment")
         if asker.role < access:
-            words = f"this is for the role {access.word}: {asker.name} is {asker.role.word}"
+            words = f"this is for the role {access.label}: {asker.name} is {asker.role.label}"
             raise RefusedRequestError(403, words)
         if "volume" in request.path_params:
             asker.check_volume(request.path_params["agent"], request.path_params["volume"])

@@ -43,7 +43,7 @@ def describe_api() -> dict[str, Any]:
     }
     for route in ROUTES:
         operation = _operation(route.method, route.path, route.words, route.parameters)
-        operation["x-access"] = route.access.word
+        operation["x-access"] = route.access.label
         operation["operationId"] = _id_of(route)
         paths.setdefault(route.path, {})[route.method.lower()] = operation
     return {

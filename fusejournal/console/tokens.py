@@ -90,7 +90,7 @@ class TokenBook:
         if name in tokens:
             raise UsageError(f"there is a token {name!r} already: revoke it first")
         text, now = _PREFIX + secrets.token_urlsafe(32), time.time()
-        made = ApiToken(name, role.word, _hash(text), now, now + days * _DAY_SECONDS, volumes)
+        made = ApiToken(name, role.label, _hash(text), now, now + days * _DAY_SECONDS, volumes)
         self._save({**tokens, name: made})
         return text
 

@@ -41,7 +41,7 @@ class AccessRole(IntEnum):
     """Changes peers, and reads the audit."""
 
     @property
-    def word(self) -> str:
+    def label(self) -> str:
         """Its name, as people write it."""
         return self.name.lower()
 
@@ -102,7 +102,10 @@ class UserBook:
         check_peer_name(name)
         code = new_code()
         user = ConsoleUser(
-            name, role.word, code=_hash_code(code), code_until=time.time() + LOGIN_CODE_SECONDS
+            name,
+            role.label,
+            code=_hash_code(code),
+            code_until=time.time() + LOGIN_CODE_SECONDS,
         )
         before = self.all().get(name)
         if before is not None:

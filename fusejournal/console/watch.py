@@ -17,8 +17,8 @@ import trio
 
 from fusejournal.console.agents import Agents
 from fusejournal.console.alerts import Alerts
+from fusejournal.console.checked_overview import checked_overview
 from fusejournal.console.delivery import AlertDelivery
-from fusejournal.console.told_overview import told_overview
 from fusejournal.errors import FusejournalError, PeerLostError, UsageError
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Watch:
             with trio.fail_after(_ASK_SECONDS):
                 link = await self._agents.link(name)
                 answer = await link.call("overview")
-            seen.node, seen.volumes = told_overview(answer)
+            seen.node, seen.volumes = checked_overview(answer)
             seen.seen_ns, seen.error = time.time_ns(), None
         except trio.TooSlowError:
             seen.error, seen.is_reached = f"no answer within {_ASK_SECONDS:g} s", False

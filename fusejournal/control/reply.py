@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from fusejournal.errors import FusejournalError
 
 
-class ToldState(StrEnum):
+class ReportedState(StrEnum):
     """The base of states that answers tell, in JSON by their values. A value that only a later
     version knows is a member by itself, which no list has."""
 
@@ -29,7 +29,7 @@ class Reply:
 
     OMITTED: ClassVar[frozenset[str]] = frozenset()
     """Fields that have no key in the JSON object where they are None."""
-    NESTED: ClassVar[Mapping[str, type["Reply"] | type[ToldState]]] = {}
+    NESTED: ClassVar[Mapping[str, type["Reply"] | type[ReportedState]]] = {}
     """Fields that hold a reply, a state, or a tuple of these, and of which class."""
 
     def to_json(self) -> dict[str, Any]:
@@ -63,10 +63,10 @@ def _to_json(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, tuple):
         return [_to_json(part) for part in value]
-    return value.value if isinstance(value, ToldState) else value
+    return value.value if isinstance(value, ReportedState) else value
 
 
-def _from_json(value: Any, nested: type[Reply] | type[ToldState] | None) -> Any:
+def _from_json(value: Any, nested: type[Reply] | type[ReportedState] | None) -> Any:
     if isinstance(value, list):
         return tuple(_from_json(part, nested) for part in value)
     if nested is None or value is None:

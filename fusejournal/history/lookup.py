@@ -231,7 +231,7 @@ class Lookup:
         if self.is_whole:
             return None
         for span in self.segments():
-            told = self.index(span).told_paths()
+            told = self.index(span).recorded_paths()
             at = bisect_left(told, (path,))
             if at < len(told) and told[at].path == path:
                 return told[at].fid
@@ -477,7 +477,7 @@ class Lookup:
     def may_touch(self, index: SegmentIndex, path: bytes) -> bool:
         """Returns True if a segment can have an entry about *path* or something below it: one of
         them, or the directory where a name on the way to it was changed, is told in it."""
-        told = index.told_paths()
+        told = index.recorded_paths()
         at = bisect_left(told, (path,))
         if at < len(told) and (told[at].path == path or told[at].path.startswith(path + b"/")):
             return True

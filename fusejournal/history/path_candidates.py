@@ -9,7 +9,7 @@ below that."""
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from fusejournal.journal.index import SegmentIndex, ToldPath
+from fusejournal.journal.index import RecordedPath, SegmentIndex
 from fusejournal.operations import MOVES, Kind
 from fusejournal.types import Fid
 
@@ -34,11 +34,11 @@ def candidates(
     None where any may be: a directory on the way to the path, or it itself, got its name in the
     segment by a move, so that what is told before is told by another path. (A file that got it so,
     as editors save, has nothing below it, and is one of *fids*.) Raises JournalDamagedError."""
-    told = index.told_paths()
+    told = index.recorded_paths()
     found: set[int] = set()
     names = path.split(b"/")
     for depth, name in enumerate(names):
-        for one in _told_as(told, b"/".join(names[:depth])):
+        for one in _recorded_as(told, b"/".join(names[:depth])):
             for posting in index.of_name(one.fid, name):
                 if posting.kind in MOVES and not (depth + 1 == len(names) and are_files(fids)):
                     return None
@@ -46,22 +46,22 @@ def candidates(
     inside = _Inside(index, told)
     for fid in fids:
         inside.add(fid)
-    for one in _told_below(told, path):
+    for one in _recorded_below(told, path):
         inside.add(one.fid)
     found |= inside.numbers()
     return sorted(found)
 
 
-def _told_as(told: Sequence[ToldPath], path: bytes) -> Iterator[ToldPath]:
+def _recorded_as(told: Sequence[RecordedPath], path: bytes) -> Iterator[RecordedPath]:
     at = bisect_left(told, (path,))
     while at < len(told) and told[at].path == path:
         yield told[at]
         at += 1
 
 
-def _told_below(told: Sequence[ToldPath], path: bytes) -> Iterator[ToldPath]:
+def _recorded_below(told: Sequence[RecordedPath], path: bytes) -> Iterator[RecordedPath]:
     """Yields what is told of *path* and what is below it."""
-    yield from _told_as(told, path)
+    yield from _recorded_as(told, path)
     below = path + b"/"
     at = bisect_left(told, (below,))
     while at < len(told) and told[at].path.startswith(below):
@@ -72,7 +72,7 @@ def _told_below(told: Sequence[ToldPath], path: bytes) -> Iterator[ToldPath]:
 class _Inside:
     """The fids that are below the path at some time in the segment."""
 
-    def __init__(self, index: SegmentIndex, told: Sequence[ToldPath]) -> None:
+    def __init__(self, index: SegmentIndex, told: Sequence[RecordedPath]) -> None:
         self._index = index
         self._told = told
         self._fids: set[Fid] = set()
@@ -104,7 +104,7 @@ class _Inside:
             self.add(fid)
             if is_moved:
                 for path in self._paths_of(fid):
-                    for one in _told_below(self._told, path):
+                    for one in _recorded_below(self._told, path):
                         self.add(one.fid)
 
     def _paths_of(self, fid: Fid) -> list[bytes]:

@@ -30,7 +30,7 @@ _TICK_NS: Final = int(time.clock_getres(_COARSE) * 1e9)
 SLACK_NS: Final = 10**9
 """A clock that is put back by less, as time servers do all the time, is waited for."""
 _LEAP_NS: Final = 3600 * 10**9
-_TOLD_NS: Final = 24 * _LEAP_NS
+_REPORTED_NS: Final = 24 * _LEAP_NS
 _TOUCH_NS: Final = 10**9
 
 
@@ -110,7 +110,7 @@ class EntryClock:
                 f"{_shown(last_ns)}, and what is journaled now is dated ahead of the clock, until "
                 "that has caught up; a time given to a command means the clock's, and finds it"
             ]
-        if self._leapt_ns and _boot_ns() - self._leapt_boot_ns < _TOLD_NS:
+        if self._leapt_ns and _boot_ns() - self._leapt_boot_ns < _REPORTED_NS:
             return [
                 f"the clock leapt ahead by {self._leapt_ns // 10**9:,} s, and entries with it: if "
                 "it is wrong, put it right soon"

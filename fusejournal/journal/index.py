@@ -79,7 +79,7 @@ class Posting(NamedTuple):
     """The fid is only the directory of a name."""
 
 
-class ToldPath(NamedTuple):
+class RecordedPath(NamedTuple):
     """A path that an entry tells, as it was before the entry."""
 
     path: bytes
@@ -206,7 +206,7 @@ class SegmentIndex:
             return filter(self.has_fid, fids)
         return filter(fids.__contains__, self._fids)
 
-    def told_paths(self) -> list[ToldPath]:
+    def recorded_paths(self) -> list[RecordedPath]:
         """Every path that an entry tells, sorted. Raises JournalDamagedError."""
         packed = self.content[self._paths_at : self._paths_at + self._paths_bytes]
         try:
@@ -214,7 +214,7 @@ class SegmentIndex:
             if zstandard.frame_content_size(packed) > 2 * self.segment_bytes + _PATHS_BYTES_SPARE:
                 raise ValueError("they say that they are too large")
             plain = zstandard.ZstdDecompressor().decompress(packed)
-            return [ToldPath(*told) for told in msgpack.unpackb(plain, use_list=False)]
+            return [RecordedPath(*told) for told in msgpack.unpackb(plain, use_list=False)]
         except (zstandard.ZstdError, ValueError, TypeError) as error:
             name = f"{self.first_seq:020d}{INDEX_SUFFIX}"
             reason = f"the paths of the index: {error}; delete it, it is only a cache"

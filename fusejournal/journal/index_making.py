@@ -22,8 +22,8 @@ from fusejournal.journal.index import (
     INDEX_HEADER,
     INDEX_MAGIC,
     INDEX_VERSION,
+    RecordedPath,
     SegmentIndex,
-    ToldPath,
     index_path,
     name_key,
 )
@@ -53,7 +53,7 @@ class _Builder:
     def __init__(self) -> None:
         self.kinds = 0
         self.uids: set[int] = set()
-        self.paths: list[tuple[bytes, int, int] | ToldPath] = []
+        self.paths: list[tuple[bytes, int, int] | RecordedPath] = []
         self.by_fid: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
         self.by_name: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
 
@@ -205,7 +205,7 @@ def _builder_of(index: SegmentIndex, end: int) -> _Builder:
     be some too many. Raises JournalDamagedError."""
     builder = _Builder()
     builder.kinds, builder.uids = index.kinds, set(index.uids)
-    builder.paths = [one for one in index.told_paths() if one.number < end]
+    builder.paths = [one for one in index.recorded_paths() if one.number < end]
     for found, keys in ((builder.by_fid, index.by_fid()), (builder.by_name, index.by_name())):
         for key, postings in keys:
             kept = array("I", postings)

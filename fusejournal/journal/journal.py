@@ -258,7 +258,7 @@ class Journal:
         current = self._current
         assert current is not None, "the journal is open for reading only"
         assert time_ns > self.last_time_ns, "entry times must grow"
-        paths = current.paths_to_tell(operation, path_of)
+        paths = current.paths_to_record(operation, path_of)
         payload = encode_new(operation, who, time_ns, paths)
         if len(payload) > PAYLOAD_BYTES_MAX or len(data) > DATA_BYTES_MAX:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))  # no reader would take it
@@ -274,7 +274,7 @@ class Journal:
             rolled = self._roll(may_stay=makes_space or kind in FROM_RESERVE)
             if rolled is not None:
                 current = rolled
-                paths = current.paths_to_tell(operation, path_of)
+                paths = current.paths_to_record(operation, path_of)
                 payload = encode_new(operation, who, time_ns, paths)
                 need = len(payload) + len(data) + 32
         seq = Seq(self.head_seq + 1)

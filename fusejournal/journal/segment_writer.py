@@ -231,7 +231,7 @@ class SegmentWriter:
 
     # -- paths -------------------------------------------------------------------------------------
 
-    def paths_to_tell(
+    def paths_to_record(
         self, operation: Operation, path_of: Callable[[Fid], bytes | None]
     ) -> dict[Fid, bytes] | None:
         """The paths of the files that *operation* touches, but for those that this segment tells

@@ -189,7 +189,7 @@ def _word(pid: int, started: str) -> str:
     return f"keeper {pid} of {started}"  # as holders of 0.1.0 write it
 
 
-class _Told(NamedTuple):
+class _HolderRecord(NamedTuple):
     """A holder by its record. Places and flags are None where an older version wrote it."""
 
     pid: int
@@ -205,7 +205,7 @@ class _Told(NamedTuple):
     flags: frozenset[str] | None
 
 
-def _read(record: Path) -> _Told | None:
+def _read(record: Path) -> _HolderRecord | None:
     """The holder by *record*; None where that is not there, or not as it was written."""
     try:
         told = json.loads(record.read_text())
@@ -220,14 +220,14 @@ def _read(record: Path) -> _Told | None:
         init, reply = (bytes.fromhex(told[key]) for key in ("init", "reply"))
         started, device = str(told["started"]), str(told["device"])
         flags = None if (words := told.get("flags")) is None else frozenset(map(str, words))
-        return _Told(
+        return _HolderRecord(
             *(pid, started, fd, root_fd, table_fd, device, init, reply, backing, mountpoint, flags)
         )
     except (OSError, *UNREADABLE_JSON):
         return None
 
 
-def _take_word(record: Path, told: _Told) -> bool:
+def _take_word(record: Path, told: _HolderRecord) -> bool:
     """Returns True if the process before had answered all, as it wrote beside *record* of its
     holder; that is taken away, because what comes now may go unanswered."""
     path = _answered(record)
@@ -322,7 +322,7 @@ def release_kept(record: Path) -> None:
     record.unlink(missing_ok=True)
 
 
-def _find(record: Path) -> tuple[_Told, int] | None:
+def _find(record: Path) -> tuple[_HolderRecord, int] | None:
     """Reads *record*, and opens a pidfd of its holder; None where that does not run any more."""
     told = _read(record)
     if told is None:

@@ -35,7 +35,7 @@ from fusejournal.types import Fid
 
 _COMMAND_SECONDS = 120.0
 _POLL_SECONDS = 0.05
-_FILES_TOLD_MAX = 5
+_FILES_NAMED_MAX = 5
 _IN_SCOPE = 'echo "$1" >/proc/sys/kernel/hostname && shift && exec "$@"'
 _KINDS = {"deleg": "delegated", "layout": "laid out", "lock": "locked"}
 _HOLDING = (12, 18, 50)
@@ -222,10 +222,10 @@ def describe(found: list[Holder], mountpoint: Path, handle_key: HandleKey) -> st
                 files.setdefault(holder.inode, set()).add(_KINDS.get(holder.kind, holder.kind))
         names = [
             f"{_name(inode, mountpoint, handle_key)} ({', '.join(sorted(kinds, reverse=True))})"
-            for inode, kinds in list(files.items())[:_FILES_TOLD_MAX]
+            for inode, kinds in list(files.items())[:_FILES_NAMED_MAX]
         ]
-        if len(files) > _FILES_TOLD_MAX:
-            names.append(f"{len(files) - _FILES_TOLD_MAX} more")
+        if len(files) > _FILES_NAMED_MAX:
+            names.append(f"{len(files) - _FILES_NAMED_MAX} more")
         told.append(f"{_client(client)} has {', '.join(names)}")
     return "; ".join(told)
 

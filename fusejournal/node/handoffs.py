@@ -71,7 +71,7 @@ class Handoffs:
             self._target = TakeOver(self._startup.volume, replication, receiver, seams)
         return {
             "handoff": self._hand_over,
-            "handoff-progress": self._tell,
+            "handoff-progress": self._report_progress,
             "handoff-cancel": self._cancel,
         }
 
@@ -132,7 +132,7 @@ class Handoffs:
             return
         self._node.end_in_role(Event.DEMOTED, reign)
 
-    async def _tell(self, _: dict[str, Any]) -> dict[str, Any]:
+    async def _report_progress(self, _: dict[str, Any]) -> dict[str, Any]:
         if self._running is None:
             raise UsageError(f"volume {self._node.state.name} is not being handed over")
         return self._progress(self._running).to_json()
@@ -140,7 +140,7 @@ class Handoffs:
     async def _cancel(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._running is not None:
             self._running.cancel()
-        return await self._tell(request)
+        return await self._report_progress(request)
 
     def _progress(self, work: HandOver) -> HandoffProgress:
         is_over = work.stage.is_over and (

@@ -65,7 +65,7 @@ def hold_or_make_volume(
             check_rightful(directory, spec.name)
             yield _load_or_make(spec, known)
         except (FusejournalError, OSError):
-            with _telling(directory):
+            with _logging_failure(directory):
                 if known is not None and not is_live():
                     _restore_link(link, linked)
                     restore_places(directory, known)
@@ -91,7 +91,7 @@ def _has_traces(directory: Path) -> bool:
 
 
 @contextmanager
-def _telling(directory: Path) -> Iterator[None]:
+def _logging_failure(directory: Path) -> Iterator[None]:
     """Log what is in the way, because the refusal itself is what the caller is to hear of."""
     try:
         yield

@@ -195,7 +195,7 @@ class Node:
         def status() -> VolumeStatus:
             return self._status(parts.status)
 
-        async def tell_status(_: dict[str, Any]) -> dict[str, Any]:
+        async def report_status(_: dict[str, Any]) -> dict[str, Any]:
             return status().to_json()
 
         async def mark(
@@ -215,7 +215,7 @@ class Node:
             return {"ok": True}
 
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
-            "status": tell_status,
+            "status": report_status,
             "stop": self._stop,
             "mark": partial(mark, make_mark),
             # Not an option of the other: a layer of before would make a mark.

@@ -374,7 +374,7 @@ def bring_up_to_date(state: VolumeState, known: VolumeState) -> None:
             f"{base_path(directory)}: is missing, and nothing else tells the tree before the "
             "journal's first entry: restore it"
         )
-    with _told_when_full(state, known):
+    with _explain_full(state, known):
         if state != known or _format_of(directory) != state.format:
             _save_over(state, known)
         elif before.exists():
@@ -387,7 +387,7 @@ def bring_up_to_date(state: VolumeState, known: VolumeState) -> None:
 
 
 @contextmanager
-def _told_when_full(state: VolumeState, known: VolumeState) -> Iterator[None]:
+def _explain_full(state: VolumeState, known: VolumeState) -> Iterator[None]:
     """Raises JournalFullError where the block finds the state's disk full."""
     try:
         yield

@@ -14,7 +14,7 @@ import trio
 
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import PeerLostError
-from fusejournal.wire.block_messages import Blocks, TreeTold
+from fusejournal.wire.block_messages import Blocks, TreeReport
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Decoder, Message, encode
 from fusejournal.wire.session import RefusedError
@@ -40,7 +40,7 @@ class _Copy:
         """Note what goes to the mirror."""
         if isinstance(message, Blocks):
             self.sent_bytes += len(message.content)
-        elif isinstance(message, TreeTold):
+        elif isinstance(message, TreeReport):
             raw = json.loads(message.fields)
             if "version" not in raw:
                 self.stage = f"waits for a version of it: {raw['done']:,} entries read"

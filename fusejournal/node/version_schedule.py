@@ -231,7 +231,7 @@ class VersionSchedule:
 
     async def _run_process(self, work: str) -> WorkOutcome:
         try:
-            told, code = await self._told_by_process(work)
+            told, code = await self._output_of_process(work)
         except (OSError, trio.BrokenResourceError) as error:
             why = f"{_WORDS[work]} has no process: {error}"
         else:
@@ -240,7 +240,7 @@ class VersionSchedule:
             why = f"the process for {_WORDS[work]} ended with {code}: see the layer's log"
         return await trio.to_thread.run_sync(self._failed, why)
 
-    async def _told_by_process(self, work: str) -> tuple[bytes, int | None]:
+    async def _output_of_process(self, work: str) -> tuple[bytes, int | None]:
         """Runs a process to its end. Returns what it has printed, and its exit code. Raises
         OSError, trio.BrokenResourceError. Cancelled, it ends the process."""
         config = "" if self._config_file is None else str(self._config_file)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fusejournal.backing.limits import BackingLimits
-from fusejournal.control.reply import Reply, ToldState
+from fusejournal.control.reply import Reply, ReportedState
 from fusejournal.replication.status import ReplicationStatus
 
 
-class Condition(ToldState):
+class Condition(ReportedState):
     """The state of a volume, as people see it: by its layer, and what that says of changes
     (volume/acceptance.py)."""
 
@@ -143,7 +143,7 @@ class VolumeStatus(Reply):
             "configuration", "versions",
         }
     )  # fmt: skip
-    NESTED: ClassVar[Mapping[str, type[Reply] | type[ToldState]]] = {
+    NESTED: ClassVar[Mapping[str, type[Reply] | type[ReportedState]]] = {
         "state": Condition,
         "waits": FlushWaits,
         "limits": BackingLimits,

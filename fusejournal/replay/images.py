@@ -101,7 +101,7 @@ def read_images(
     return images
 
 
-def not_told(lookup: Lookup, fid: Fid) -> JournalError:
+def unknown_fid(lookup: Lookup, fid: Fid) -> JournalError:
     """The error for a file whose making is not in the journal."""
     return JournalError(
         f"fid {fid} was made before seq {lookup.reader.first_seq}, where the journal here begins: "

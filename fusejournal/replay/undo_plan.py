@@ -35,7 +35,7 @@ from fusejournal.operations import (
     TreeOperation,
 )
 from fusejournal.replay.divergence import Aside, Conflict, Divergence
-from fusejournal.replay.images import not_told
+from fusejournal.replay.images import unknown_fid
 from fusejournal.replay.undo_execute import UndoExecutor, WantedNames
 from fusejournal.replay.undo_files import UndoFiles, pid_of_private
 from fusejournal.replay.undo_others import Overlap
@@ -104,12 +104,12 @@ class _Knowing:
 
     def dentries(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*. Raises JournalError."""
-        check_told(self._lookup, {fid})
+        check_known(self._lookup, {fid})
         return self._lookup.dentries(fid, before_seq)
 
     def has_xattr(self, fid: Fid, name: bytes, before_seq: Seq) -> bool:
         """Returns whether *fid* had the attribute. Raises JournalError."""
-        check_told(self._lookup, {fid})
+        check_known(self._lookup, {fid})
         return self._lookup.has_xattr(fid, name, before_seq)
 
     def fid_of_name(self, dentry: Dentry, before_seq: Seq) -> Fid | None:
@@ -117,14 +117,14 @@ class _Knowing:
         return self._lookup.fid_of_name(dentry, before_seq)
 
 
-def check_told(lookup: Lookup, fids: set[Fid]) -> None:
+def check_known(lookup: Lookup, fids: set[Fid]) -> None:
     """Raises JournalError when the making of any of *fids* is before the journal's beginning."""
     if lookup.is_whole:
         return
     told = lookup.types_of_many(fids)
     for fid in fids:
         if fid not in told:
-            raise not_told(lookup, fid)
+            raise unknown_fid(lookup, fid)
 
 
 def begun_undos(lookup: Lookup) -> dict[int, Criteria]:
@@ -270,7 +270,7 @@ class Undo:
         """Read the present names of all that *plan* is about at once."""
         fids = plan.changed.keys() | plan.divergence.extra.keys()
         fids -= {ROOT_FID}
-        check_told(self._lookup, fids)
+        check_known(self._lookup, fids)
         fids |= plan.directories - {ROOT_FID}
         found = self._lookup.dentries_of_many(fids, Seq(self._head_seq + 1))
         self._known_dentries.update(found)

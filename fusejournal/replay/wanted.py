@@ -9,7 +9,7 @@ from fusejournal.history.file_states import State
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
 from fusejournal.replay.extents import read_extents
-from fusejournal.replay.images import Image, not_told, read_images
+from fusejournal.replay.images import Image, read_images, unknown_fid
 from fusejournal.types import Fid, Progress, Seq
 
 _PIECE_BYTES = 1 << 20
@@ -83,7 +83,7 @@ class JournalFiles:
         found = self._lookup.types_of_many(fids)
         for fid in fids:
             if fid not in found:
-                raise not_told(self._lookup, fid)
+                raise unknown_fid(self._lookup, fid)
         return found
 
     def mtimes(self, directories: Collection[Fid]) -> dict[Fid, int]:
@@ -113,7 +113,7 @@ class JournalFiles:
         now = read_images(self._lookup, rewritten, self._end, None, progress)
         for fid, image in wanted.items():
             if image.state.uid is None:
-                raise not_told(self._lookup, fid)
+                raise unknown_fid(self._lookup, fid)
         return {
             fid: _JournalFile(self._lookup, image, now.get(fid)) for fid, image in wanted.items()
         }

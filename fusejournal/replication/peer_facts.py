@@ -26,7 +26,7 @@ class PeerFacts(NamedTuple):
     notes: tuple[str, ...] = ()
 
     @property
-    def tells_members(self) -> bool:
+    def sends_members(self) -> bool:
         """True if it takes a record of members, and says that it has it."""
         return (self.protocol_version or 0) >= MEMBERS_VERSION
 

@@ -193,7 +193,7 @@ class PeerRecord:
 
     def _acked_members(self, promised_seq: Seq, ack: Ack) -> None:
         if self._shared.membership is not None:
-            version = ack.members_version if self.facts.tells_members else None
+            version = ack.members_version if self.facts.sends_members else None
             self._shared.membership.acked(self.name, promised_seq, version)
 
     def _take_notice(self, ack: Ack) -> None:

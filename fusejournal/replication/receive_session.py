@@ -34,7 +34,7 @@ from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import frame_range_of
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Ack, Batch, MembersTold, Message, Ping
+from fusejournal.wire.frames import Ack, Batch, MembersReport, Message, Ping
 from fusejournal.wire.instances import Instances
 from fusejournal.wire.session import FAILED, FULL, OK, Sink, check_members, expect
 
@@ -121,8 +121,8 @@ class ReceiveSession:
         record = self._receiving.record
         while (received := await self._next()) is not None:
             self._on_heard()
-            message: Batch | Ping | MembersTold = expect(received, Batch, Ping, MembersTold)
-            if isinstance(message, MembersTold):
+            message: Batch | Ping | MembersReport = expect(received, Batch, Ping, MembersReport)
+            if isinstance(message, MembersReport):
                 await self._keep_members(message)
                 continue
             if isinstance(message, Batch):
@@ -130,7 +130,7 @@ class ReceiveSession:
             record.heard_of(message.head_seq)
             self._receiving.wakeup.set()
 
-    async def _keep_members(self, message: MembersTold) -> None:
+    async def _keep_members(self, message: MembersReport) -> None:
         """Have on the disk which nodes count, and say so. On a full disk it is not said. Raises
         WireError."""
         members = self._receiving.members

@@ -34,7 +34,7 @@ from fusejournal.wire.frames import (
     Ack,
     Begin,
     Diverged,
-    MembersTold,
+    MembersReport,
     Ping,
     Refusal,
     Welcome,
@@ -161,7 +161,7 @@ class ShipSession:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_acks, source)
             nursery.start_soon(self._ping)
-            await self._tell_members()
+            await self._send_members()
 
     async def _ship_from(self, seq: Seq) -> None:
         """Begin after entry *seq*."""
@@ -182,8 +182,8 @@ class ShipSession:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._take_acks, source)
                 nursery.start_soon(self._ping)
-                if self._record.facts.tells_members:
-                    nursery.start_soon(self._tell_members)
+                if self._record.facts.sends_members:
+                    nursery.start_soon(self._send_members)
                 await self._ship(reader, source)
         finally:
             reader.close()
@@ -265,11 +265,11 @@ class ShipSession:
             self._record.acked(ack, source)
             self._room.set()
 
-    async def _tell_members(self) -> None:
+    async def _send_members(self) -> None:
         told: tuple[int, ...] = ()
         while True:
             if told := await self._shared.members.wait_past(told):
-                await self._connection.send(MembersTold(told))
+                await self._connection.send(MembersReport(told))
             await trio.sleep(_MEMBERS_SECONDS)
 
     async def _ping(self) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Final, TypeVar
 
-from fusejournal.control.reply import ToldState
+from fusejournal.control.reply import ReportedState
 
 
-class PeerState(ToldState):
+class PeerState(ReportedState):
     """A peer, as its shipper and people see it."""
 
     CONNECTING = "connecting"
@@ -42,7 +42,7 @@ class PeerEvent(Enum):
     LACKS = "not in the journal any more"
 
 
-class MirrorState(ToldState):
+class MirrorState(ReportedState):
     """A mirror, as its receiver and people see it."""
 
     WAITING = "waiting for a primary"

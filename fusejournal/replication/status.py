@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fusejournal.backing.limits import BackingLimits
-from fusejournal.control.reply import Reply, ToldState
+from fusejournal.control.reply import Reply, ReportedState
 from fusejournal.replication.states import MirrorState, PeerState
 
 
@@ -32,7 +32,7 @@ class PeerInfo(Reply):
 class PeerStatus(Reply):
     """Shipping to one peer. Counts are since the node began."""
 
-    NESTED: ClassVar[Mapping[str, type[Reply] | type[ToldState]]] = {
+    NESTED: ClassVar[Mapping[str, type[Reply] | type[ReportedState]]] = {
         "state": PeerState,
         "limits": BackingLimits,
     }
@@ -79,7 +79,7 @@ class PeerStatus(Reply):
 class MirrorStatus(Reply):
     """Receiving from the primary, on a mirror."""
 
-    NESTED: ClassVar[Mapping[str, type[Reply] | type[ToldState]]] = {"state": MirrorState}
+    NESTED: ClassVar[Mapping[str, type[Reply] | type[ReportedState]]] = {"state": MirrorState}
 
     primary: str | None
     """The node that sends, or sent last."""
@@ -110,7 +110,7 @@ class ReplicationStatus(Reply):
     """One node's place among others. ``mirror`` is only there on a mirror."""
 
     OMITTED: ClassVar[frozenset[str]] = frozenset({"mirror"})
-    NESTED: ClassVar[Mapping[str, type[Reply] | type[ToldState]]] = {
+    NESTED: ClassVar[Mapping[str, type[Reply] | type[ReportedState]]] = {
         "peers": PeerStatus,
         "mirror": MirrorStatus,
     }

@@ -34,7 +34,7 @@ from fusejournal.replication.reception import Reception
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire import session
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Ack, Hello, MembersTold, Ping, WireError, uuid_of
+from fusejournal.wire.frames import Ack, Hello, MembersReport, Ping, WireError, uuid_of
 from fusejournal.wire.identity import Identity, node_id_of
 from fusejournal.wire.session import (
     FAILED,
@@ -49,7 +49,7 @@ from fusejournal.wire.session import (
     check_members,
     expect,
     reign_of,
-    tells_members,
+    sends_members,
     wanted_reign,
     welcome,
 )
@@ -158,7 +158,7 @@ class Witness:
     async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
         if greeting.purpose == HANDOFF:
             raise RefusedError(HANDOFF, f"{self._name} is a witness, and has no data to serve")
-        if not tells_members(self.me.versions, versions_of(greeting)):
+        if not sends_members(self.me.versions, versions_of(greeting)):
             raise RefusedError(VERSION, f"{self._name} is a witness: upgrade {greeting.node}")
         match greeting.purpose:
             case session.VOTE:
@@ -167,7 +167,7 @@ class Witness:
             case session.FETCH:
                 await connection.send(welcome(self.me, greeting, is_mirror=True))
             case session.SHIP:
-                await self._be_told(connection, greeting)
+                await self._receive_members(connection, greeting)
             case _:
                 raise WireError(f"a session for {greeting.purpose!r}")
 
@@ -199,7 +199,7 @@ class Witness:
 
     # -- what a primary tells ----------------------------------------------------------------------
 
-    async def _be_told(self, connection: Connection, greeting: Hello) -> None:
+    async def _receive_members(self, connection: Connection, greeting: Hello) -> None:
         """Hear from a primary who counts, until it goes. Raises RefusedError, WireError,
         FusejournalError, trio.TooSlowError."""
         await self._follow(greeting)
@@ -238,8 +238,8 @@ class Witness:
                 received = await connection.receive()
             if received is None:
                 return
-            message: MembersTold | Ping = expect(received, MembersTold, Ping)
-            if isinstance(message, MembersTold) and self.members.note(
+            message: MembersReport | Ping = expect(received, MembersReport, Ping)
+            if isinstance(message, MembersReport) and self.members.note(
                 check_members(message.members, reign)
             ):
                 try:

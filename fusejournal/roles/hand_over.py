@@ -25,7 +25,7 @@ from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.peer_record import PeerRecord
 from fusejournal.replication.peers import Peer
 from fusejournal.replication.supervisor import Replication
-from fusejournal.roles.handoff import Move, Stage, told_by
+from fusejournal.roles.handoff import Move, Stage, move_by_answer
 from fusejournal.types import Epoch, Reign
 from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.volume import Volume
@@ -331,7 +331,7 @@ async def ask_outcome(local: LocalNode, peer: Peer, me: HandshakeState, offered:
                 timeout_seconds=_ANSWER_SECONDS,
             ) as connection:
                 await connection.send(hello(me, HANDOFF))
-                return told_by(offered, expect(await connection.receive(), Welcome))
+                return move_by_answer(offered, expect(await connection.receive(), Welcome))
     except* (FusejournalError, OSError, trio.TooSlowError) as group:
         log.warning("peer %s does not say if it has taken over: %s", peer.name, first_error(group))
     return Move.BROKEN_OFF

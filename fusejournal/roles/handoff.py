@@ -103,7 +103,7 @@ HANDOFF_TRANSITIONS: Final[Mapping[tuple[Stage, Move], Stage]] = {
 }
 
 
-def told_by(offered: Reign, answer: Welcome) -> Move:
+def move_by_answer(offered: Reign, answer: Welcome) -> Move:
     """Returns what came of the reign *offered*, by the target's *answer* to the question: taken
     where that goes by it, is a primary, or has had its beginning in its journal since."""
     is_taken = (

@@ -26,14 +26,14 @@ from fusejournal.replication.peers import Peer
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.types import Epoch, Position, Reign, StageProgress
 from fusejournal.versions.agreement import check_agreement
-from fusejournal.versions.block_source import OfferedTree, parse_told
+from fusejournal.versions.block_source import OfferedTree, parse_report
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.creators import check_registered, open_plan, register, unregister
 from fusejournal.versions.manifest import Version, put_version
 from fusejournal.versions.missing_blocks import MissingBlocks
 from fusejournal.versions.trees import Trees
 from fusejournal.wire.batches import frame_range_of
-from fusejournal.wire.block_messages import AskTree, Blocks, TreeTold
+from fusejournal.wire.block_messages import AskTree, Blocks, TreeReport
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Batch, Begin, WireError
 from fusejournal.wire.identity import Identity
@@ -123,7 +123,7 @@ class TreeCopy:
                 plan = open_plan(store)
                 blocks = BlockWriter(store, plan[1] if plan is not None else frozenset())
                 fetched = await self._fetch_blocks(connection, blocks, offered.version, own)
-                check_agreement(blocks, offered.version, own, self._tell_of_check)
+                check_agreement(blocks, offered.version, own, self._report_check)
                 check_registered(store, worker)
                 put_version(store, offered.version)
                 blocks.merge_indexes()
@@ -171,8 +171,8 @@ class TreeCopy:
         await connection.send(AskTree(int(make)))
         while True:
             with trio.fail_after(SILENCE_SECONDS):
-                told: TreeTold = expect(await connection.receive(), TreeTold)
-            raw = parse_told(connection.where, told)
+                told: TreeReport = expect(await connection.receive(), TreeReport)
+            raw = parse_report(connection.where, told)
             if "version" in raw:
                 break
             done, total = raw.get("done"), raw.get("total")
@@ -187,19 +187,19 @@ class TreeCopy:
     async def _fetch_blocks(
         self, connection: Connection, blocks: BlockWriter, version: Version, own: Trees | None
     ) -> Fetched:
-        walk = MissingBlocks(blocks, version, own, lambda: self._tell(walk, version))
+        walk = MissingBlocks(blocks, version, own, lambda: self._report(walk, version))
         kept_at = time.monotonic()
         try:
             while True:
                 while len(walk) < _QUESTIONS and (asked := walk.next_question()) is not None:
                     await connection.send(asked)
-                    self._tell(walk, version)
+                    self._report(walk, version)
                 if walk.is_done:
                     break
                 with trio.fail_after(SILENCE_SECONDS):
                     answer: Blocks = expect(await connection.receive(), Blocks)
                 walk.take(answer)
-                self._tell(walk, version)
+                self._report(walk, version)
                 if time.monotonic() > kept_at + _KEEP_SECONDS:
                     blocks.finish()
                     blocks.merge_indexes()
@@ -208,10 +208,10 @@ class TreeCopy:
             blocks.finish()
         return Fetched(walk.fetched_blocks, walk.fetched_bytes)
 
-    def _tell_of_check(self) -> None:
+    def _report_check(self) -> None:
         self._progress("checking the tree", 0, None, "files")
 
-    def _tell(self, walk: MissingBlocks, version: Version) -> None:
+    def _report(self, walk: MissingBlocks, version: Version) -> None:
         words = f"fetching the tree ({walk.fetched_bytes / 1e6:,.0f} MB so far)"
         self._progress(words, walk.files, version.file_count, "files")
 

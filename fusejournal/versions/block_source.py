@@ -4,7 +4,7 @@ the versions and blocks of a store. It changes nothing there.
 Blocks go as they lie in the store, so it costs no compression; who gets them checks them by their
 ids. Who knows no id gets nothing: of what else is in the store a mirror learns nothing.
 
-The JSON of a TREE_TOLD: ``{"done", "total"}`` while a version is made; else ``{"version"}``, the
+The JSON of a TREE_REPORT: ``{"done", "total"}`` while a version is made; else ``{"version"}``, the
 version's object as the store has it, or null, ``{"head_seq", "first_seq", "journal_bytes"}`` of the
 journal beside it, and ``{"store"}``, the id of the store."""
 
@@ -19,7 +19,7 @@ from fusejournal.types import Seq
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.manifest import Version, decode_version, encode_version
 from fusejournal.versions.packs import Place, StoreDamagedError, pack_name
-from fusejournal.wire.block_messages import AskBlocks, Blocks, TreeTold
+from fusejournal.wire.block_messages import AskBlocks, Blocks, TreeReport
 from fusejournal.wire.frames import WireError
 
 _ANSWER_BYTES = 1 << 20
@@ -41,7 +41,7 @@ class OfferedTree:
     journal_bytes: int
     """and the bytes that all of it occupies."""
 
-    def told(self) -> TreeTold:
+    def told(self) -> TreeReport:
         """Returns the message that tells of it."""
         version = encode_version(self.version).decode() if self.version is not None else None
         raw = {
@@ -51,7 +51,7 @@ class OfferedTree:
             "head_seq": self.head_seq,
             "journal_bytes": self.journal_bytes,
         }
-        return TreeTold(json.dumps(raw).encode())
+        return TreeReport(json.dumps(raw).encode())
 
     @classmethod
     def from_fields(cls, where: str, raw: dict[str, Any]) -> "OfferedTree":
@@ -72,12 +72,12 @@ class OfferedTree:
             raise WireError(f"{where}: a tree that cannot be: {error!r}") from None
 
 
-def progress_told(done: int, total: int | None) -> TreeTold:
+def progress_report(done: int, total: int | None) -> TreeReport:
     """Returns the message that tells how far the making of a version is."""
-    return TreeTold(json.dumps({"done": done, "total": total}).encode())
+    return TreeReport(json.dumps({"done": done, "total": total}).encode())
 
 
-def parse_told(where: str, told: TreeTold) -> dict[str, Any]:
+def parse_report(where: str, told: TreeReport) -> dict[str, Any]:
     """Returns the JSON object in *told*, which came from *where*. Raises WireError."""
     try:
         raw = json.loads(told.fields)

@@ -134,7 +134,7 @@ def suppress_full() -> Iterator[None]:
 
 
 @contextmanager
-def told_when_full(state_dir: Path, words: str) -> Iterator[None]:
+def explain_full(state_dir: Path, words: str) -> Iterator[None]:
     """Raises JournalFullError with *words* where the block finds the state's disk full."""
     try:
         yield

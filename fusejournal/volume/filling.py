@@ -58,7 +58,7 @@ class Filling:
         self._fd = -1
         """The descriptor of the one that is being written."""
         self._files = 0
-        self._done_bytes = self._told_bytes = 0
+        self._done_bytes = self._reported_bytes = 0
 
     def run(self) -> None:
         """Raises StoreError, OSError, RecoveryError."""
@@ -80,7 +80,7 @@ class Filling:
         come, with which it is made."""
         self._files += 1
         if self._files % _PROGRESS_FILES == 0:
-            self._tell()
+            self._report_progress()
         if self._files % _COMMIT_FILES == 0:
             self._catalog.note_handles(have_all=False)
             self._catalog.commit()
@@ -134,8 +134,8 @@ class Filling:
             del self._waiting[fid]
             self._note(node, made.handle, made.ino)
             self._finish(file, file.making)
-        if self._done_bytes - self._told_bytes >= _PROGRESS_BYTES:
-            self._tell()
+        if self._done_bytes - self._reported_bytes >= _PROGRESS_BYTES:
+            self._report_progress()
 
     def _note(self, node: CatalogNode, handle: bytes, ino: int) -> None:
         self._tree.forget_descriptor(node.fid)
@@ -235,8 +235,8 @@ class Filling:
         if node.flags:
             self._applier.apply(SetFlags(fid, node.flags), 0, b"", True)
 
-    def _tell(self) -> None:
-        self._told_bytes = self._done_bytes
+    def _report_progress(self) -> None:
+        self._reported_bytes = self._done_bytes
         self._progress("making the files", self._done_bytes, self._base.base.content_bytes, "bytes")
 
 

@@ -35,7 +35,7 @@ from fusejournal.operations import Clean, NewEpoch
 from fusejournal.types import Epoch, Seq
 from fusejournal.volume.base import MakeTree, attach_base, prepare_base
 from fusejournal.volume.boot_record import BootRecord
-from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile, suppress_full, told_when_full
+from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile, explain_full, suppress_full
 from fusejournal.volume.commit_due import CommitDue
 from fusejournal.volume.importer import Importer, survey
 from fusejournal.volume.observer import VolumeObserver, Watcher
@@ -409,7 +409,7 @@ class VolumeStartup:
         """Import what is in the backing. Yields between items."""
         total = survey(self._root_fd)
         catalog = self.volume.catalog
-        with told_when_full(self._state_dir, _IMPORT_NEEDS):
+        with explain_full(self._state_dir, _IMPORT_NEEDS):
             due = time.monotonic() + _CHECKPOINT_SECONDS
             for done in self.importer.run():
                 self._watcher.progress("importing", done.bytes, total.bytes, "bytes")
@@ -473,7 +473,7 @@ class VolumeStartup:
         # (A mirror's backing has nothing that its journal does not know.)
         if is_mirror and not self.is_uninitialized:
             catalog.end_import()
-        with told_when_full(self._state_dir, _STOP_NEEDS):
+        with explain_full(self._state_dir, _STOP_NEEDS):
             catalog.commit()
         catalog.sync()
         if is_mirror:
@@ -489,7 +489,7 @@ class VolumeStartup:
                 page.sync_stopped(journal.head_seq)
             return
         # Last, and not in the catalog any more: CLEAN says that the catalog is whole on disk.
-        with told_when_full(self._state_dir, _STOP_NEEDS):
+        with explain_full(self._state_dir, _STOP_NEEDS):
             volume.note(Clean())
         journal.sync()
         with suppress_full():

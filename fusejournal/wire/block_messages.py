@@ -14,7 +14,7 @@ class AskTree(NamedTuple):
     make: int
 
 
-class TreeTold(NamedTuple):
+class TreeReport(NamedTuple):
     """The answer. While the version is made: how far that is. At last the version itself, and what
     the journal beside it has (versions/block_source.py)."""
 

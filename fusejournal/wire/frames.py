@@ -35,7 +35,7 @@ import xxhash
 
 from fusejournal.errors import WireError as WireError
 from fusejournal.types import Epoch, Seq
-from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeTold
+from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeReport
 
 PROTOCOL_VERSION: Final = 4
 """The newest version that this program speaks,"""
@@ -238,7 +238,7 @@ class Offer(NamedTuple):
     chain: int
 
 
-class MembersTold(NamedTuple):
+class MembersReport(NamedTuple):
     """The source's record of members (members.py), at any time after BEGIN; from version 4 on."""
 
     members: tuple[int, ...]
@@ -288,15 +288,15 @@ Message = (
     | CallPart
     | Offer
     | AskTree
-    | TreeTold
+    | TreeReport
     | AskBlocks
     | Blocks
-    | MembersTold
+    | MembersReport
 )
 
 _IN_ORDER: Final[tuple[type[Message], ...]] = (
     *(Hello, Welcome, Refusal, AskChains, Chains, Begin, Diverged, Batch, Ack, Ping, End),
-    *(PairOffer, Call, CallPart, Offer, AskTree, TreeTold, AskBlocks, Blocks, MembersTold),
+    *(PairOffer, Call, CallPart, Offer, AskTree, TreeReport, AskBlocks, Blocks, MembersReport),
 )
 """Messages by their numbers, from 1 on: new ones come last."""
 _TYPES: Final[dict[int, type[Message]]] = dict(enumerate(_IN_ORDER, 1))

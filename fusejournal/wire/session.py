@@ -195,7 +195,7 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
     uuid = me.uuid.bytes if me.uuid is not None else b""
     reign, position, versions = me.reign, me.position, me.versions
     # (One of an older version could not read so long a list.)
-    is_told = not is_shipping and tells_members(me.versions, versions_of(greeting))
+    is_told = not is_shipping and sends_members(me.versions, versions_of(greeting))
     return Welcome(
         versions.oldest,
         uuid,
@@ -271,7 +271,7 @@ def check_members(numbers: Sequence[int], reign: Reign) -> Members:
     return members
 
 
-def tells_members(mine: Versions, theirs: Versions) -> bool:
+def sends_members(mine: Versions, theirs: Versions) -> bool:
     """Returns True if two nodes of these versions tell each other of members."""
     return (common_version(mine, theirs) or 0) >= MEMBERS_VERSION
 

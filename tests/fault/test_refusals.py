@@ -370,7 +370,7 @@ def test_entries_of_refused_changes_have_no_effect_elsewhere(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("done", [0, 3, 100])
-def test_settling_takes_what_was_written(tmp_path: Path, done: int) -> None:
+def test_redo_takes_what_was_written(tmp_path: Path, done: int) -> None:
     """A process died in the midst of a WRITE, and now the disk is full: what is there counts, and
     where nothing is, the mode is what it was."""
     with _scene(tmp_path) as scene:

@@ -32,7 +32,7 @@ from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.roles.role import Role
 from fusejournal.types import Epoch, Fid, Position, Reign, Seq
 from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile
-from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeTold
+from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeReport
 from fusejournal.wire.frames import (
     Ack,
     AskChains,
@@ -44,7 +44,7 @@ from fusejournal.wire.frames import (
     Diverged,
     End,
     Hello,
-    MembersTold,
+    MembersReport,
     Message,
     Offer,
     PairOffer,
@@ -296,10 +296,10 @@ MESSAGES: tuple[Message, ...] = (
     CallPart("end", b'{"entries": []}'),
     Offer(Epoch(3), 0x7777, Seq(4712), 0x8888),
     AskTree(1),
-    TreeTold(b'{"done": 7, "total": null}'),
+    TreeReport(b'{"done": 7, "total": null}'),
     AskBlocks((bytes(range(32)), b"\xff" * 32)),
     Blocks((7, 0), (9, 0), b"content"),
-    MembersTold(MEMBERS.to_wire()),
+    MembersReport(MEMBERS.to_wire()),
 )
 
 

@@ -81,7 +81,7 @@ def test_the_index_is_read(segment: Path) -> None:
         for fid in range(12):
             assert list(index.of_fid(Fid(fid))) == list(built.of_fid(Fid(fid)))
         assert [posting.number for posting in index.of_name(Fid(1), b"old")] == [1]
-        assert index.told_paths() == built.told_paths()
+        assert index.recorded_paths() == built.recorded_paths()
 
 
 def test_a_compressed_segment_is_read(segment: Path, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_the_page_of_the_protocol_has_a_row_for_each_message() -> None:
     rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \|", page, re.MULTILINE)
     named = {int(number): name.replace("_", "") for number, name in rows}
     types = {number: kind.__name__.upper() for number, kind in frames._TYPES.items()}
-    renamed = {"MEMBERS": "MEMBERSTOLD"}
+    renamed = {"MEMBERS": "MEMBERSREPORT"}
     assert {number: renamed.get(name, name) for number, name in named.items()} == types
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fusejournal.errors import WireError
 from fusejournal.types import Seq
 from fusejournal.wire import frames
-from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeTold
+from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeReport
 from fusejournal.wire.frames import (
     BATCH_BYTES_MAX,
     CONTROL_BYTES_MAX,
@@ -29,7 +29,7 @@ from fusejournal.wire.frames import (
     Diverged,
     End,
     Hello,
-    MembersTold,
+    MembersReport,
     Message,
     Offer,
     PairOffer,
@@ -74,7 +74,7 @@ def _fields(cls: type[Message]) -> st.SearchStrategy[Any]:
 _CLASSES = (
     *(Hello, Welcome, Refusal, AskChains, Chains, Begin, Diverged),
     *(Batch, Ack, Ping, End, PairOffer, Call, CallPart, Offer),
-    *(AskTree, TreeTold, AskBlocks, Blocks, MembersTold),
+    *(AskTree, TreeReport, AskBlocks, Blocks, MembersReport),
 )
 _MESSAGES: st.SearchStrategy[Message] = st.one_of(*(_fields(cls) for cls in _CLASSES))
 _SEQUENCES = st.lists(_MESSAGES, min_size=1, max_size=5)

@@ -40,7 +40,7 @@ from fusejournal.wire.frames import (
     Chains,
     Decoder,
     Hello,
-    MembersTold,
+    MembersReport,
     Message,
     PairOffer,
     Refusal,
@@ -125,7 +125,7 @@ def _use(message: Message) -> None:
             Comparison(Seq(0), Seq(9)).told(seqs, (1, 2, None, 4, 5), message.chains)
         case Ack():
             Source(Seq(9), 1 << 20).acked(message)
-        case MembersTold():
+        case MembersReport():
             members = check_members(message.members, _ME.reign)
             assert members_of(members.to_wire()) == members
         case PairOffer():
@@ -149,7 +149,7 @@ def _index(data: bytes, _: Path) -> object:
     index = SegmentIndex(data)
     for fid in range(6):
         list(index.of_fid(Fid(fid)))
-    index.told_paths()
+    index.recorded_paths()
     return index.point_before(0), index.point_before_time(0), index.has_uid(0)
 
 

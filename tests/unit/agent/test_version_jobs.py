@@ -145,7 +145,7 @@ def test_roles_of_users(root: Path) -> None:
         with pytest.raises(ForbiddenJobError):
             book.order(Fields({"id": planned["id"], "order": order, "access": "operator"}))
     # The two sides say it alike.
-    assert tuple(one.word for one in AccessRole) == ROLES
+    assert tuple(one.label for one in AccessRole) == ROLES
     (route,) = (one for one in ROUTES if one.call == "job-create")
     assert set(KINDS) == set(route.parameters[0].values)
 

@@ -225,7 +225,7 @@ async def test_the_description_has_every_path(console: RunningConsole) -> None:
     assert described["openapi"] == "3.1.0"
     for route in ROUTES:
         operation = described["paths"][route.path][route.method.lower()]
-        assert operation["x-access"] == route.access.word
+        assert operation["x-access"] == route.access.label
         named = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
         assert named == set(re.findall(r"{(\w+)}", route.path))
     path = described["paths"]["/api/agents/{agent}/jobs/{id}"]["post"]

@@ -16,8 +16,8 @@ from fusejournal.console import watch
 from fusejournal.console.agents import AgentBook, Agents, KnownAgent
 from fusejournal.console.alerts import Alerts
 from fusejournal.console.channels import message_of
+from fusejournal.console.checked_overview import checked_overview
 from fusejournal.console.delivery import AlertDelivery
-from fusejournal.console.told_overview import told_overview
 from fusejournal.console.watch import Watch
 from fusejournal.errors import WireError
 from fusejournal.wire.connection import Connection
@@ -162,15 +162,17 @@ def test_very_many_problems_hide_no_other_agent() -> None:
     volumes: list[dict[str, Any]] = [
         {"name": name, "problems": problems} for name in ("one", "two")
     ]
-    told = told_overview({"node": "n", "volumes": volumes, "new": 1})
+    told = checked_overview({"node": "n", "volumes": volumes, "new": 1})
     assert [len(one["problems"]) for one in told.volumes] == [101, 1]
     assert "400 more" in told.volumes[0]["problems"][-1]["words"]
     unknown = {**_PROBLEM, "severity": "worst", "words": "w" * 10_000}
-    (volume,) = told_overview({"node": "n", "volumes": [{"name": "v", "problems": [unknown]}]})[1]
+    (volume,) = checked_overview({"node": "n", "volumes": [{"name": "v", "problems": [unknown]}]})[
+        1
+    ]
     assert volume["problems"][0]["severity"] == "bad"
     assert len(volume["problems"][0]["words"]) == 2000
     with pytest.raises(WireError, match="two volumes"):
-        told_overview({"node": "n", "volumes": [{"name": "v"}, {"name": "v"}]})
+        checked_overview({"node": "n", "volumes": [{"name": "v"}, {"name": "v"}]})
     many = [{**one, "agent": "liar", "volume": "one"} for one in problems]
     other = {**_PROBLEM, "words": "the other's", "agent": "hall", "volume": "data"}
     assert "the other's" in message_of([*many, other], [])["text"]

@@ -16,7 +16,7 @@ import trio.testing
 
 from fusejournal.control import server as server_module
 from fusejournal.control.client import RemoteError, ask, follow
-from fusejournal.control.reply import Reply, ToldState
+from fusejournal.control.reply import Reply, ReportedState
 from fusejournal.control.server import serve_control
 from fusejournal.errors import NotRunningError, VolumeBusyError
 
@@ -87,7 +87,7 @@ async def test_a_layer_that_dies_as_it_answers(tmp_path: Path, said: bytes) -> N
                 await trio.to_thread.run_sync(ask, tmp_path, "hello")
 
 
-class _Light(ToldState):
+class _Light(ReportedState):
     RED = "red"
     GREEN = "green"
 

@@ -29,7 +29,7 @@ def decide(request: pytest.FixtureRequest) -> Decide:
 
 
 def _fence(directory: Path, lease: Lease) -> Fence:
-    return Fence(WatermarkPage(directory / "marks"), _OWN, lease)
+    return Fence(WatermarkPage(directory / "watermarks"), _OWN, lease)
 
 
 @pytest.mark.parametrize("ended", [Reign(Epoch(2), _OTHER), Reign(Epoch(EPOCH_MAX), 2**64 - 1)])

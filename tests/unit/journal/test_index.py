@@ -85,7 +85,7 @@ def test_it_says_what_the_segment_says(samples: Path) -> None:
     assert set(index.which_of(about.keys())) == about.keys()
     assert not index.has_fid(Fid(999))
     told = {(path, fid) for e in entries for fid, path in (e.paths or {}).items()}
-    assert {(one.path, one.fid) for one in index.told_paths()} == told
+    assert {(one.path, one.fid) for one in index.recorded_paths()} == told
 
 
 def test_points_lead_to_every_entry(tmp_path: Path) -> None:

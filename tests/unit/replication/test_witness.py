@@ -24,7 +24,7 @@ from fusejournal.wire.frames import (
     Ack,
     Batch,
     Hello,
-    MembersTold,
+    MembersReport,
     Message,
     Ping,
     Refusal,
@@ -284,7 +284,7 @@ async def test_a_mirror_does_not_call_the_witness_that_its_book_has(tmp_path: Pa
 async def test_it_acknowledges_members_that_are_on_its_disk(tmp_path: Path) -> None:
     asked, reign = _Asked(tmp_path), Reign(Epoch(1), 5)
     members = Members(reign, 2, Rule(1, True, (5, 6), (7,)), None, ((6, Seq(9)),))
-    told, ping = MembersTold(members.to_wire()), Ping(Seq(9), Seq(9))
+    told, ping = MembersReport(members.to_wire()), Ping(Seq(9), Seq(9))
     greeting = hello(_node(1, 5), SHIP)
     nothing = Seq(0)
     _, first, second = await asked.ask(greeting, ping, told)
@@ -334,7 +334,7 @@ async def test_hostile_bytes_harm_it_not(tmp_path: Path) -> None:
     greeting = hello(_node(1, 5), SHIP)
     batch = Batch(Epoch(1), *(Seq(1), Seq(1), 0, 0, Seq(1), 0, 1, "raw", Seq(1), Seq(1)), b"x")
     for _ in range(300):
-        message = dice.choice((greeting, Ping(Seq(1), Seq(1)), batch, MembersTold((1, 2, 3))))
+        message = dice.choice((greeting, Ping(Seq(1), Seq(1)), batch, MembersReport((1, 2, 3))))
         if isinstance(message, Hello):
             numbers: dict[str, Any] = {
                 field: dice.choice((0, 1, 2, 2**31, 2**64 - 1))

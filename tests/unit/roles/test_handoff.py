@@ -23,7 +23,7 @@ from fusejournal.replication.peers import Peer
 from fusejournal.roles import hand_over as hand_over_module
 from fusejournal.roles import handoff as handoff_module
 from fusejournal.roles.hand_over import HandOver, HandOverSeams, ask_outcome
-from fusejournal.roles.handoff import HANDOFF_TRANSITIONS, Move, Stage, told_by
+from fusejournal.roles.handoff import HANDOFF_TRANSITIONS, Move, Stage, move_by_answer
 from fusejournal.roles.take_over import TakeOver, TakeOverSeams
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.volume import EHELD
@@ -95,7 +95,7 @@ MINE = Reign(Epoch(3), 7)
 )
 def test_what_an_answer_says(epoch: int, node: int, held: int, role: str, step: Move) -> None:
     answer = Welcome(1, b"", "east", Epoch(epoch), Seq(9), 1, Seq(9), node, Epoch(held), 7)
-    assert told_by(MINE, answer._replace(role=role)) is step
+    assert move_by_answer(MINE, answer._replace(role=role)) is step
 
 
 # -- the two sides ---------------------------------------------------------------------------------

@@ -12,7 +12,12 @@ import msgpack
 import pytest
 
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq
-from fusejournal.versions.block_source import OfferedTree, answer_blocks, parse_told, progress_told
+from fusejournal.versions.block_source import (
+    OfferedTree,
+    answer_blocks,
+    parse_report,
+    progress_report,
+)
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkItem, build_list
 from fusejournal.versions.chunker import RULE
@@ -31,7 +36,7 @@ from fusejournal.versions.records import (
 from fusejournal.versions.sorted_tree import Nodes, empty_tree, update_tree
 from fusejournal.versions.trees import Trees
 from fusejournal.versions.verify import verify_version
-from fusejournal.wire.block_messages import Blocks, TreeTold
+from fusejournal.wire.block_messages import Blocks, TreeReport
 from fusejournal.wire.frames import WireError
 from tests.support.objects import MemoryStore
 
@@ -247,12 +252,12 @@ def test_the_tree_that_is_told() -> None:
     version = make_version(MemoryStore())
     for one in (version, None):
         offered = OfferedTree(one, "store", Seq(3), Seq(11), 12345)
-        raw = parse_told("there", offered.told())
+        raw = parse_report("there", offered.told())
         assert OfferedTree.from_fields("there", raw) == offered
-    assert parse_told("there", progress_told(3, None)) == {"done": 3, "total": None}
+    assert parse_report("there", progress_report(3, None)) == {"done": 3, "total": None}
     for fields in (b"", b"[]", b"\xff", b"[" * 100_000):
         with pytest.raises(WireError, match="cannot be read"):
-            parse_told("there", TreeTold(fields))
+            parse_report("there", TreeReport(fields))
     with pytest.raises(WireError, match="cannot be"):
         OfferedTree.from_fields("there", {"version": None, "store": "x"})
     for name in ("first_seq", "head_seq", "journal_bytes"):

@@ -20,7 +20,7 @@ _WORDS_CHARS_MAX: Final = 2000
 _DEPTH_MAX: Final = 12
 
 
-class ToldOverview(NamedTuple):
+class CheckedOverview(NamedTuple):
     """The node's name, and its volumes; each has a ``name``, and ``problems`` that have ``key``,
     ``words``, ``severity`` and ``advice``."""
 
@@ -28,7 +28,7 @@ class ToldOverview(NamedTuple):
     volumes: list[dict[str, Any]]
 
 
-def told_overview(answer: Mapping[str, Any]) -> ToldOverview:
+def checked_overview(answer: Mapping[str, Any]) -> CheckedOverview:
     """Returns what *answer* tells. Raises WireError for what is no overview."""
     node, volumes = answer.get("node"), answer.get("volumes")
     if not isinstance(node, str) or not isinstance(volumes, list) or len(volumes) > _VOLUMES_MAX:
@@ -49,7 +49,7 @@ def told_overview(answer: Mapping[str, Any]) -> ToldOverview:
         found.append({**volume, "problems": shown})
     if len({one["name"] for one in found}) < len(found):
         raise WireError("its overview has two volumes of one name")
-    return ToldOverview(node[:_NAME_CHARS_MAX], found)
+    return CheckedOverview(node[:_NAME_CHARS_MAX], found)
 
 
 def _problems(volume: str, raw: object) -> list[dict[str, str]]:

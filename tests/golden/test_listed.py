@@ -22,6 +22,7 @@ _PACKAGE = Path(fusejournal.__file__).parent
 _FORMAT = _PACKAGE / "journal/FORMAT.md"
 _REASON_CHARS_MIN = 5
 _LISTED_ELSEWHERE = {
+    "answers-v1": "what an agent answers to calls-v1",
     "control-v1": "what goes over sockets; named in a reason of the table",
     "status-v1": "what scripts read of --json; named in a reason of the table",
     "proofs-v1": "PROTOCOL.md, the passes, FJOPEN2 and PAIR_OFFER",
@@ -34,7 +35,7 @@ _WRITES_NO_FORMAT = {
     "journal.cut.save": "bytes that were cut off, as they were",
     "reconcile.keep": "the content of a file, as it was",
     "journal.spare": "zeros",
-    "scratch": "of a restore that is under way, which begins anew without it",
+    "scratch": "of a restore under way, which begins anew without it; a replay refuses another's",
 }
 """Labels of writes of whole files that have no format of the program's own, and why."""
 _WRITTEN = {

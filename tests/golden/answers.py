@@ -1,0 +1,75 @@
+"""Samples of an agent's answers to the calls about a journal, made over the golden one."""
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from fusejournal.admin.source import open_source
+from fusejournal.agent import browse, timeline
+from fusejournal.agent.calls import OfVolume
+from fusejournal.agent.fields import Fields
+from fusejournal.agent.sums import Sums
+from fusejournal.agent.timeline import Scans
+from tests.golden.files import NOW_NS
+from tests.support.entries import write_samples
+
+CALLS: dict[str, dict[str, Any]] = {
+    "entries": {"count": 3},
+    "entry": {"seq": 3},
+    "histogram": {"bars": 2},
+    "tree": {},
+    "moments": {},
+    "life": {"path": "old"},
+    "difference": {"from_seq": 1, "to_seq": 5},
+}
+"""The fields of each call, but for the volume."""
+
+
+WITHOUT_SAMPLE = {
+    "overview": "of the machine",
+    "standing": "of a volume's state directory",
+    "line-difference": "of two contents",
+    **dict.fromkeys(("content", "archive", "version-content", "version-archive"), "bytes"),
+    **dict.fromkeys(("versions", "version-tree", "version-difference"), "of a store"),
+    **dict.fromkeys(("version-protect", "version-delete"), "of a store"),
+    **dict.fromkeys(("mark", "peer-pause", "peer-resume"), "of the layer, see control-v1"),
+    **dict.fromkeys(("job-list", "job-show", "job-create", "job-order"), "see agent-jobs-v1"),
+}
+"""The calls whose answers have no sample here, and what they are of."""
+
+
+def _without_machine(value: Any, directory: Path) -> Any:
+    """Returns *value* without what is of this machine: the names of users, the time zone, and where
+    the journal lies."""
+    if isinstance(value, dict):
+        return {
+            key: dict.fromkeys(one, "NAME")
+            if key == "users"
+            else "ISO 8601"
+            if key == "time"
+            else _without_machine(one, directory)
+            for key, one in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_machine(one, directory) for one in value]
+    return value.replace(str(directory), "JOURNAL") if isinstance(value, str) else value
+
+
+def make_answers(directory: Path) -> object:
+    """Return the answer to each of these calls."""
+    with mock.patch("fusejournal.journal.clock.now_ns", return_value=NOW_NS):
+        write_samples(directory).close()
+    source = open_source(str(directory))
+    asked: dict[str, OfVolume] = {
+        "entries": lambda source, fields: timeline.entries(source, fields, Scans()),
+        "entry": timeline.entry,
+        "histogram": Sums().histogram,
+        "tree": browse.tree,
+        "moments": browse.moments,
+        "life": browse.life,
+        "difference": browse.difference,
+    }
+    return {
+        name: _without_machine(asked[name](source, Fields(fields)), directory)
+        for name, fields in CALLS.items()
+    }

@@ -8,11 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config
+from fusejournal.layer.connection import open_new
 from fusejournal.layer.open_files import new_table
-from fusejournal.node.assemble import ServingParts, StartParts, assemble_serving, assemble_start
+from fusejournal.node.assemble import (
+    ServingParts,
+    StartParts,
+    assemble_layer,
+    assemble_serving,
+    assemble_start,
+)
 from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.spec import MountSpec
@@ -93,6 +101,28 @@ async def test_parts_are_made_twice_in_one_process(tmp_path: Path) -> None:
             assert serving.durability.durable_seq <= start.startup.volume.journal.head_seq
             start.startup.close()
     assert sorted(os.listdir(spec.backing)) == ["made 1", "made 2"]
+
+
+async def test_layers_are_made_twice_in_one_process(tmp_path: Path) -> None:
+    """Each greets the kernel over a mount of its own."""
+    mountpoint = tmp_path / "mount"
+    mountpoint.mkdir()
+    spec = replace(_spec(tmp_path, "primary"), mountpoint=mountpoint)
+    for _ in range(2):
+        with hold_or_make_volume(spec) as state:
+            start, serving = _assemble(spec, state)
+            table_fd = new_table()
+            connection = open_new(start.startup.root.fd, table_fd, mountpoint, "vol", frozenset())
+            try:
+                layer = assemble_layer(spec, state, start, serving, connection)
+                assert await layer.handshake.greet() == b""  # nothing was asked before
+                assert layer.handshake.init_flags
+                layer.handshake.close()
+            finally:
+                await trio.run_process(["umount", "-l", str(mountpoint)])
+                os.close(connection.fd)
+                os.close(table_fd)
+                start.startup.close()
 
 
 async def test_who_is_fenced_after_its_peers_were_asked_takes_no_changes(tmp_path: Path) -> None:

@@ -1,16 +1,12 @@
 """``fusejournal scrub``: everything is read back, and the live tree compared."""
 
-import os
-import shutil
-import subprocess
-
 import click
 
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.progress import watched
 from fusejournal.config import parse_size
-from fusejournal.disk.process import WORKING_DIRECTORY, lower_priority
+from fusejournal.disk.process import lower_disk_priority, lower_priority
 from fusejournal.errors import ScrubFoundError
 
 
@@ -44,10 +40,7 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
     from fusejournal.admin.scrub import Scrub
 
     lower_priority()
-    if (program := shutil.which("ionice")) is not None:
-        subprocess.run(
-            [program, "-c", "3", "-p", str(os.getpid())], check=False, cwd=WORKING_DIRECTORY
-        )
+    lower_disk_priority()
     with watched("scrubbing", as_json) as progress:
         work = Scrub(
             volume,

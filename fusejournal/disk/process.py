@@ -9,6 +9,7 @@ Source: setrlimit(2), umask(2), pthread_sigmask(3), signal(7); python(1) on -P.
 
 import os
 import resource
+import shutil
 import signal
 import sys
 from math import inf
@@ -62,6 +63,17 @@ def file_bytes_max(pid: int = 0) -> float:
 def lower_priority() -> None:
     """Has this process give way to all others in the use of the processors."""
     os.nice(_NICE)
+
+
+def lower_disk_priority() -> None:
+    """Has this process give way to all others in the use of disks, where ionice(1) is there and
+    the disk's scheduler goes by it."""
+    # Only here: most commands start no process, and should not wait for it to load.
+    import subprocess
+
+    if (program := shutil.which("ionice")) is not None:
+        command = [program, "-c", "3", "-p", str(os.getpid())]
+        subprocess.run(command, check=False, cwd=WORKING_DIRECTORY)
 
 
 def files_open_max() -> int:

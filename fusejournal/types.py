@@ -41,7 +41,7 @@ Progress = Callable[[int, int | None], None]
 """Takes how much of a long work is done, and of how much; None: not known."""
 
 StageProgress = Callable[[str, int, int | None, str], None]
-"""Called with the stage, how much is done, of how much (None: not known), and the unit; may raise
+"""Receives the stage, how much is done, of how much (None: not known), and the unit; may raise
 what is to end the work there."""
 
 

@@ -111,7 +111,7 @@ class Job:
         return True
 
     def words(self) -> str:
-        """All that it wrote."""
+        """Everything that it wrote."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 

@@ -44,7 +44,7 @@ class LostMoment:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """All that pruning comes to."""
+    """Everything that pruning comes to."""
 
     verdicts: tuple[PolicyVerdict, ...]
     """All versions, by seq."""

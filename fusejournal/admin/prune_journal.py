@@ -60,7 +60,7 @@ class JournalPlan:
     bytes: int
     """The bytes that these occupy."""
     held_by: tuple[str, ...]
-    """All that keeps entries that are beyond the window."""
+    """Everything that keeps entries that are beyond the window."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns what ``prune --json`` prints of it."""

@@ -62,7 +62,7 @@ _SMALL_BYTES: Final = 64 << 20
 _Result = TypeVar("_Result")
 
 Check = Callable[[], None]
-"""Called often; raises what is to end the work there."""
+"""Runs often; raises what is to end the work there."""
 
 
 class CopiedTree(NamedTuple):

@@ -176,8 +176,8 @@ def _handle_key(state: VolumeState) -> HandleKey:
 
 
 def _local_users(mountpoint: Path) -> list[str]:
-    """Those who have files open on the mount itself: for a volume in place the layer and its
-    holder have the directory below it open, by the same name."""
+    """The processes that have files open on the mount itself: for a volume in place the layer and
+    its holder have the directory below it open, by the same name."""
     major, _, minor = mounts.device_of(mountpoint).partition(":")
     if not minor:
         return []

@@ -53,7 +53,7 @@ class _Volume:
 
 
 class Calls:
-    """All that consoles can ask of this machine, but for jobs, which are given as *more*."""
+    """Everything that consoles can ask of this machine, but for jobs, which are given as *more*."""
 
     def __init__(
         self,

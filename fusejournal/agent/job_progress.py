@@ -24,7 +24,7 @@ class JobProgress:
         self._directory = directory
         self.request = read_json(directory / "request.json")
         self.values = read_json(directory / "progress.json")
-        """All that is told of it, the state among it."""
+        """Everything that is told of it, the state among it."""
         self._saved = float("-inf")
         self._stamp = 0
         """The time of the last order that was looked at."""

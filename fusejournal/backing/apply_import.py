@@ -74,7 +74,7 @@ class ImportApplier:
     def _finish_imported(
         self, operation: Import, fd: int, path: int | str, written: int = -1
     ) -> Made:
-        """All that the new object has, but its name; its fid last."""
+        """Everything that the new object has, but its name; its fid last."""
         tree = self._tree
         kind = S_IFMT(operation.mode)
         failpoints.reached("apply.import.chown")

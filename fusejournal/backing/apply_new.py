@@ -157,7 +157,7 @@ class ObjectMaker:
         time_ns: int,
         inherits: bool,
     ) -> Made:
-        """All that a new object has, but its name; *inherits*: it may have ACLs already."""
+        """Everything that a new object has, but its name; *inherits*: it may have ACLs already."""
         tree = self._tree
         stat = os.fstat(fd)
         if (stat.st_uid, stat.st_gid) != (operation.uid, operation.gid):

@@ -146,7 +146,7 @@ class CatalogNode:
         self.complete = complete
         """False while an imported file's content is not wholly in the journal."""
         self.file_flags = 0
-        """Those that entries tell (file_operations.py)."""
+        """The flags that entries tell (file_operations.py)."""
         self.default_acl: bytes | None = None
         """A directory's default ACL: empty for none, None when not yet read. Not stored."""
         self.capability: bytes | None = None

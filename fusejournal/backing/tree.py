@@ -55,7 +55,7 @@ class Tree(HiddenFiles):
         super().__init__(root_fd, uuid, catalog)
         self.device = os.fstat(root_fd).st_dev
         self.limits = BackingLimits()
-        """Those of the backing's file system; not known before :meth:`find_limits`."""
+        """The limits of the backing's file system; not known before :meth:`find_limits`."""
         self._descriptors: OrderedDict[Fid, int] = OrderedDict()
         """The descriptors in the order of their use: the newest last."""
         self._descriptors_max = descriptors_max

@@ -70,8 +70,8 @@ class AlertDelivery:
             one.name: RateLimit(one.config.per_hour, 3600 / one.config.per_hour) for one in channels
         }
         self._told: dict[str, dict[str, dict[str, Any]]] = {}
-        """Those sent, by channel and key: ``told_ns``, the ``alert``, and ``gone_ns`` where it is
-        gone."""
+        """The alerts sent, by channel and key: ``told_ns``, the ``alert``, and ``gone_ns`` where it
+        is gone."""
         self._saving = trio.Lock()
         with suppress(OSError, *UNREADABLE_JSON):
             raw = read_object(path)["told"]

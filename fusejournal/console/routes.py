@@ -18,7 +18,7 @@ class Parameter:
     words: str
     is_required: bool = False
     values: tuple[str, ...] = ()
-    """All that it can be; empty where that is not a list."""
+    """Everything that it can be; empty where that is not a list."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Change(NamedTuple):
 
 
 class _Touched:
-    """All that happened to one fid so far."""
+    """Everything that happened to one fid so far."""
 
     __slots__ = ("attributes", "content", "entries", "made", "moves", "names", "old_path", "uids")
 

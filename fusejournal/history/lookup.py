@@ -124,7 +124,7 @@ class Lookup:
     def later_entries_of(
         self, fid: Fid, before_seq: Seq = END, *, wanted: Callable[[Posting], bool] | None = None
     ) -> Iterator[tuple[Entry, Outcome]]:
-        """Those of :meth:`entries_of` that are in the journal."""
+        """The entries of :meth:`entries_of` that are in the journal."""
         for span in self.segments(to_seq=before_seq):
             index = self.index(span)
             numbers = [

@@ -160,7 +160,7 @@ def _check_of(raw: dict[str, Any]) -> str:
 
 
 IsRead = Callable[[Fid, int, int], bool]
-"""Called with a file and a range of its content, half-open: True if its bytes are wanted."""
+"""Receives a file and a range of its content, half-open: True if its bytes are wanted."""
 
 
 def all_read(_: Fid, __: int, ___: int) -> bool:
@@ -186,7 +186,7 @@ class BaseNode(NamedTuple):
 
 
 class BaseFile(NamedTuple):
-    """All of a file or directory at the base, but for its content."""
+    """Everything of a file or directory at the base, but for its content."""
 
     making: Import
     """The operation that makes it under one of its names;"""

@@ -201,7 +201,7 @@ class SegmentIndex:
         return _postings(self._names, self._name_starts, self._name_postings, key)
 
     def which_of(self, fids: Collection[Fid]) -> Iterator[Fid]:
-        """Those of *fids* that an entry names; *fids* tells quickly what it has."""
+        """The ones of *fids* that an entry names; *fids* tells quickly what it has."""
         if len(fids) * _LOOKUP_COST < len(self._fids):
             return filter(self.has_fid, fids)
         return filter(fids.__contains__, self._fids)

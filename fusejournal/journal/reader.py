@@ -63,11 +63,11 @@ class JournalReader:
         self._stale: set[Path] = set()
         """Segments that may have grown since their index was made."""
         self.must_reach = must_reach
-        """Up to here the journal is known to go: an end before it is damage."""
+        """The seq up to which the journal is known to go: an end before it is damage."""
         self._left: tuple[Seq, Point] | None = None
         """The segment in which reading ended last, and where."""
         self.on_scan: Callable[[Path], None] | None = None
-        """Called with each segment that has no index and is read whole instead."""
+        """Receives each segment that has no index and is read whole instead."""
         self._base: BaseTree | None = None
         self._began: Seq | None = None
         """The first seq there was when reading began; None before it did."""

@@ -68,9 +68,9 @@ class SealedSegments:
         self._forms = bytearray()
         """_PLAIN or _COMPRESSED, of each."""
         self._lacking_index: dict[Seq, None] = {}
-        """Those of them that may have no index, in order."""
+        """The segments that may have no index, in order."""
         self.unflushed: deque[tuple[Path, int]] = deque()
-        """Those of them that may not be on disk, with a descriptor of each."""
+        """The segments that may not be on disk, with a descriptor of each."""
 
     # -- which there are ---------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class SealedSegments:
     # -- what is left to do ------------------------------------------------------------------------
 
     def durable(self) -> list[Path]:
-        """Those that are on disk, which can have an index and be compressed."""
+        """The segments on disk, which can have an index and be compressed."""
         busy = self._busy()
         return [
             self._path(number)
@@ -172,7 +172,7 @@ class SealedSegments:
         return {first_seq_of(path) for path, _ in list(self.unflushed)}  # a flush may run beside us
 
     def without_index(self) -> list[Path]:
-        """Those on disk that have no sidecar index yet."""
+        """The segments on disk that have no sidecar index yet."""
         found, busy = [], self._busy() if self._lacking_index else set()
         for first_seq in list(self._lacking_index):
             if first_seq not in busy:
@@ -184,8 +184,8 @@ class SealedSegments:
         return found
 
     def compressible(self, to_seq: Seq = END) -> list[Path]:
-        """Those on disk with entries before *to_seq* alone that are not compressed yet; a thousand
-        at the most."""
+        """The segments on disk with entries before *to_seq* alone that are not compressed yet; a
+        thousand at the most."""
         found: list[Path] = []
         busy, number = self._busy(), self._forms.find(_PLAIN)
         while number >= 0 and len(found) < _AT_ONCE_MAX:

@@ -54,7 +54,7 @@ class SeekableFile:
         self._content = b""
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Up to *length* uncompressed bytes from *offset*. Raises FormatError on a damaged
+        """Returns up to *length* uncompressed bytes from *offset*. Raises FormatError on a damaged
         block."""
         parts: list[bytes] = []
         while length > 0 and offset < self.size:

@@ -189,8 +189,8 @@ class SegmentReader:
         return self._compressed.size if self._compressed is not None else os.fstat(self._fd).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Up to *length* bytes of the uncompressed segment at *offset*. Raises FormatError when
-        they cannot be uncompressed."""
+        """Returns up to *length* bytes of the uncompressed segment at *offset*. Raises FormatError
+        when they cannot be uncompressed."""
         if self._compressed is not None:
             return self._compressed.read_at(offset, length)
         return os.pread(self._fd, length, offset)

@@ -142,7 +142,7 @@ class FileCalls:
             raise refusal(self.volume.write_errno)
 
     def read(self, who: Caller, _: Fid, handle: int, offset: int, size: int) -> Body:
-        """Up to *size* bytes at *offset*."""
+        """Returns up to *size* bytes at *offset*."""
         return os.pread(self._tree.descriptor(self.files[handle][0]), size, offset)
 
     def lseek(self, who: Caller, _: Fid, handle: int, offset: int, whence: int) -> Body:

@@ -44,7 +44,7 @@ _NUMBER_STEP = 2
 _ANSWERED_MAX = 1 << 16
 """The numbers among which an unanswered request is looked for, backwards."""
 _REQUEST_HEAD_BYTES_MAX = 1 << 17
-"""All of a WRITE but its data; an attribute with its name is smaller, too."""
+"""Everything of a WRITE but its data; an attribute with its name is smaller, too."""
 _REQUEST_BYTES_MAX = (1 << 20) + _REQUEST_HEAD_BYTES_MAX
 
 

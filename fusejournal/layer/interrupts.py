@@ -84,7 +84,7 @@ class WaitingReply:
         self._end = end
 
     def note_answered(self) -> None:
-        """It waits no more."""
+        """Notes that it waits no more."""
         self._end = None
 
     async def watch(self) -> None:

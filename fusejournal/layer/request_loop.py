@@ -57,7 +57,7 @@ _new: Any = tuple.__new__
 _IDLE_NS: Final = 10_000_000
 _SLICE_NS: Final = 2_000_000
 _COPIED_BYTES_MAX: Final = 512
-"""Up to so many bytes a request is cheaper to decode from a copy."""
+"""The bytes up to which a request is cheaper to decode from a copy."""
 _HELD_BYTES_MAX: Final = 64 << 20
 """The bytes of requests that are held before no further is read."""
 

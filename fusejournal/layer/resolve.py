@@ -192,8 +192,8 @@ def takes_privileges(change: AttributeChange) -> bool:
 
 
 def setattr(fid: Fid, change: AttributeChange, old_mode: int | None) -> Setattr | None:
-    """All of *change* but the size; None where nothing is left. *old_mode* is the file's where the
-    change takes privileges, else None."""
+    """The parts of *change* other than the size; None where nothing is left. *old_mode* is the
+    file's where the change takes privileges, else None."""
     mode = S_IMODE(change.mode) if change.mode is not None else None
     if mode is None and old_mode is not None and S_IFMT(old_mode) != S_IFDIR:
         resized_only = change.size is not None and change.uid is None and change.gid is None

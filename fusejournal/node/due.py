@@ -40,7 +40,8 @@ class Due:
         return self._chance() * min(self._every * _JITTER, _JITTER_SECONDS_MAX)
 
     def done(self, now: float, in_seconds: float | None = None) -> None:
-        """It was done; next it is due a period later, or, if given, *in_seconds* from *now*."""
+        """Notes that it was done; next it is due a period later, or, if given, *in_seconds* from
+        *now*."""
         self.failures = 0
         if in_seconds is not None or self._base > now:
             self._base = now + (self._every if in_seconds is None else in_seconds)
@@ -50,12 +51,12 @@ class Due:
         self.at = self._base + self._jitter()
 
     def failed(self, now: float) -> None:
-        """It failed: it is tried again soon, and less and less soon."""
+        """Notes that it failed: it is tried again soon, and less and less soon."""
         pause = min(_RETRY_SECONDS * 2.0 ** min(self.failures, 16), _RETRY_SECONDS_MAX)
         pause = min(pause, max(self._every, 1.0))
         self.failures += 1
         self.at = now + pause * (1 + _JITTER * self._chance())
 
     def hasten(self, now: float, in_seconds: float) -> None:
-        """It is wanted *in_seconds* from *now* at the latest."""
+        """Notes that it is wanted *in_seconds* from *now* at the latest."""
         self.at = min(self.at, now + in_seconds)

@@ -41,7 +41,7 @@ _ASK_SECONDS = 1.0
 
 
 class Handoffs:
-    """Those of *node*, whose volume *startup* has opened."""
+    """The handoffs of *node*, whose volume *startup* has opened."""
 
     def __init__(self, node: "Node", startup: VolumeStartup, hooks: RoleHooks) -> None:
         self._node = node

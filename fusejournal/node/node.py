@@ -122,7 +122,7 @@ class Node:
         self._loop: RequestLoop | None = None
         """The loop that serves requests, while it does."""
         self._tasks: trio.Nursery | None = None
-        """Those beside the request loop, while it runs."""
+        """The tasks beside the request loop, while it runs."""
         self.handoffs = Handoffs(self, parts.startup, self._hooks)
 
     async def serve(self, layer: LayerParts, parts: ServingParts) -> None:
@@ -262,7 +262,7 @@ class Node:
         return {"segments": count}
 
     def _remember_listen(self) -> None:
-        """It works: later mounts are to do the same."""
+        """Notes that it works: later mounts are to do the same."""
         asked = self._spec.listen_asked
         if asked is None:
             return

@@ -57,7 +57,7 @@ class StatusPage:
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW_SECONDS)
 
     def sample(self) -> None:
-        """Called about once a second, and before the first status."""
+        """Runs about once a second, and before the first status."""
         self._samples.append((trio.current_time(), self._startup.volume.journal.head_seq))
 
     def status(

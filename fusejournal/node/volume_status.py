@@ -63,11 +63,11 @@ class ScrubStatus(Reply):
     files: int = 0
     """Files of the tree that were compared."""
     bytes: int = 0
-    """All that was read back."""
+    """Everything that was read back."""
     seq: int = 0
     """The entry as of which the tree was compared last."""
     faults: tuple[str, ...] = ()
-    """All that is wrong and was not repaired, a line each."""
+    """Everything that is wrong and was not repaired, a line each."""
     repaired: int = 0
     """Files that were put right."""
     busy: int = 0
@@ -119,9 +119,9 @@ class VersionStatus(Reply):
     freed_bytes: int = 0
     """The bytes that this freed in the store, and in the journal."""
     held_by: tuple[str, ...] = ()
-    """All that held the journal back then."""
+    """Everything that held the journal back then."""
     waiting_for: tuple[str, ...] = ()
-    """Those for whom the rest of what can be freed waited then."""
+    """The nodes for which the rest of what can be freed waited then."""
     plan: int = 0
     """The newest plan of a collection that this node knows."""
     working: str | None = None
@@ -182,7 +182,7 @@ class VolumeStatus(Reply):
     """Space left under the state directory."""
     backing_free_bytes: int | None = None
     limits: BackingLimits | None = None
-    """Those of the backing's file system; None in a read-only mount, and without a layer."""
+    """The limits of the backing's file system; None in a read-only mount, and without a layer."""
     flush_seconds: float | None = None
     flushes: int | None = None
     waits: FlushWaits | None = None
@@ -194,7 +194,7 @@ class VolumeStatus(Reply):
     base_time_ns: int | None = None
     """The time of that entry."""
     branches: BranchesStatus | None = None
-    """All that is kept of histories that lost; None from a layer of a version before."""
+    """Everything that is kept of histories that lost; None from a layer of a version before."""
     scrub: ScrubStatus | None = None
     """The last one, as it is on disk; None where there was none."""
     versions: VersionStatus | None = None
@@ -202,9 +202,9 @@ class VolumeStatus(Reply):
     disk_low: bool = False
     """True if the space under the state directory comes to its end."""
     degraded: tuple[str, ...] = ()
-    """All that is wrong, a line each."""
+    """Everything that is wrong, a line each."""
     repairs: tuple[str, ...] = ()
-    """All that the start has mended, a line each."""
+    """Everything that the start has mended, a line each."""
 
     def also_degraded(self, lines: Iterable[str]) -> "VolumeStatus":
         """Returns it with *lines* of what else is wrong."""

@@ -32,7 +32,7 @@ class Image:
         """Offset and bytes of each entry; None where that would be much."""
 
     def pieces(self, lookup: Lookup) -> Iterator[tuple[int, bytes | memoryview]]:
-        """All of the content that is no hole, piece by piece with its offset. Raises
+        """The content that is no hole, piece by piece with its offset. Raises
         JournalDamagedError."""
         if self.data is None:
             yield from read_extents(lookup, list(self.extents))

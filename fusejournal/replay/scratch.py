@@ -303,7 +303,7 @@ class Scratch:
                 os.unlink(name, dir_fd=self.fd)
 
     def remove(self, spot: Spot) -> None:
-        """It has served: remove it, if it still is beside *spot*. Raises OSError."""
+        """Remove it, which has served, if it still is beside *spot*. Raises OSError."""
         self.empty()
         os.unlink(_LOCK, dir_fd=self.fd)
         if _is_at(self.fd, spot.fd, self.name):

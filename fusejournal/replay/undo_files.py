@@ -46,7 +46,7 @@ def _ignore(_: str) -> None:
 
 
 on_step: Callable[[str], None] = _ignore
-"""Called before each step that another process could come before; for tests."""
+"""Runs before each step that another process could come before; for tests."""
 
 
 def pid_of_private(name: bytes) -> int | None:
@@ -101,17 +101,17 @@ class UndoFiles:
         self._staging_name = b""
 
     def tick(self, _: int, __: int | None) -> None:
-        """Called while the journal is read."""
+        """Runs while the journal is read."""
         self._done += 1
         self._progress(self._done, None)
 
     def step(self, step: str) -> None:
-        """Called between two steps: Ctrl-C comes in here."""
+        """Runs between two steps: Ctrl-C comes in here."""
         self.tick(0, None)
         self.moment(step)
 
     def moment(self, step: str) -> None:
-        """Called where other processes may come before *step*."""
+        """Runs where other processes may come before *step*."""
         on_step(step)
 
     # -- opening -----------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class UndoPlan:
     changed: dict[Fid, Seq] = field(default_factory=dict)
     """Files with content or attributes that a chosen operation made, and one such operation."""
     content: set[Fid] = field(default_factory=set)
-    """Those of them where it was content."""
+    """The ones where it was content."""
     directories: set[Fid] = field(default_factory=set)
     """Directories in which a chosen operation made or removed a name: their mtimes change back,
     too."""

@@ -23,7 +23,7 @@ class AppendNotifier:
         self._gathering: dict[trio.Event, int] = {}
         self._least_bytes = _NEVER
         self._expedited_seq = Seq(0)
-        """Up to here, everything is to be shipped at once."""
+        """The seq up to which everything is to be shipped at once."""
         self.bytes = 0
         """The bytes that the journal has grown by since the volume was opened."""
 

@@ -101,8 +101,8 @@ class FetchedEntries(NamedTuple):
     heard: frozenset[str] = frozenset()
     """The peers that told what they hold, of which nothing was left there."""
     parted: frozenset[str] = frozenset()
-    """Those of them whose journal parts from this one's and is of a lower reign: it is of a history
-    that lost, and nothing there is missing here."""
+    """The ones of them whose journal parts from this one's and is of a lower reign: it is of a
+    history that lost, and nothing there is missing here."""
 
 
 @dataclass

@@ -128,7 +128,7 @@ class KeptSignatures:
             self._synced = newest
 
     def after(self, seq: Seq) -> list[Kept]:
-        """Those of entries after *seq*, in order."""
+        """The signatures of entries after *seq*, in order."""
         return [Kept(*one) for one in sorted(self._kept.items()) if one[0] > seq]
 
 

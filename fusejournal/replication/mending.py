@@ -44,7 +44,7 @@ class _Piece(NamedTuple):
     offset: int
     data: bytes
     attributes: _Attributes | None
-    """They come last."""
+    """The attributes, which come last."""
 
     @classmethod
     def of_json(cls, raw: dict[str, Any]) -> "_Piece":

@@ -61,7 +61,7 @@ class PeerRecord:
         self.notice: str | None = None
         """A notice of the peer, which this side should know."""
         self.facts = PeerFacts()
-        """Those of the peer's last greeting."""
+        """The facts of the peer's last greeting."""
         self.retry_at: float | None = None
         """The time of the next attempt by trio's clock, while it is waited for."""
         self.is_heard = False
@@ -124,7 +124,7 @@ class PeerRecord:
         return self._progress.lag_seconds(self.applied_seq, self._shared.applied_seq)
 
     def sample(self) -> None:
-        """Called about once a second."""
+        """Runs about once a second."""
         if self._source is not None and self._source.applied_seq:  # it has said so itself
             self._progress.sample(self._source.applied_seq, self.traffic.content_bytes)
 

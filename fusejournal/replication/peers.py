@@ -44,10 +44,10 @@ class Peer:
     needs_copy: str | None = None
     """Why the journal alone does not bring it up to date any more; None where it does."""
     acked_seq: Seq = Seq(0)
-    """It has said to have everything up to here on disk, and is held to that. May be behind the
-    truth: it is saved now and then."""
+    """The peer has said to have everything up to here on disk, and is held to that. May be behind
+    the truth: it is saved now and then."""
     applied_seq: Seq = Seq(0)
-    """It is known to have applied everything up to here; in the same way."""
+    """The peer is known to have applied everything up to here; in the same way."""
     left_seq: Seq | None = None
     """The end of the journal when it took something last; None while it does."""
     left_at: float | None = None
@@ -66,15 +66,15 @@ class Peer:
     told_seq: Seq = Seq(0)
     """The end of its journal, as it told a mirror last."""
     held_seq: Seq | None = None
-    """It has everything up to here where it has lost some of ``acked_seq``; None where it has all
-    of that."""
+    """The peer has everything up to here where it has lost some of ``acked_seq``; None where it has
+    all of that."""
 
     is_witness: bool = False
     """True if it has no data."""
 
     @property
     def on_disk_seq(self) -> Seq:
-        """It is known to have everything up to here on disk."""
+        """The peer is known to have everything up to here on disk."""
         return self.acked_seq if self.held_seq is None else self.held_seq
 
     @property

@@ -116,7 +116,7 @@ class PrimaryRecord:
         self._lag_meter.note(self.source_head_seq)
 
     def sample(self) -> None:
-        """Called about once a second."""
+        """Runs about once a second."""
         self._progress.sample(self._applied_seq, self.received_bytes)
 
     def display_state(self) -> MirrorState:

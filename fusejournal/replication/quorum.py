@@ -86,12 +86,12 @@ class Quorum:
 
     @property
     def seq(self) -> Seq:
-        """Up to here N mirrors have acknowledged everything."""
+        """The seq up to which N mirrors have acknowledged everything."""
         return self._seq
 
     @property
     def present_seq(self) -> Seq:
-        """Up to here N mirrors that are connected have everything on disk."""
+        """The seq up to which N mirrors that are connected have everything on disk."""
         return self._nth([seq for peer, seq in self._counting() if peer not in self._away])
 
     def left(self, peer: str) -> None:

@@ -130,7 +130,7 @@ class Receiver:
         return self._record.status(self._shared.trouble()[1] or None)
 
     def sample(self) -> None:
-        """Called about once a second."""
+        """Runs about once a second."""
         self._record.sample()
 
     async def run(self) -> None:

@@ -172,7 +172,7 @@ class Shipper:
         return self.record.acked_seq > self._began_seq or (self.record.is_heard and has_lasted)
 
     def stopped(self, why: str) -> None:
-        """It does not run any more."""
+        """Note that the shipper does not run any more."""
         self.record.note(PeerEvent.REFUSED, why, None)
 
     def _failed(self, error: BaseException, event: PeerEvent) -> None:

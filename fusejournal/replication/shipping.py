@@ -33,7 +33,7 @@ class Shipping:
     lag_meter: LagMeter
     log_limiter: LogLimiter
     on_claim: Callable[[Claim, str], Awaitable[None]]
-    """Called with what a peer says of a higher reign, and the peer's name."""
+    """Receives what a peer says of a higher reign, and the peer's name."""
     members: MemberRecord
     membership: Membership | None
     """None on a mirror, which tells what its primary has told."""
@@ -52,5 +52,5 @@ class Shipping:
 
     @property
     def applied_seq(self) -> Seq:
-        """Up to here entries may be shipped."""
+        """The seq up to which entries may be shipped."""
         return self.volume.catalog.applied_seq

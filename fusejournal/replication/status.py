@@ -44,7 +44,7 @@ class PeerStatus(Reply):
     retry_in_seconds: float | None
     shipped_seq: int
     acked_seq: int
-    """Up to here the peer has everything on disk."""
+    """The seq up to which the peer has everything on disk."""
     applied_seq: int
     lag_entries: int
     lag_bytes: int
@@ -70,7 +70,7 @@ class PeerStatus(Reply):
     protocol_version: int | None = None
     """The version that the two speak; None before they have."""
     limits: BackingLimits | None = None
-    """Those of the peer's backing; None where it has not told them."""
+    """The limits of the peer's backing; None where it has not told them."""
     notes: tuple[str, ...] = ()
     """Facts about the peer that are no fault yet, a line each."""
 
@@ -125,8 +125,8 @@ class ReplicationStatus(Reply):
     mirrors: int
     """The number of mirrors whose disks a flush waits for."""
     mirrors_seq: int | None
-    """Up to here as many mirrors that are connected have everything; None where none is waited
-    for."""
+    """The seq up to which as many mirrors that are connected have everything; None where none is
+    waited for."""
     mirrors_waiting: int
     """The number of callers that wait for mirrors now."""
     peers: tuple[PeerStatus, ...]

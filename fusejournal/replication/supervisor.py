@@ -109,7 +109,7 @@ class Replication:
             if mirroring is None
             else None
         )
-        """Those who count, on a primary."""
+        """The nodes that count, on a primary."""
         self._mirror: MirrorSide | None = None
         self.applier: MirrorApplier | None = None
         self._mending: Mending | None = None

@@ -40,7 +40,7 @@ class PromotionPlan(Reply):
     held_seq: int
     """The end of its journal: what it goes on from."""
     acknowledged_seq: int
-    """Up to here it has told the primary that it has everything on disk."""
+    """The seq up to which it has told the primary that it has everything on disk."""
     left_to_apply: int
     """Entries that it applies before it serves."""
     primary: str | None

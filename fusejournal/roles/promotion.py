@@ -50,7 +50,7 @@ class Candidate:
 
     me: HandshakeState
     durable_seq: Seq
-    """It has acknowledged everything up to here."""
+    """The candidate has acknowledged everything up to here."""
     applied_seq: Seq
     primary: str | None
     """The peer that was its primary; None where it never had one."""

@@ -53,7 +53,7 @@ class RejoinPlan:
     head: Position
     """The end of this node's journal."""
     losing: LosingEntries
-    """All that its own entries have touched; nothing on rung 1."""
+    """Everything that its own entries have touched; nothing on rung 1."""
 
     @property
     def rung(self) -> int:

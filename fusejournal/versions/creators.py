@@ -1,4 +1,4 @@
-"""Those who are at work on a store: an object for each who creates a version, deletes one, reads
+"""The processes at work on a store: an object for each who creates a version, deletes one, reads
 one for long, or collects; and the numbered plans of collections.
 
 The object "active/NONCE" (JSON) is put before anything is read, and removed at the end. It tells

@@ -57,13 +57,13 @@ class PathChange(NamedTuple):
 
 @dataclass
 class InPlacePlan:
-    """All that a restore in place does."""
+    """Everything that a restore in place does."""
 
     names: WantedNames
     changed: set[Fid] = field(default_factory=set)
     with_content: set[Fid] = field(default_factory=set)
     directories: set[Fid] = field(default_factory=set)
-    """Those whose mtimes alone differ."""
+    """The fids whose mtimes alone differ."""
     changes: list[PathChange] = field(default_factory=list)
     files: VersionFiles | None = None
 

@@ -36,11 +36,11 @@ _DESCRIPTORS_MAX = 256
 
 
 class MadeFiles(NamedTuple):
-    """Those of some made files that are to be seen to later."""
+    """The made files that are to be seen to later."""
 
     directories: list[Fid]
     locked: list[Fid]
-    """Those that are to be immutable or append-only at the end."""
+    """The files that are to be immutable or append-only at the end."""
 
 
 class FileMaker:

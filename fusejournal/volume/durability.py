@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
 
 
 class RemoteDurability(Protocol):
-    """Those elsewhere who must have an entry, too, before it counts as durable."""
+    """The nodes elsewhere that must have an entry, too, before it counts as durable."""
 
     def has(self, seq: Seq) -> bool:
         """True if nothing need wait for *seq*."""
@@ -92,7 +92,7 @@ class FlushHooks:
     has_backlog: Callable[[], bool] = lambda: False
     """True while there is more urgent work than tending sealed segments."""
     before_flush: Callable[[], None] = lambda: None
-    """Called in the thread that flushes the journal, before: makes durable what must not be
+    """Runs in the thread that flushes the journal, before: makes durable what must not be
     missing where the journal is there. May raise OSError."""
 
 
@@ -135,7 +135,7 @@ class Durability:
         self._is_running = False
         """False in a read-only mount, where there is nothing to wait for."""
         self._wanted_seq = Seq(0)
-        """Up to here the journal is to be flushed, or was."""
+        """The seq up to which the journal is to be flushed, or was."""
         self._is_flushing = False
         """True while a thread flushes."""
         self._flushed = trio.Event()

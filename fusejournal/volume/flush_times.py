@@ -15,7 +15,7 @@ class Waits:
     def __init__(self) -> None:
         self.counts = [0] * (len(self.BOUNDS) + 1)
         self.seconds = 0.0
-        """All of them together."""
+        """The sum of them."""
 
     def took(self, seconds: float) -> None:
         """Count a caller that waited so long."""

@@ -64,7 +64,7 @@ class Importer:
         self.unfinished: set[Fid] = set()
         """Files of whose content this process has journaled only a part."""
         self.active: set[Fid] = set()
-        """Those among them that are being journaled."""
+        """The ones among them that are being journaled."""
         self._found_now = 0
         self._was_whole = False
 
@@ -209,7 +209,7 @@ class Importer:
             yield from self._import_content(self._volume.tree.node(operation.fid))
 
     def _journal_xattrs(self, fid: Fid, xattrs: Xattrs) -> None:
-        """Those that the object's own entry had no room for."""
+        """Journals the xattrs that the object's own entry had no room for."""
         for name, value in xattrs:
             self._volume.commit(Setxattr(fid, name, value), SYSTEM_CALLER)
 

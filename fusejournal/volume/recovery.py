@@ -47,7 +47,7 @@ from fusejournal.types import ROOT_FID, Fid, Progress, Seq
 from fusejournal.volume.volume import Volume
 
 Reconcile = Callable[[Seq, Entry | None], list[bytes]]
-"""Called with the first entry that the catalog does not have, and that entry if it may be half
+"""Receives the first entry that the catalog does not have, and that entry if it may be half
 done; returns the paths of what cannot be made anew. Records that entry if it is an import's whose
 file it has found, and leaves all others to recovery."""
 

@@ -331,7 +331,7 @@ class VolumeStartup:
         )
 
     def _known_durable(self) -> Seq:
-        """Up to where the journal is known to have been on disk, whatever is left of it."""
+        """The seq up to which the journal is known to have been on disk, whatever is left of it."""
         return max(self.page.durable_seq, self.checkpoint.load().seq)
 
     def _recover(self, read_only: bool, applying_seq: Seq | None, held_seq: Seq) -> None:

@@ -380,7 +380,7 @@ def restore(runner: Runner, base: Path, directory: Path, head_seq: int) -> None:
 
 
 def log_stat(runner: Runner, directory: Path, entries: int) -> None:
-    """All of ``log --stat``."""
+    """The whole of ``log --stat``."""
     seconds = runner.fusejournal("log --stat", "log", directory, "--stat").seconds
     show("log --stat, small entries", f"{entries / seconds:,.0f} entry/s", f"{seconds:.1f} s")
 

@@ -51,7 +51,7 @@ _HEADLESS = re.compile(
 _CLAUSE = re.compile(
     r"(For|After|Before|From|Without|By|In|So|On|With|Until|If|At|To|Than|That|Because|Since|While"
     r"|Once|Unless|Also|But|And|Or|Then|Between|Beyond|Below|Above|Into|Out|Through|Over|Under|Not"
-    r"|Only|About|During|Within|There)\b"
+    r"|Only|About|During|Within|There|All (?:that|of)|Those|Up to|Called|It)\b"
 )
 """Further openings of a clause. A test's docstring may begin so, where it goes on from its name."""
 

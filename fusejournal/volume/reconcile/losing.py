@@ -65,18 +65,18 @@ class ByteRanges:
 
 @dataclass
 class LosingEntries:
-    """All that such entries have touched."""
+    """Everything that such entries have touched."""
 
     fids: set[Fid] = field(default_factory=set)
     """All files and directories that they are about."""
     made: set[Fid] = field(default_factory=set)
-    """Those that they made,"""
+    """The files that they made,"""
     dentries: dict[tuple[Fid | None, bytes], int] = field(default_factory=dict)
     """and where, with the type: what lies there without a fid may be one that was half made."""
     contents: dict[Fid, ByteRanges] = field(default_factory=dict)
-    """Those whose content they changed, and where."""
+    """The files whose content they changed, and where."""
     flagged: set[Fid] = field(default_factory=set)
-    """Those whose file flags they set."""
+    """The files whose file flags they set."""
     cause: str = "its end lost"
     """The reason for the work, in words."""
 

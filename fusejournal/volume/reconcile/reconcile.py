@@ -361,7 +361,7 @@ class Reconciliation:
 
     @cached_property
     def _known_unexpected(self) -> set[Fid]:
-        """Those fids of unexpected_names that entries which count name: so the journal knows that
+        """The fids of unexpected_names that entries which count name: so the journal knows that
         they are gone. Each segment's index is looked at once for all of them."""
         missing_names = {
             unexpected.found.fid

@@ -6,6 +6,24 @@ from contextlib import suppress
 from fusejournal.admin.live import follow_layer, live_status, wait_for_role
 from fusejournal.errors import NotRunningError
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.volume_status import VolumeStatus
+
+
+def is_fenced(status: VolumeStatus) -> bool:
+    """Returns True for a primary that takes no change because another node reigns."""
+    return any(line.startswith("read-only: fenced") for line in status.degraded)
+
+
+def demoted_words(volume: str, head_seq: int, *, was_fenced: bool) -> str:
+    """Returns what a demotion came to, and for a fenced primary, whose own entries are noticed only
+    once its successor ships to it, where that is told."""
+    words = f"{volume} is a mirror now, and holds entries up to {head_seq}"
+    if not was_fenced:
+        return words
+    return (
+        f"{words}; see 'fusejournal status {volume}': where it says diverged: 'fusejournal umount "
+        f"{volume}', 'fusejournal rejoin {volume}', 'fusejournal mount {volume}'"
+    )
 
 
 def demote(state: VolumeState, *, force: bool, drain_seconds: float, timeout_seconds: float) -> int:

@@ -2,7 +2,8 @@
 
 import click
 
-from fusejournal.admin.demote import demote
+from fusejournal.admin.demote import demote, demoted_words, is_fenced
+from fusejournal.admin.live import live_status
 from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
 
@@ -38,8 +39,9 @@ def demote_command(volume: str, timeout: float, force: bool, as_json: bool) -> N
       fusejournal promote srv-data                   then, on the new one
     """
     state = find_volume(volume)
+    was_fenced = is_fenced(live_status(state))
     head_seq = demote(state, force=force, drain_seconds=timeout, timeout_seconds=timeout + 600.0)
     if as_json:
         text.echo_json({"volume": state.name, "role": "mirror", "head_seq": head_seq})
     else:
-        text.echo(f"{state.name} is a mirror now, and holds entries up to {head_seq}")
+        text.echo(demoted_words(state.name, head_seq, was_fenced=was_fenced))

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from fusejournal.admin.demote import is_fenced
 from fusejournal.admin.live import live_status
 from fusejournal.admin.mount_options import (
     MountOptions,
@@ -233,9 +234,8 @@ def _show(spec: MountSpec, imported: int) -> None:
 
 def _described(state: VolumeState) -> str:
     with suppress(FusejournalError):
-        for line in live_status(state).degraded:
-            if line.startswith("read-only: fenced"):
-                return "a primary that is fenced and so read-only (see 'fusejournal status')"
+        if is_fenced(live_status(state)):
+            return "a primary that is fenced and so read-only (see 'fusejournal status')"
     return f"a {state.role_word}"
 
 

@@ -145,7 +145,8 @@ def _show_end(planned: PlannedUndo, done: DoneEntries | None) -> None:
     if done is not None:
         text.echo(
             f"done, as entries {done.from_seq} to {done.to_seq}; to take it back: "
-            f"fusejournal undo {planned.source.name} {done.from_seq}-{done.to_seq} --pid {done.pid}"
+            f"fusejournal undo {planned.source.name} {done.from_seq}-{done.to_seq} "
+            f"--pid {done.pid} --apply"
         )
     elif planned.plan.chosen:
         text.echo("nothing was written: --apply does it")

@@ -56,7 +56,7 @@ def check_origin(request: Request) -> None:
 def check_json(request: Request) -> None:
     """Raises RefusedRequestError for a change that is not asked for in JSON."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-        raise RefusedRequestError(415, "a change is asked for in JSON")
+        raise RefusedRequestError(415, "send it with Content-Type: application/json")
 
 
 async def body_of(request: Request) -> dict[str, Any]:

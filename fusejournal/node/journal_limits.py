@@ -61,7 +61,11 @@ def journal_limits(
     checkpoint_seq = CheckpointFile(state.directory / "checkpoint", page).load().seq
     # (After a system crash, what the root tells decides whether the backing is too old.)
     on_disk = min(checkpoint_seq, page.rooted_seq)
-    yield JournalLimit(on_disk, f"the backing is on its disk up to entry {on_disk}")
+    why = (
+        f"the backing is on its disk up to entry {on_disk}: the next checkpoint, within seconds "
+        "where it is mounted, takes that further"
+    )
+    yield JournalLimit(on_disk, why)
     for peer in PeerBook.load(state.directory).list():
         limit = _limit_of(peer, acked(peer.name))
         if limit is not None and not (state.is_mirror and peer.address is None):
@@ -71,7 +75,11 @@ def journal_limits(
         if base is not None and branch.parted.seq < base.seq:
             continue  # it is of a journal before this one, and has all that there is of that
         seq = Seq(branch.parted.seq - 1)
-        yield JournalLimit(seq, f"branch {branch.name} parts after entry {branch.parted.seq}")
+        why = (
+            f"branch {branch.name} parts after entry {branch.parted.seq}: where it is not needed, "
+            f"'fusejournal branch drop {state.name} {branch.name}'"
+        )
+        yield JournalLimit(seq, why)
 
 
 def _limit_of_primary(state: VolumeState) -> JournalLimit:

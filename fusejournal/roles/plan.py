@@ -94,11 +94,12 @@ class PromotionPlan(Reply):
             f"{self.missing} entries that {self.primary} told of "
             f"({self.held_seq + 1} to {self.told_seq})"
             if self.missing
-            else f"nothing that {self.primary} told of"
+            else "nothing"
         )
         return (
-            f"{told}, and what it did since it was heard last, {self.silent_seconds:.0f} s ago; up "
-            f"to {self.acknowledged_seq} it was told that this node has everything"
+            f"may be lost: whatever {self.primary} did in the {self.silent_seconds:.0f} s since it "
+            f"was heard last. Known to be lost: {told}. Up to entry {self.acknowledged_seq} this "
+            "node has everything"
         )
 
 

@@ -43,6 +43,11 @@ OPEN_UNPROVED: Final = b"FJOPEN1\n"
 READY: Final = b"FJREADY\n"
 CLOSED: Final = b"FJCLOSED"
 assert {len(one) for one in (TLS, PAIR, OPEN, OPEN_UNPROVED, READY, CLOSED)} == {PREAMBLE_BYTES}
+NONE_IS_OPEN: Final = (
+    "no pairing is open here: 'fusejournal pair VOLUME' there ('fusejournal agent pair' for a "
+    "console) shows a new code, and has to be left running"
+)
+"""A pairing's refusal, in words."""
 NO_PAIRING: Final = b"\x15\x03\x03\x00\x02\x02\x31"
 """The listener's answer to ``PAIR`` while none is open: a fatal alert, "access denied", as TLS ends
 a handshake that it has not begun (RFC 8446, section 6)."""

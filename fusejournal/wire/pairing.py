@@ -39,7 +39,7 @@ from typing import Final, NamedTuple
 
 from fusejournal.address import check_peer_name
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
-from fusejournal.wire.connection import Connection
+from fusejournal.wire.connection import NONE_IS_OPEN, Connection
 from fusejournal.wire.frames import PairOffer, Refusal
 from fusejournal.wire.identity import Identity, fingerprint_of, normalize
 from fusejournal.wire.log_limiter import network_of
@@ -182,7 +182,7 @@ async def answer(
     network = network_of(connection.where.rpartition(":")[0].strip("[]"))
     if code is None or code.state(now()) != "waiting" or code.tries_left(network) <= 0:
         # Before anything of it is parsed: strangers may say whatever they like.
-        raise await _refuse(connection, "closed", "no pairing is open here")
+        raise await _refuse(connection, "closed", NONE_IS_OPEN)
     theirs = check_offer(first, None)
     own = _offer(node, identity)
     await connection.send(own)

@@ -25,6 +25,7 @@ from fusejournal.errors import (
 )
 from fusejournal.wire.connection import (
     CLOSED,
+    NONE_IS_OPEN,
     OPEN,
     PAIR,
     PREAMBLE_BYTES,
@@ -214,7 +215,7 @@ async def _handshake(
             raise cause from None
         reason = why(error)
         if preamble == PAIR and "ACCESS_DENIED" in (getattr(cause, "reason", None) or ""):
-            raise PairingError(f"{where}: pairing refused: no pairing is open here") from None
+            raise PairingError(f"{where}: pairing refused: {NONE_IS_OPEN}") from None
         if isinstance(cause, ssl.SSLError) and not any(word in reason for word in ("cut", "alert")):
             raise _not_ours(where, reason) from None
         raise PeerLostError(where, f"in the handshake: {reason}") from None

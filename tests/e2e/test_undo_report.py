@@ -115,3 +115,4 @@ def test_the_command_names_what_came_between(
         assert done["applied"]["from_seq"] == first + 1
     else:
         assert "done, as entries" in out
+        assert out.rstrip().endswith("--apply")

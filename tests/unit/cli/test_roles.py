@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 import trio
 
+from fusejournal.admin.demote import demoted_words, is_fenced
 from fusejournal.admin.rejoin import Rejoined
 from fusejournal.cli.mount import _described
 from fusejournal.cli.rejoin import _show
@@ -15,6 +16,7 @@ from fusejournal.control.server import serve_control
 from fusejournal.errors import UsageError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replication.local_node import check_becomes_mirror
+from fusejournal.roles.plan import PromotionPlan
 from tests.golden.statuses import PRIMARY
 
 LEVEL = Rejoined(
@@ -73,6 +75,33 @@ def test_a_primary_that_cannot_be_called_is_told_how() -> None:
     check_becomes_mirror("data", "10.0.0.1:7710")
     with pytest.raises(UsageError, match="fusejournal mount data --listen ADDR:PORT"):
         check_becomes_mirror("data", None)
+
+
+def test_a_plan_says_what_may_be_lost_and_what_is() -> None:
+    plan = PromotionPlan(
+        node="hall-data", reign="3/00000000000000ab", held_seq=4711, acknowledged_seq=4699,
+        left_to_apply=0, primary="north", told_seq=4711, missing=0, silent_seconds=6.2,
+        peers=(), words=1, words_needed=2, objections=(),
+    )  # fmt: skip
+    assert dict(plan.rows())["lost"] == (
+        "may be lost: whatever north did in the 6 s since it was heard last. Known to be lost: "
+        "nothing. Up to entry 4699 this node has everything"
+    )
+    more = dict(replace(plan, missing=2, told_seq=4713).rows())["lost"]
+    assert "Known to be lost: 2 entries that north told of (4712 to 4713)." in more
+
+
+def test_a_fenced_primary_that_was_demoted_is_to_be_looked_at() -> None:
+    fenced = replace(PRIMARY, degraded=("read-only: fenced: epoch 2 has begun",))
+    assert (is_fenced(PRIMARY), is_fenced(fenced)) == (False, True)
+    plain = demoted_words("data", 438, was_fenced=False)
+    assert plain == "data is a mirror now, and holds entries up to 438"
+    words = demoted_words("data", 438, was_fenced=True)
+    assert words.startswith(plain)
+    assert words.endswith(
+        "see 'fusejournal status data': where it says diverged: 'fusejournal umount data', "
+        "'fusejournal rejoin data', 'fusejournal mount data'"
+    )
 
 
 async def test_a_mount_that_is_fenced_says_so(tmp_path: Path) -> None:

@@ -209,7 +209,10 @@ async def test_a_wrong_code(identities: dict[str, Identity]) -> None:
 
 async def test_no_pairing_is_open(identities: dict[str, Identity]) -> None:
     sides = Sides(identities, None)
-    assert "no pairing is open" in str(await sides.pair(CODE))
+    told = str(await sides.pair(CODE))
+    assert "no pairing is open" in told
+    assert "'fusejournal pair VOLUME'" in told
+    assert "left running" in told
     assert isinstance(sides.listened, PairingError)
 
 

@@ -5,6 +5,7 @@ Connections are kept for the next call, a few for each agent. One task a call; c
 its connection, because an answer may be on its way."""
 
 import json
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
@@ -136,13 +137,7 @@ class AgentLink:
         except trio.TooSlowError:
             words = f"its answer is not whole after {_CALL_SECONDS:g} s"
             raise WireError(f"{self.agent.name}: {words}") from None
-        try:
-            value = json.loads(content, parse_constant=_refuse)
-        except UNREADABLE_JSON:
-            raise WireError(f"{self.agent.name}: an answer that is no JSON") from None
-        if not isinstance(value, dict):
-            raise WireError(f"{self.agent.name}: an answer that is no object")
-        return value
+        return _answer_in(self.agent.name, content)
 
     async def parts(self, what: str, /, **fields: Any) -> AsyncGenerator[bytes, None]:
         """Yields the bytes of the answer as they come. Is cancelled, and raises, as
@@ -224,8 +219,26 @@ class AgentLink:
             await self._kept.pop().aclose()
 
 
+def _answer_in(name: str, content: bytes | bytearray) -> dict[str, Any]:
+    """Returns the answer of agent *name*. Raises WireError."""
+    try:
+        value = json.loads(content, parse_constant=_refuse, parse_float=_finite)
+    except UNREADABLE_JSON:
+        raise WireError(f"{name}: an answer that is no JSON") from None
+    if not isinstance(value, dict):
+        raise WireError(f"{name}: an answer that is no object")
+    return value
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")  # a browser would not read it
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits:.80} is too great")  # it would be passed on as "Infinity"
+    return number
 
 
 def _failed(content: bytes) -> CallFailedError:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import parse_object
 from fusejournal.errors import FusejournalError, NotRunningError
 
 _REPLY_SECONDS = 60.0
@@ -52,10 +54,7 @@ def _converse(state_dir: Path, request: Mapping[str, Any]) -> Iterator[dict[str,
                 for line in lines:
                     if not line.endswith(b"\n"):  # not even half an answer counts
                         break
-                    reply: dict[str, Any] = json.loads(line)
-                    if "error" in reply:
-                        raise RemoteError(str(reply["error"]), int(reply.get("exit_code", 1)))
-                    yield reply
+                    yield reply_in(state_dir, line)
         except TimeoutError:
             raise FusejournalError(f"the layer of {state_dir} does not answer") from None
         except (ConnectionResetError, BrokenPipeError):
@@ -64,6 +63,19 @@ def _converse(state_dir: Path, request: Mapping[str, Any]) -> Iterator[dict[str,
             raise FusejournalError(
                 f"the layer of {state_dir} went away: {error.strerror}"
             ) from None
+
+
+def reply_in(state_dir: Path, line: bytes) -> dict[str, Any]:
+    """Returns the reply in *line*, of the layer of the volume in *state_dir*. Raises RemoteError
+    for an error that it tells, FusejournalError for what is no reply."""
+    try:
+        reply = parse_object(line)
+    except UNREADABLE_JSON:
+        raise FusejournalError(f"the layer of {state_dir} answers what is no reply") from None
+    if "error" in reply:
+        code = reply.get("exit_code")
+        raise RemoteError(str(reply["error"]), code if type(code) is int else 1)
+    return reply
 
 
 def _connect(connection: socket.socket, state_dir: Path) -> None:

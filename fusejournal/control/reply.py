@@ -45,7 +45,9 @@ class Reply:
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """Returns the answer of which *raw* is the JSON object. Keys that this program does not
         know are left out, because the layer may be of a later version; fields with a default may
-        be missing. Raises FusejournalError where another one is."""
+        be missing. Raises FusejournalError where another one is, or *raw* is no object."""
+        if not isinstance(raw, Mapping):
+            raise FusejournalError(f"the layer's answer has {raw!r:.80} for an object")
         values = {}
         for one in fields(cls):
             if one.name in raw:
@@ -71,4 +73,8 @@ def _from_json(value: Any, nested: type[Reply] | type[ReportedState] | None) -> 
         return tuple(_from_json(part, nested) for part in value)
     if nested is None or value is None:
         return value
-    return nested.from_json(value) if issubclass(nested, Reply) else nested(value)
+    if issubclass(nested, Reply):
+        return nested.from_json(value)
+    if not isinstance(value, str):
+        raise FusejournalError(f"the layer's answer has {value!r:.80} for a state")
+    return nested(value)

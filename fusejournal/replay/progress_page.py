@@ -23,7 +23,8 @@ assert _BEFORE.size == 24
 
 
 class ProgressPage:
-    """The page in the file that is open on *fd*, which goes over to this object."""
+    """The page in the file that is open on *fd*, which goes over to this object. Raises ValueError
+    for a file that has no whole page, as after a crash of the system."""
 
     EMPTY = bytes(mmap.PAGESIZE)
     """The content of a new one."""

@@ -129,7 +129,7 @@ class Target:
                 self._root_fd = os.open(TREE, _FLAGS_DIRECTORY, dir_fd=scratch.fd)
                 stack.callback(os.close, self._root_fd)
             self.resumed = self._claim(purpose)
-            self._page = ProgressPage(self._scratch.open(_PROGRESS_FILE, os.O_RDWR))
+            self._page = self._open_page()
             stack.callback(self._page.close)
             self.done_seq, self._begun_seq = self._page.read()
             if from_seq == 1 and not self._begun_seq:
@@ -221,6 +221,17 @@ class Target:
             ) from None
         return begun is not None
 
+    def _open_page(self) -> ProgressPage:
+        try:
+            return ProgressPage(self._scratch.open(_PROGRESS_FILE, os.O_RDWR))
+        except (OSError, ValueError):
+            raise self._spoilt_error() from None
+
+    def _spoilt_error(self) -> TargetError:
+        return TargetError(
+            self.path, f"cannot be gone on with: {self._scratch.path} is spoilt; delete both"
+        )
+
     def _open_catalog(self, stack: ExitStack) -> None:
         try:
             self.catalog = Catalog(self._scratch.catalog)
@@ -230,9 +241,7 @@ class Target:
         except OSError as error:
             raise self._scratch_error(error) from None
         except CatalogSpoiltError:
-            raise TargetError(
-                self.path, f"cannot be gone on with: {self._scratch.path} is spoilt; delete both"
-            ) from None
+            raise self._spoilt_error() from None
 
     def _check_purpose(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         if found.get("boot") != wanted["boot"]:

@@ -404,6 +404,16 @@ def test_a_spoilt_file_beside_the_target(place: Path, text: str) -> None:
         Target(target, {"test": 1}, from_seq=1)
 
 
+@pytest.mark.parametrize("content", [b"", bytes(40)])
+def test_a_page_of_progress_that_was_cut_off(place: Path, content: bytes) -> None:
+    target = place / "home" / "back"
+    with Target(target, {"test": 1}, from_seq=1):
+        pass
+    (place / "home" / ".back.fusejournal-replay" / "progress").write_bytes(content)
+    with pytest.raises(TargetError, match="is spoilt; delete both"):
+        Target(target, {"test": 1}, from_seq=1)
+
+
 # -- what the root directory is to have at the end -------------------------------------------------
 
 _CHANGES: list[list[object]] = [

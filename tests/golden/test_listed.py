@@ -16,6 +16,7 @@ from fusejournal.node import state_dir
 from fusejournal.operations import Kind
 from fusejournal.wire import frames
 from tests.golden.files import HERE, golden
+from tests.support.decoders import DECODERS
 from tests.support.entries import UUID_OF_TESTS
 
 _PACKAGE = Path(fusejournal.__file__).parent
@@ -74,6 +75,63 @@ _WRITTEN = {
 """Labels of all other writes of whole files, and the golden sample of what each writes."""
 
 
+_DECODED = {
+    "agent-consoles": "consoles",
+    "agent-jobs": "job_request",
+    "alert-message": "none: written alone, for others to read",
+    "answers": "answer",
+    "base": "base",
+    "boot": "boot",
+    "branch": "branch",
+    "calls": "call",
+    "catalog": "none: a database of SQLite, which finds damage itself",
+    "checkpoint": "checkpoint",
+    "clients": "clients",
+    "connection": "connection",
+    "console-agents": "agents",
+    "console-alerts": "alerts",
+    "console-audit": "audit",
+    "console-told": "told",
+    "console-tokens": "tokens",
+    "console-users": "users",
+    "control": "control",
+    "identity": "certificate",
+    "index": "index",
+    "journal": "segment",
+    "key": "key",
+    "level": "level",
+    "lock": "lock",
+    "members": "members",
+    "open-files": "open_files",
+    "parted": "parted",
+    "peers": "peers",
+    "place": "place",
+    "progress": "progress",
+    "proofs": "hello",
+    "records": "inode",
+    "rejoin": "rejoin",
+    "release-0.1.0-greetings": "message",
+    "requests-linux-6.18": "request",
+    "scrub": "scrub",
+    "sealed": "sealed",
+    "seekable": "seekable",
+    "signatures": "signatures",
+    "status": "reply",
+    "store": "pack",
+    "store-heads": "store_head",
+    "store-objects": "version",
+    "tree-nodes": "node",
+    "verified": "verified",
+    "versions": "versions",
+    "volume": "volume",
+    "watermarks": "watermarks",
+    "wire": "message",
+    "witness": "witness",
+}
+"""The decoder of each sample's format (tests/support/decoders.py), where it meets bytes that cannot
+be; or the reason why there is none."""
+
+
 def _tables() -> Iterator[tuple[str, str, str]]:
     """The section, first and last cell of each row of the tables with a column "golden"."""
     section, has_golden = "", False
@@ -111,6 +169,13 @@ def test_each_sample_is_named() -> None:
         for path in HERE.glob("*-v[0-9]*.json")
     }
     assert there - listed == set()
+
+
+def test_each_sample_has_a_decoder_that_meets_damage_or_a_reason() -> None:
+    there = {re.sub(r"-v\d.*", "", path.stem) for path in HERE.glob("*.json")}
+    assert there == set(_DECODED)
+    named = {told for told in _DECODED.values() if not told.startswith("none: ")}
+    assert named - set(DECODERS) == set()
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from fusejournal.types import Epoch
 from fusejournal.versions import manifest
 from fusejournal.versions.trees import Trees
 from fusejournal.wire.frames import HEADER_BYTES
-from tests.golden.files import from_rows, golden
+from tests.golden.files import HERE, from_rows, golden
 from tests.property.corpus import Input, inputs, keep
 from tests.support.decoders import outcome_of
+from tests.support.recorded import read_recorded
 
 _ODD = (0, 1, 0x7F, 0x80, 0xC0, 0xC4, 0xDD, 0xDF, 0xFF)
 _PIECES_MAX = 6
@@ -96,6 +97,9 @@ def seeds(name: str) -> list[bytes]:
         "channels": lambda: [_CHANNELS],
         "audit": lambda: ["\n".join(golden("console-audit-v1")).encode()],
         "call": _calls,
+        "request": lambda: [
+            one.request for one in read_recorded(HERE / "requests-linux-6.18.json")
+        ],
     }
     return found + (whole[name]() if name in whole else [])
 

@@ -51,7 +51,6 @@ from fusejournal.wire.identity import normalize
 from fusejournal.wire.instances import instance_of
 from fusejournal.wire.members import members_of
 from fusejournal.wire.pairing import check_offer
-from fusejournal.wire.passes import name_in
 from fusejournal.wire.session import (
     SHIP,
     HandshakeState,
@@ -67,6 +66,7 @@ from fusejournal.wire.session import (
 from tests.support.decoding import Decoding, check_types
 from tests.support.objects import MemoryStore
 from tests.support.record_decoders import RECORD_DECODERS
+from tests.support.talk_decoders import TALK_DECODERS
 
 _SEGMENT = "00000000000000000001"
 
@@ -205,20 +205,6 @@ def _certificate(data: bytes, _: Path) -> str:
     return normalize(data.decode("utf-8", "surrogateescape"))
 
 
-def _hello(data: bytes, _: Path) -> object:
-    """The first bytes of a stranger: the name in them stays what it is when more bytes come, and
-    each beginning of a record that is not whole has none yet."""
-    name = name_in(data)
-    if name is None:
-        return None
-    assert name.isascii()
-    assert name_in(data + b"\x16more") == name
-    whole = 5 + int.from_bytes(data[3:5], "big")
-    if data[0] == 22:
-        assert all(name_in(data[:end]) is None for end in range(0, whole, 1 + whole // 8))
-    return name
-
-
 def _version(data: bytes, _: Path) -> object:
     found = decode_version("store/version", data)
     check_types(found)
@@ -285,31 +271,34 @@ def _place(data: bytes, directory: Path) -> object:
     return found
 
 
-DECODERS = RECORD_DECODERS | {
-    "wire": Decoding(_wire, (FusejournalError, RefusedError)),
-    "message": Decoding(_message, (FusejournalError,)),
-    "payload": Decoding(_payload, (FormatError,)),
-    "segment": Decoding(_segment, (BadFrameError,)),
-    "index": Decoding(_index, (FormatError,)),
-    "seekable": Decoding(_seekable, (FormatError,)),
-    "watermarks": Decoding(_watermarks, (FusejournalError,)),
-    "checkpoint": Decoding(_checkpoint, ()),
-    "signatures": Decoding(_signatures, (FusejournalError,)),
-    "peers": Decoding(_peers, (FusejournalError,)),
-    "volume": Decoding(_volume, (FusejournalError,)),
-    "config": Decoding(_config, (FusejournalError,)),
-    "version": Decoding(_version, (StoreError,)),
-    "pack": Decoding(_packs, (StoreError,)),
-    "block_index": Decoding(_block_index, (StoreError,)),
-    "inode": Decoding(_inode, (StoreError,)),
-    "node": Decoding(_node, (StoreError,)),
-    "list_node": Decoding(_list_node, (StoreError,)),
-    "worker": Decoding(_worker, (StoreError,)),
-    "plan": Decoding(_plan, (StoreError,)),
-    "place": Decoding(_place, (FusejournalError,)),
-    "certificate": Decoding(_certificate, (ValueError,)),
-    "hello": Decoding(_hello, ()),
-}
+DECODERS = (
+    RECORD_DECODERS
+    | TALK_DECODERS
+    | {
+        "wire": Decoding(_wire, (FusejournalError, RefusedError)),
+        "message": Decoding(_message, (FusejournalError,)),
+        "payload": Decoding(_payload, (FormatError,)),
+        "segment": Decoding(_segment, (BadFrameError,)),
+        "index": Decoding(_index, (FormatError,)),
+        "seekable": Decoding(_seekable, (FormatError,)),
+        "watermarks": Decoding(_watermarks, (FusejournalError,)),
+        "checkpoint": Decoding(_checkpoint, ()),
+        "signatures": Decoding(_signatures, (FusejournalError,)),
+        "peers": Decoding(_peers, (FusejournalError,)),
+        "volume": Decoding(_volume, (FusejournalError,)),
+        "config": Decoding(_config, (FusejournalError,)),
+        "version": Decoding(_version, (StoreError,)),
+        "pack": Decoding(_packs, (StoreError,)),
+        "block_index": Decoding(_block_index, (StoreError,)),
+        "inode": Decoding(_inode, (StoreError,)),
+        "node": Decoding(_node, (StoreError,)),
+        "list_node": Decoding(_list_node, (StoreError,)),
+        "worker": Decoding(_worker, (StoreError,)),
+        "plan": Decoding(_plan, (StoreError,)),
+        "place": Decoding(_place, (FusejournalError,)),
+        "certificate": Decoding(_certificate, (ValueError,)),
+    }
+)
 
 
 def outcome_of(name: str, data: bytes) -> str:

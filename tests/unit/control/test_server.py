@@ -18,7 +18,7 @@ from fusejournal.control import server as server_module
 from fusejournal.control.client import RemoteError, ask, follow
 from fusejournal.control.reply import Reply, ReportedState
 from fusejournal.control.server import serve_control
-from fusejournal.errors import NotRunningError, VolumeBusyError
+from fusejournal.errors import FusejournalError, NotRunningError, VolumeBusyError
 
 
 async def _hello(request: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_a_state_of_a_later_version_is_told_on() -> None:
     assert light not in (_Light.RED, _Light.GREEN)
     assert _Crossing(light=light).to_json() == {"light": "amber"}
     assert list(_Light) == [_Light.RED, _Light.GREEN]
-    with pytest.raises(ValueError, match="7 is not a valid"):
+    with pytest.raises(FusejournalError, match="7 for a state"):
         _Crossing.from_json({"light": 7})
 
 

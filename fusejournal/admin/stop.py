@@ -58,6 +58,8 @@ def stop_volume(
     if lazy and force:
         raise UsageError("--lazy and --force are two ways: choose one")
     process = _await_answer(state, reporter)
+    if process is not None and not lazy:
+        _check_left(state.mountpoint)
     try:
         if exports.is_served(state.mountpoint):
             _stop_served(state, lazy, force, reporter)
@@ -110,6 +112,26 @@ def _await_answer(state: VolumeState, reporter: StopReporter) -> int | None:
             reporter.notice(f"waiting for process {pid}, which is starting or ending")
             told = True
     return process
+
+
+def _check_left(mountpoint: Path) -> None:
+    """Refuse where only those use the mount from which this command was started."""
+    if (users := _local_users(mountpoint)) and {one.split()[0] for one in users} <= _ancestors():
+        raise VolumeBusyError(
+            f"{mountpoint} is in use by {', '.join(users)}, from which this command was started: "
+            "leave the directory: cd /"
+        )
+
+
+def _ancestors() -> set[str]:
+    found: set[str] = set()
+    pid = str(os.getppid())
+    with suppress(OSError):
+        while pid not in (*found, "0"):
+            found.add(pid)
+            # (The name before it may have any bytes, spaces and parentheses among them.)
+            pid = Path("/proc", pid, "stat").read_bytes().rpartition(b")")[2].split()[1].decode()
+    return found
 
 
 def _clear(state: VolumeState) -> bool:

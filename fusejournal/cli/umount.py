@@ -1,6 +1,9 @@
 """``fusejournal umount``."""
 
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
@@ -42,10 +45,18 @@ def umount(volume: str, lazy: bool, force: bool) -> None:
     if lazy and force:
         raise UsageError("--lazy and --force are two ways: choose one")
     state = find_volume(volume)
+    _leave(state.mountpoint)
     if stop_volume(state, _Reporter(), lazy=lazy, force=force).was_dead:
         text.echo(f"{state.mountpoint}: its layer had died; took the dead mount away", err=True)
     elif sys.stderr.isatty():
         text.echo(f"{state.mountpoint}: unmounted", err=True)
+
+
+def _leave(mountpoint: Path) -> None:
+    """Keep this process from being a user of the mount itself."""
+    with suppress(OSError):
+        if Path.cwd().is_relative_to(mountpoint):
+            os.chdir("/")
 
 
 class _Reporter:

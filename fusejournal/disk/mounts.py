@@ -13,7 +13,7 @@ import re
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +45,10 @@ class MountInfo(NamedTuple):
     """The flags of the mount and of its file system."""
 
 
-def mounts() -> Iterator[MountInfo]:
-    """Yields all mounts of this process's namespace, in the order in which they were made."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+def mounts(process: str = "self") -> Iterator[MountInfo]:
+    """Yields all mounts that *process* sees (by its number; this one unless told otherwise), in the
+    order in which they were made."""
+    with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields, _, rest = line.partition(" - ")
             words = fields.split()
@@ -176,13 +177,12 @@ def way_around(backing: Path, mountpoint: Path) -> str | None:
     above = [one for one in all_mounts if backing.is_relative_to(one.mountpoint)]
     if mountpoint == backing:
         above = [one for one in above if one.mountpoint != backing or one.type != FILESYSTEM_TYPE]
-    if not above:
+    own = _place_of(backing, above)
+    if own is None:
         return None
-    deepest = max(len(one.mountpoint.parts) for one in above)
-    own = [one for one in above if len(one.mountpoint.parts) == deepest][-1]
-    inside = Path(own.root) / backing.relative_to(own.mountpoint)
+    device, inside = own
     for one in all_mounts:
-        if one.device != own.device or not inside.is_relative_to(one.root):
+        if one.device != device or not inside.is_relative_to(one.root):
             continue
         path = one.mountpoint / inside.relative_to(one.root)
         if path != mountpoint and not _is_closed(path):
@@ -210,30 +210,92 @@ def _is_closed(path: Path) -> bool:
 def _check_unused(directory: Path) -> None:
     """Refuses to cover a tree in which a process has files open: their descriptors would bypass the
     layer."""
+    device = directory.stat().st_dev
+    for process, link, path in _uses(directory):
+        try:
+            if link.stat().st_dev != device:
+                continue  # a mount that has been covered, or is dead
+        except OSError:
+            continue
+        raise VolumeBusyError(
+            f"{directory}: process {process.name} ({_process_name(process)}) uses {path}; "
+            "what it has open would bypass the layer: stop it first"
+        )
+
+
+class _Place(NamedTuple):
+    """A directory or file, whatever names it has: the device of its file system, and the path from
+    that one's root."""
+
+    device: str
+    path: Path
+
+
+def _place_of(path: Path, among: list[MountInfo]) -> _Place | None:
+    above = [one for one in among if path.is_relative_to(one.mountpoint)]
+    if not above:
+        return None
+    deepest = max(len(one.mountpoint.parts) for one in above)
+    own = [one for one in above if len(one.mountpoint.parts) == deepest][-1]
+    return _Place(own.device, Path(own.root) / path.relative_to(own.mountpoint))
+
+
+def _uses(directory: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yields what other processes have open in *directory*, as the process, the link in /proc and
+    the path as the process's mount namespace has it. One of another namespace may have another file
+    system by the same name, or the same directory by another: its own mounts tell."""
+    seen: dict[tuple[str, str], list[MountInfo]] = {("", ""): list(mounts())}
+    wanted = _place_of(directory, seen["", ""])
+    here = os.readlink("/proc/self/ns/mnt")
     for process in Path("/proc").iterdir():
         if not process.name.isdigit() or int(process.name) == os.getpid():
             continue
-        for link in _open_paths(process):
-            if link == str(directory) or link.startswith(f"{directory}/"):
-                name = _process_name(process)
-                raise VolumeBusyError(
-                    f"{directory}: process {process.name} ({name}) uses {link}; "
-                    "what it has open would bypass the "
-                    "layer: stop it first"
-                )
+        try:
+            namespace, root = os.readlink(process / "ns/mnt"), os.readlink(process / "root")
+            key = ("", "") if namespace == here else (namespace, root)
+            if key not in seen:
+                # (The mountpoints are told from the process's root on, the links are not.)
+                seen[key] = [
+                    one._replace(mountpoint=Path(root) / one.mountpoint.relative_to("/"))
+                    for one in mounts(process.name)
+                ]
+        except OSError:
+            continue  # it has ended
+        for link, path in _open_paths(process):
+            if not path.startswith("/"):
+                continue  # a pipe, a socket
+            place = _place_of(Path(path), seen[key])
+            if place is None or wanted is None or place.device != wanted.device:
+                continue
+            if place.path.is_relative_to(wanted.path):
+                yield process, link, path
 
 
-def _open_paths(process: Path) -> Iterator[str]:
+def _open_paths(process: Path) -> Iterator[tuple[Path, str]]:
     links = [process / "cwd", process / "root", process / "exe"]
-    try:
+    with suppress(OSError):
         links += (process / "fd").iterdir()
-    except OSError:
-        return
+    links += _mapped(process)
     for link in links:
         try:
-            yield os.readlink(link)
+            yield link, os.readlink(link)
         except OSError:
             continue
+
+
+def _mapped(process: Path) -> list[Path]:
+    """The links of the files that *process* has mapped, one for each file."""
+    try:
+        lines = (process / "maps").read_bytes().splitlines()
+    except OSError:
+        return []
+    found: dict[bytes, bytes] = {}
+    for line in lines:
+        words = line.split(None, 5)
+        if len(words) == 6 and words[5].startswith(b"/"):
+            found.setdefault(words[5], words[0])
+    ranges = [[int(end, 16) for end in span.split(b"-")] for span in found.values()]
+    return [process / "map_files" / f"{start:x}-{end:x}" for start, end in ranges]
 
 
 def _process_name(process: Path) -> str:
@@ -319,13 +381,8 @@ def take_away(mountpoint: Path) -> None:
 
 def users(mountpoint: Path) -> list[str]:
     """Returns the processes that have files open on the mount, as "pid (name)"."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
-            paths = _open_paths(process)
-            if any(p == str(mountpoint) or p.startswith(f"{mountpoint}/") for p in paths):
-                found.append(f"{process.name} ({_process_name(process)})")
-    return found
+    found = {process.name: process for process, _, _ in _uses(mountpoint)}
+    return [f"{name} ({_process_name(process)})" for name, process in found.items()]
 
 
 def raise_read_ahead(mountpoint: Path) -> None:

@@ -62,6 +62,31 @@ def test_mounting_in_place_again(tmp_path: Path) -> None:
         layer.run("umount", "volume")
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_unmounting_from_within(tmp_path: Path, in_place: bool) -> None:
+    program = str(Path(sys.executable).with_name("fusejournal"))
+
+    def shell(script: str) -> subprocess.CompletedProcess[str]:
+        command = ["sh", "-c", script, "sh", program, str(layer.mountpoint)]
+        return subprocess.run(
+            command, env=layer.environment, capture_output=True, text=True, check=False
+        )
+
+    with Layer(tmp_path, in_place=in_place) as layer:
+        layer.start()
+        refused = shell('cd "$2"; "$1" umount .; exit $?')
+        assert refused.returncode == 4
+        assert refused.stderr.endswith("leave the directory: cd /\n")
+        assert "fusejournal)" not in refused.stderr
+        with subprocess.Popen(["sleep", "60"], cwd=layer.mountpoint) as other:
+            refused = shell('cd "$2"; "$1" umount .; exit $?')
+            other.kill()
+        assert f"{other.pid} (sleep)" in refused.stderr
+        assert "stop that, or use --lazy" in refused.stderr
+        assert "fusejournal)" not in refused.stderr
+        assert shell('cd "$2"; exec "$1" umount .').returncode == 0
+
+
 def test_a_mount_of_nothing_known(layer: Layer) -> None:
     assert "no volume 'nobody'" in fails(layer, 3, "mount", "nobody")
     line = fails(layer, 3, "mount", "/nowhere")

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from fusejournal.admin.live import ask_layer, follow_layer, wait_for_role
-from fusejournal.errors import NotRunningError, PromotionRefusedError
+from fusejournal.errors import FusejournalError, NotRunningError, PromotionRefusedError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.roles.plan import PromotionPlan
 
@@ -42,3 +42,17 @@ def promote(
     with suppress(NotRunningError):  # it may be quicker to go than to answer
         follow_layer(state, "promote", working, force=force)
     wait_for_role(state, "primary", max(0.0, deadline - time.monotonic()))
+
+
+def store_hint(state: VolumeState) -> str:
+    """Returns what a new primary without a store of versions is to be told: the old one's is no
+    part of what it took over. Empty where it has one, or the file that tells is spoilt."""
+    from fusejournal.versions.place import read_place
+
+    with suppress(FusejournalError, OSError):
+        if read_place(state.directory) is None:
+            return (
+                f"this node has no store of versions: 'fusejournal version store init {state.name}'"
+                " makes or joins one"
+            )
+    return ""

@@ -8,7 +8,7 @@ from fusejournal.admin.demote import demote, demoted_words, is_fenced
 from fusejournal.admin.handoff import hand_over, wait_for_primary
 from fusejournal.admin.live import live_status
 from fusejournal.admin.peers import list_peers
-from fusejournal.admin.promote import plan_promotion, promote
+from fusejournal.admin.promote import plan_promotion, promote, store_hint
 from fusejournal.admin.rejoin import RejoinRequest
 from fusejournal.agent.job_progress import JobProgress
 from fusejournal.errors import PromotionRefusedError, UnknownPeerError, UsageError
@@ -95,6 +95,8 @@ def promote_here(job: JobProgress, *, do_it: bool) -> None:
     for peer in list_peers(state).peers:
         if peer.paused:
             words += f"; {peer.name} is paused, and so does not follow: resume it"
+    if hint := store_hint(state):
+        words += f"; {hint}"
     job.save(state="done", words=words)
 
 

@@ -3,6 +3,7 @@
 import click
 
 from fusejournal.admin.handoff import hand_over, wait_for_primary
+from fusejournal.admin.promote import store_hint
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import orderly_interrupts
 from fusejournal.cli.progress import progress_bar
@@ -62,3 +63,8 @@ def handoff_command(volume: str, peer: str, timeout: float, quiet: bool, as_json
     text.echo(f"{peer} is the primary of {state.name}, in reign {told.reign}")
     if follows is None:
         text.echo(f"{peer} does not ship to here yet: see 'fusejournal status {state.name}'")
+    if not store_hint(state):
+        text.echo(
+            f"versions are made by {peer} from now on, in the store that it has: 'fusejournal "
+            "version store init' there where it has none"
+        )

@@ -3,7 +3,7 @@
 import click
 
 from fusejournal.admin.peers import list_peers
-from fusejournal.admin.promote import plan_promotion, promote
+from fusejournal.admin.promote import plan_promotion, promote, store_hint
 from fusejournal.cli import text
 from fusejournal.errors import PromotionRefusedError
 from fusejournal.node.registry import find_volume
@@ -69,6 +69,8 @@ def promote_command(volume: str, force: bool, dry_run: bool, timeout: float, as_
                     f"paused, and so does not follow: 'fusejournal peer resume {state.name} "
                     f"{peer.name}'"
                 )
+        if hint := store_hint(state):
+            text.echo(hint)
 
 
 def _print_applying(left: int) -> None:

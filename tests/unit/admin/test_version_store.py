@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from fusejournal.admin.promote import store_hint
 from fusejournal.cli import version_store
 from fusejournal.cli.restore import restore_command
 from fusejournal.cli.version import version
 from fusejournal.errors import FusejournalError
-from fusejournal.node.state_dir import VolumeState, save_state
+from fusejournal.node.state_dir import VolumeState, load_state, save_state
 from fusejournal.objects.store import ObjectStore
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid
@@ -65,6 +66,15 @@ def _init(state: Path, store: Path, *more: str) -> dict[str, str]:
         _run("store", "init", state, "--store", store, "--json", *more)
     )
     return found
+
+
+def test_a_new_primary_without_a_store_is_told_so(state: Path, tmp_path: Path) -> None:
+    known = load_state(state)
+    assert f"'fusejournal version store init {known.name}'" in store_hint(known)
+    _init(state, tmp_path / "store")
+    assert store_hint(known) == ""
+    (state / "store.json").write_text("spoilt")
+    assert store_hint(known) == ""
 
 
 def test_what_is_kept_is_encrypted_and_is_the_same(state: Path, tmp_path: Path) -> None:

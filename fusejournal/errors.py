@@ -46,11 +46,10 @@ class VolumeNotFoundError(FusejournalError):
 
     exit_code = 3
 
-    def __init__(self, volume: str) -> None:
+    def __init__(self, volume: str, words: str = "") -> None:
         self.volume = volume
-        super().__init__(
-            f"no volume {volume!r}: give a name, a mountpoint or a state directory (see 'status')"
-        )
+        words = words or ": give a name, a mountpoint or a state directory (see 'status')"
+        super().__init__(f"no volume {volume!r}{words}")
 
 
 class UntrustedStateError(VolumeNotFoundError):

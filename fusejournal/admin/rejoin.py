@@ -26,7 +26,7 @@ from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.config import Config, find_config
 from fusejournal.control.reply import Reply
 from fusejournal.disk import mounts
-from fusejournal.errors import PrivilegeError, UnknownPeerError, VolumeBusyError
+from fusejournal.errors import PrivilegeError, VolumeBusyError
 from fusejournal.journal.base import load_base
 from fusejournal.journal.branches import find_branch, list_branches, make_branch
 from fusejournal.journal.journal import Journal
@@ -236,9 +236,7 @@ class RejoinRequest:
         where it has none, or where what is to be asked is known already, and *can_be_known*. Raises
         UnknownPeerError, RejoinError where several might be meant."""
         if self._peer is not None:
-            found = book.find(self._peer)
-            if found is None:
-                raise UnknownPeerError(self._peer)
+            found = book.get(self._peer)
             return found if found.any_address is not None else None
         if can_be_known and load_parting(self._state.directory) is not None:
             return None
@@ -285,7 +283,7 @@ class RejoinRequest:
         if os.geteuid() != 0:
             raise PrivilegeError("a rejoin changes the backing, and needs root: try sudo")
         state = self._state
-        with hold_volume(state), self._open_backing() as root_fd:
+        with hold_volume(state, " (--dry-run works now)"), self._open_backing() as root_fd:
             begun = load_intent(state.directory)
             if begun is None:
                 told = self._begin_any(root_fd, reporter, check)

@@ -47,7 +47,7 @@ def hand_over_to(job: JobProgress, *, do_it: bool) -> None:
     if status.role != "primary":
         raise UsageError(f"{state.name} is a {status.role} here: hand over where it is primary")
     if peer not in found:
-        raise UnknownPeerError(peer)
+        raise UnknownPeerError(peer, f": there is {', '.join(sorted(found)) or 'none'}")
     if not do_it:
         job.save(state="planned", words="", rows=[*_own_rows(status), _peer_row(found[peer])])
         return

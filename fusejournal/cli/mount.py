@@ -264,8 +264,9 @@ def _find_known(volume: str) -> VolumeState:
         raise
     except VolumeNotFoundError:
         raise VolumeNotFoundError(
-            f"no volume {volume!r} was mounted before (see 'status'): "
-            "a new one needs BACKING and MOUNTPOINT, which may be the same directory"
+            volume,
+            " was mounted before (see 'status'): "
+            "a new one needs BACKING and MOUNTPOINT, which may be the same directory",
         ) from None
 
 

@@ -55,7 +55,11 @@ def hold_or_make_volume(
     is_made = not directory.is_dir()
     make_directory(directory)
     is_lock_made = not (directory / "lock").exists()
-    with hold(directory, spec.name, spec.mountpoint, check):
+    refusal = (
+        f" already: for other options 'fusejournal umount {spec.name}' first; "
+        f"for its configuration 'fusejournal restart {spec.name}'"
+    )
+    with hold(directory, spec.name, spec.mountpoint, check, refusal):
         is_new = not (directory / "volume.json").exists()
         kept = {*os.listdir(directory)} - ({"lock"} if is_lock_made else set())
         link = links_root() / spec.name
@@ -78,10 +82,11 @@ def hold_or_make_volume(
 
 
 @contextmanager
-def hold_volume(state: VolumeState) -> Iterator[None]:
+def hold_volume(state: VolumeState, hint: str = "") -> Iterator[None]:
     """Hold a volume that no layer runs on, to change what its state directory says, until the end
-    of the block. Raises VolumeBusyError naming the holder."""
-    with hold(state.directory, state.name, state.mountpoint, lambda: None):
+    of the block. Raises VolumeBusyError naming the holder, and what to do, with the *hint*."""
+    refusal = f": 'fusejournal umount {state.name}' first{hint}"
+    with hold(state.directory, state.name, state.mountpoint, lambda: None, refusal):
         yield
 
 

@@ -39,10 +39,12 @@ class _Holder(NamedTuple):
 
 
 @contextmanager
-def hold(directory: Path, name: str, mountpoint: Path, check: Callable[[], None]) -> Iterator[None]:
+def hold(
+    directory: Path, name: str, mountpoint: Path, check: Callable[[], None], refusal: str = ""
+) -> Iterator[None]:
     """Hold the volume *name* in *directory* until the end of the block; *check* is called when
     no other process holds it, before anything is changed. Raises VolumeBusyError naming the holder,
-    and what *check* raises."""
+    with the *refusal*'s words, and what *check* raises."""
     fd = _inherited_lock(directory)
     if fd is None:
         fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -51,7 +53,7 @@ def hold(directory: Path, name: str, mountpoint: Path, check: Callable[[], None]
             holder = _read_holder(fd)
             raise VolumeBusyError(
                 f"volume {name} is held by process {holder.get('pid', '?')}, "
-                f"mounted at {holder.get('mountpoint', '?')}"
+                f"mounted at {holder.get('mountpoint', '?')}{refusal}"
             )
         check()
         holding = {"pid": os.getpid(), "name": name, "mountpoint": str(mountpoint)}

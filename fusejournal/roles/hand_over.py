@@ -18,7 +18,6 @@ from fusejournal.errors import (
     HandoffRefusedError,
     HookFailedError,
     JournalFailedError,
-    UnknownPeerError,
 )
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.local_node import LocalNode
@@ -92,9 +91,7 @@ class HandOver:
     def _check(self) -> tuple[Peer, PeerRecord]:
         """Returns the peer, if it may take over. Raises UnknownPeerError, HandoffRefusedError."""
         book, name = self._replication.local.book, self._name
-        peer = book.find(name)
-        if peer is None:
-            raise UnknownPeerError(name)
+        peer = book.get(name)
         self._check_takes()
         if peer.address is None:
             near = ", ".join(sorted(one.name for one in self._replication.records()))

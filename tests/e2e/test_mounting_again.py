@@ -33,7 +33,9 @@ def test_mounting_a_known_volume_again(layer: Layer, known_by: str) -> None:
     status = layer.ask()
     assert (status["backing"], status["mountpoint"]) == (str(layer.backing), str(layer.mountpoint))
     line = fails(layer, 4, "mount", known[known_by])
-    assert f"held by process {status['pid']}, mounted at {layer.mountpoint}" in line
+    assert f"held by process {status['pid']}, mounted at {layer.mountpoint} already" in line
+    assert "'fusejournal umount volume' first" in line
+    assert "'fusejournal restart volume'" in line
     layer.run("umount", "volume")
     # With both places, too, as ever; and a volume may move, but not by a mount that is refused.
     elsewhere = layer.base / "elsewhere"
@@ -91,6 +93,8 @@ def test_a_mount_of_nothing_known(layer: Layer) -> None:
     assert "no volume 'nobody'" in fails(layer, 3, "mount", "nobody")
     line = fails(layer, 3, "mount", "/nowhere")
     assert "no volume '/nowhere' was mounted before" in line
+    assert line.count("no volume") == 1
+    assert "give a name" not in line
     assert "a new one needs BACKING and MOUNTPOINT" in line
     layer.start()
     layer.stop()

@@ -338,7 +338,7 @@ async def test_who_cannot_take_over_is_named(tmp_path: Path) -> None:
     async with sides(tmp_path) as both:
         primary = both.primary
         local = primary.replication.local
-        with pytest.raises(UnknownPeerError):
+        with pytest.raises(UnknownPeerError, match=r"no peer 'west'.*east"):
             both.hand_over("west")
         local.book.add("west", None)
         with pytest.raises(HandoffRefusedError, match=r"only a direct mirror .* one of east"):

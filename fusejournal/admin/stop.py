@@ -119,7 +119,7 @@ def _check_left(mountpoint: Path) -> None:
     if (users := _local_users(mountpoint)) and {one.split()[0] for one in users} <= _ancestors():
         raise VolumeBusyError(
             f"{mountpoint} is in use by {', '.join(users)}, from which this command was started: "
-            "leave the directory: cd /"
+            "leave it with 'cd /', or use --lazy"
         )
 
 

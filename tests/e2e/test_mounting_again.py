@@ -78,7 +78,7 @@ def test_unmounting_from_within(tmp_path: Path, in_place: bool) -> None:
         layer.start()
         refused = shell('cd "$2"; "$1" umount .; exit $?')
         assert refused.returncode == 4
-        assert refused.stderr.endswith("leave the directory: cd /\n")
+        assert refused.stderr.endswith("leave it with 'cd /', or use --lazy\n")
         assert "fusejournal)" not in refused.stderr
         with subprocess.Popen(["sleep", "60"], cwd=layer.mountpoint) as other:
             refused = shell('cd "$2"; "$1" umount .; exit $?')

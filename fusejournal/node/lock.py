@@ -75,7 +75,7 @@ def note_wait(directory: Path, words: str | None) -> None:
     fd, holding = _held[directory]
     told = holding if words is None else {**holding, "waits_for": words[:_WAIT_CHARACTERS]}
     with suppress(OSError):
-        _write_holder(fd, json.dumps(told, ensure_ascii=False))
+        _write_holder(fd, json.dumps(told))
 
 
 def pass_on(directory: Path) -> None:

@@ -203,12 +203,13 @@ class Witness:
         """Hear from a primary who counts, until it goes. Raises RefusedError, WireError,
         FusejournalError, trio.TooSlowError."""
         await self._follow(greeting)
-        await connection.send(welcome(self.me, greeting, is_mirror=True))
         if self._session is not None:
             self._session.cancel()
         with trio.CancelScope() as scope:
+            # Nothing was awaited since it was looked at who reigns: a vote ends this from here on.
             self._session, self.primary = scope, connection.peer or greeting.node
             try:
+                await connection.send(welcome(self.me, greeting, is_mirror=True))
                 await self._hear(connection, reign_of(greeting))
             finally:
                 if self._session is scope:

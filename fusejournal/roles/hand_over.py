@@ -228,6 +228,7 @@ class HandOver:
             failpoints.reached("handoff.agreed")
             await self._drain()
             await self._seams.note(self.reign)
+            self._check_votes()  # mirrors that gave theirs to another meanwhile are gone by now
             self._take(Move.LEVEL)
             failpoints.reached("handoff.noted")
             head = self._volume.journal.head
@@ -264,6 +265,7 @@ class HandOver:
         self._replication.ship_at_once()
         while self._lacking() or record.acked_seq < volume.journal.head_seq:
             self._check_there()
+            self._check_votes()
             await trio.sleep(_POLL_SECONDS)
         self._check_whole()
         failpoints.reached("handoff.drained")

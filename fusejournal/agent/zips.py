@@ -38,6 +38,7 @@ _DEFLATED: Final = 8
 _ALL_ONES: Final = 0xFFFFFFFF
 _LEVEL: Final = 1
 _PIECE_BYTES: Final = 256 << 10
+_NAME_BYTES_MAX: Final = 0xFFFF
 _TYPES: Final = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 
 
@@ -106,6 +107,10 @@ def _seconds(member: Member) -> int:
 
 
 def _head(member: Member, name: bytes) -> bytes:
+    if len(name) > _NAME_BYTES_MAX:
+        raise UsageError(
+            f"a path of {len(name):,} bytes is too long for a zip: download the directory as tar"
+        )
     # Both sizes are zero, and of 64 bits: so are those that follow, then.
     sizes = struct.pack("<2H2Q", 1, 16, 0, 0)
     extra = sizes + _TIME.pack(0x5455, 5, 1, _seconds(member))

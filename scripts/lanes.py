@@ -125,7 +125,9 @@ def _alone(runner: int) -> None:
         os._exit(1)  # it died before that
     flags = ctypes.c_ulong(_MS_REC | _MS_PRIVATE)
     if _libc.unshare(_CLONE_NEWNS) or _libc.mount(b"none", b"/", None, flags, None):
-        raise OSError(ctypes.get_errno(), "no mount namespace for a job")
+        reason = os.strerror(ctypes.get_errno())
+        os.write(2, f"no mount namespace for a job: {reason}: CAP_SYS_ADMIN is needed\n".encode())
+        os._exit(1)
 
 
 def failures_of(log: str) -> list[str]:
@@ -329,7 +331,10 @@ def _new_directory() -> tuple[Path, int]:
     left that do not live any more is removed."""
     top = Path(tempfile.gettempdir())
     for path in top.glob(f"{_LEFT}*"):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # another user's, or another run has just removed it
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)

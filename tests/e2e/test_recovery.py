@@ -299,7 +299,8 @@ def test_bad_input_gets_one_clear_line(layer: Layer, tmp_path: Path) -> None:
         assert failed.returncode == code, (arguments, failed.stderr)
         assert words in failed.stderr.splitlines()[-1], arguments
         assert "Traceback" not in failed.stderr
-        left = {path.name for path in targets.rglob("*") if "fusejournal" not in str(path)}
+        paths = (path.relative_to(targets) for path in targets.rglob("*"))
+        left = {path.name for path in paths if "fusejournal" not in str(path)}
         assert left == {"EMPTY", "FULL", "theirs"}, arguments
 
 

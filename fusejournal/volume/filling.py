@@ -105,6 +105,7 @@ class Filling:
                 return False
             if found is not None:
                 self._remove(making)
+            self._remove_links(file, making)
             file = file._replace(making=making)
             if S_ISREG(making.mode):
                 self._waiting[making.fid] = file, node
@@ -157,6 +158,18 @@ class Filling:
             return False
         is_as_made = (found.stat.st_size, found.stat.st_mtime_ns) == (making.size, making.mtime_ns)
         return self._trusts_mtimes and (is_as_made or making.target is not None)
+
+    def _remove_links(self, file: BaseFile, making: Import) -> None:
+        """Take away the further names that another attempt has given to what is made anew: a link
+        to them would be taken for made, and they would lead to what may be lost."""
+        if not self._goes_on or len(file.dentries) < 2:
+            return
+        for parent, name in file.dentries:
+            further = making._replace(parent=parent, name=name)
+            if further != making and self._directory(parent):
+                found = self._tree.probe_name(parent, name)
+                if found is not None and found.fid == making.fid:
+                    self._remove(further)
 
     def _remove(self, making: Import) -> None:
         """Take away what another attempt had begun to make, or may have lost."""

@@ -198,6 +198,9 @@ def test_files_whose_contents_a_full_disk_or_a_system_crash_has_lost(pruned: Pla
     times = large.stat()
     large.write_bytes(bytes(times.st_size))  # the name and the fid came to the disk, and no more
     os.utime(large, ns=(times.st_atime_ns, times.st_mtime_ns))
+    _die(pruned, "reconcile", 1)
+    link = pruned.mirror / "backing" / "sub" / "link"
+    assert link.stat().st_ino == large.stat().st_ino, "no name is left to what was lost"
     _die_and_go_on(pruned, [])
     check_level(pruned)
 

@@ -62,7 +62,7 @@ _MEMBERS_MAX: Final = 512
 
 class Hello(NamedTuple):
     """The connector's greeting: who it is and what it has. ``purpose``: ``ship`` (batches
-    will come), ``fetch`` (batches are wanted), from version 2 on ``word`` (the listener's vote
+    will come), ``fetch`` (batches are wanted), from version 2 on ``vote`` (the listener's vote
     for a reign is wanted) or, from version 3 on, ``handoff`` (the listener is to begin a reign).
     ``epoch``, ``seq`` and ``chain`` are its position; ``epoch`` and ``reign_node`` the highest
     reign that it knows of, ``held_epoch`` is that of the entries that it holds.

@@ -29,7 +29,7 @@ know which of the two is right. A higher one comes to a node as a :class:`Claim`
 answer or a refusal. Where :func:`is_proven` says so the node is bound by it, and has it on its disk
 before it answers.
 
-Votes: a node that is to begin a reign asks others first for their *vote* (purpose ``word``, version
+Votes: a node that is to begin a reign asks others first for their *vote* (purpose ``vote``, version
 2): a mirror that gives it has that reign on its disk as the highest that it has seen, before it
 answers, and takes nothing more from who reigns by a lower. The answer tells where its journal ends
 then. A vote is given for one reign of an epoch.

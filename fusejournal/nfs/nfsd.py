@@ -169,12 +169,15 @@ def _states() -> Iterator[tuple[Path, str, tuple[int, int], int]]:
 
 def idle_clients() -> frozenset[bytes]:
     """Returns the names of those NFSv4 clients for which nfsd holds nothing: no open file, so no
-    lock and no delegation either."""
+    lock and no delegation either; none where not all can be looked at, because a client that was
+    started anew has two entries of one name."""
     idle, busy = set[bytes](), set[bytes]()
-    with suppress(OSError):
+    try:
         for client in (root() / "proc/fs/nfsd/clients").iterdir():
             states, name = (client / "states").read_bytes(), _info(client).get("name", "")
             (busy if states.strip() else idle).add(_unescaped(name))
+    except OSError:
+        return frozenset()
     return frozenset(idle - busy)
 
 

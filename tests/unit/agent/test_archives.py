@@ -166,3 +166,11 @@ def test_lines(root: Path) -> None:
     for path, words in (("docs/bytes\udcff", "no text"), ("docs/none", "was not there")):
         with pytest.raises((UsageError, PathNotFoundError), match=words):
             line_difference(source, Fields({"path": path, "from_seq": text}))
+
+
+def test_a_path_that_a_zip_cannot_have() -> None:
+    """Users make such paths, directory by directory; the error says what can have them."""
+    path = b"/".join([b"x" * 255] * 260)
+    member = Member(path, stat.S_IFREG, 0o644, 0, 0, 0, 0, b"", iter(()))
+    with pytest.raises(UsageError, match="too long for a zip: download the directory as tar"):
+        list(zip_of(iter([member])))

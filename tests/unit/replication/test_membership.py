@@ -17,6 +17,7 @@ from fusejournal.replication.member_record import MEMBERS_FILE, MemberRecord
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.hand_over import HandOver, HandOverSeams
 from fusejournal.roles.promote import Promotion
+from fusejournal.roles.take_over import TakeOver, TakeOverSeams
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.members import Members, Rule
@@ -341,3 +342,44 @@ async def test_a_handoff_goes_by_who_counts(tmp_path: Path) -> None:
         for name in ("west", "south"):
             await cluster.stop(name)
         await until("they are away", lambda: "2 of 4 nodes are there, and 3" in refusal(north))
+
+
+async def test_a_handoff_offers_nothing_once_too_few_are_there(tmp_path: Path) -> None:
+    """Those that go while the target comes level may have given another their votes."""
+
+    async def nothing(*_: object) -> None: ...
+
+    taken: list[Reign] = []
+    async with nodes(tmp_path) as cluster:
+        others = NAMES[1:]
+        for name in others:
+            await cluster.start(name)
+        east = cluster.sides["east"]
+        seams = TakeOverSeams(nothing, nothing, taken.append, lambda _: None)
+        east.take_over = TakeOver(east.volume, east.replication, east.receiver, seams).serve
+        north = await cluster.start("north", *others, mirrors=2)
+        north.work(1)
+        await until("all know", lambda: _all_have(cluster, 4))
+        membership = north.replication.membership
+        assert membership is not None
+        has_record = membership.has_record
+        await until("all have it", lambda: all(map(has_record, others)))
+        records = {one.name: one for one in north.replication.records()}
+
+        async def note(reign: Reign | None) -> None:
+            if reign is not None:
+                await cluster.stop("west")
+                await cluster.stop("south")
+                gone = [records["west"], records["south"]]
+                await until("they are away", lambda: not any(one.is_connected for one in gone))
+
+        handed = HandOver(
+            north.volume,
+            north.replication,
+            "east",
+            HandOverSeams(nothing, nothing, note, lambda: None),
+        )
+        with pytest.raises(HandoffRefusedError, match="2 of 4 nodes are there, and 3"):
+            await handed.run(20)
+        assert not taken
+        assert north.create("taken again")

@@ -126,6 +126,10 @@ def parse_size(text: str) -> int:
 
 Bytes = Annotated[int, Parsed(_parse_bytes)]
 
+_BYTES_MAX = 1 << 60
+_DAYS_MAX = 1_000_000
+"""More of either says no more than that there is no end, which is better left unset."""
+
 _SPANS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -133,7 +137,7 @@ def _parse_span(value: Any) -> Any:
     match = re.fullmatch(r"(\d+) ?([a-z]+)", value) if isinstance(value, str) else None
     if match is None or match[2] not in _SPANS:
         raise ValueError(f"{value!r} is no span of time: say it as 30min, 1h, 1d (s, min, h, d, w)")
-    return float(int(match[1]) * _SPANS[match[2]])
+    return float(min(int(match[1]) * _SPANS[match[2]], _BYTES_MAX))
 
 
 SpanSeconds = Annotated[float, Parsed(_parse_span), Bounds(1, 366 * 86_400)]
@@ -152,8 +156,8 @@ class JournalConfig(NamedTuple):
     compress_level: Annotated[int, Bounds(1, 19)] = 3
     flush_interval_seconds: Annotated[float, Bounds(most=60, above=0)] = 1.0
     checkpoint_interval_seconds: Annotated[float, Bounds(most=3600, above=0)] = 10.0
-    keep_bytes: Annotated[Bytes, Bounds(0)] | None = None
-    keep_days: Annotated[float, Bounds(0)] | None = None
+    keep_bytes: Annotated[Bytes, Bounds(0, _BYTES_MAX)] | None = None
+    keep_days: Annotated[float, Bounds(0, _DAYS_MAX)] | None = None
 
 
 MountFlag = Literal[
@@ -186,7 +190,7 @@ class ReplicationConfig(NamedTuple):
     batch_age_seconds: Annotated[float, Bounds(0, 60)] = 0.02
     window_bytes: Annotated[Bytes, Bounds(1 << 16, 1 << 30)] = 16 << 20
     compress_level_max: Annotated[int, Bounds(1, 19)] = 9
-    keep_bytes: Annotated[Bytes, Bounds(1 << 20)] = 64 << 30
+    keep_bytes: Annotated[Bytes, Bounds(1 << 20, _BYTES_MAX)] = 64 << 30
     keep_days: Annotated[float, Bounds(above=0)] = 30.0
     take_back_seconds: Annotated[float, Bounds(0, 86400)] = 30.0
     without_peers: Literal["new-epoch", "wait"] = "new-epoch"
@@ -199,8 +203,8 @@ class ReplicationConfig(NamedTuple):
 class BranchesConfig(NamedTuple):
     """The bounds of what is kept of histories that lost."""
 
-    keep_bytes: Annotated[Bytes, Bounds(0)] = 16 << 30
-    keep_days: Annotated[float, Bounds(above=0)] = 90.0
+    keep_bytes: Annotated[Bytes, Bounds(0, _BYTES_MAX)] = 16 << 30
+    keep_days: Annotated[float, Bounds(most=_DAYS_MAX, above=0)] = 90.0
 
 
 _Count = Annotated[int, Bounds(0, 1 << 20)]
@@ -225,8 +229,8 @@ class StoreConfig(NamedTuple):
     """The dealings with a store of versions that is not a directory (objects/remote.py)."""
 
     uploads: Annotated[int, Bounds(1, 64)] = 4
-    upload_bytes_per_second: Annotated[Bytes, Bounds(1024)] | None = None
-    download_bytes_per_second: Annotated[Bytes, Bounds(1024)] | None = None
+    upload_bytes_per_second: Annotated[Bytes, Bounds(1024, _BYTES_MAX)] | None = None
+    download_bytes_per_second: Annotated[Bytes, Bounds(1024, _BYTES_MAX)] | None = None
     request_seconds: Annotated[float, Bounds(most=3600, above=0)] = 120.0
     retry_seconds: Annotated[float, Bounds(0, 86400)] = 60.0
     options: Mapping[str, str] = _NONE

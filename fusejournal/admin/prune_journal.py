@@ -40,7 +40,7 @@ from fusejournal.types import Progress, Seq
 from fusejournal.versions.base_tree import base_of, open_base_tree
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin
 from fusejournal.versions.create import create_version
-from fusejournal.versions.verified_blocks import VERIFIED, VerifiedBlocks
+from fusejournal.versions.verified_blocks import VERIFIED, VerifiedBlocks, forgetting
 from fusejournal.versions.verify import verify_version
 from fusejournal.volume.rollback import load_intent
 
@@ -156,10 +156,9 @@ class JournalPruning:
 
     def carry_out(self, plan: JournalPlan, progress: Progress) -> JournalPlan:
         """Have a version stand for what goes, read back what of it was not read back not long ago
-        (versions/verified_blocks.py), and then have it go. Returns
-        *plan*. Raises what create_version and verify_version raise, with nothing gone;
-        PruningRefusedError, also where another pruning is under way, BusyError, StoreError,
-        FusejournalError, OSError."""
+        (versions/verified_blocks.py), and then have it go. Returns *plan*. Raises what
+        create_version and verify_version raise, with nothing gone; PruningRefusedError, also where
+        another pruning is under way, BusyError, StoreError, FusejournalError, OSError."""
         with pruning_alone(self._state):
             store = self._versions.store(writing=True)
             if plan.segments:
@@ -186,7 +185,12 @@ class JournalPruning:
         fresh = open_base_tree(self._state.directory, base, kept.config).blocks
         path = self._state.directory / VERIFIED
         known = VerifiedBlocks(path, base.store, int(time.time() * 10**9) // _DAY_NS)
-        verify_version(fresh, version, progress, with_data=True, verified=known)
+        with forgetting(self._state.directory):
+            verify_version(fresh, version, progress, with_data=True, verified=known)
+        if known.is_forgotten:
+            raise PruningRefusedError(
+                "damage was met in the store of versions: see 'version verify'"
+            )
         with suppress(OSError):  # a full disk: the next pruning reads more
             known.save()
         self._install(base)

@@ -37,6 +37,7 @@ from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key, inode_key
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.versions.trees import Trees
+from fusejournal.versions.verified_blocks import forget
 from fusejournal.versions.verify import verify_version
 from fusejournal.versions.version_tree import VersionTree
 
@@ -192,6 +193,7 @@ class Scrub:
             try:
                 verify_version(blocks, version, self._progress, with_data=True, seen=seen)
             except StoreDamagedError as fault:
+                forget(self._state.directory)
                 # What was deleted and collected meanwhile is no damage.
                 if version.key in {one.key for one in list_versions(store, version.uuid)}:
                     self._found(str(fault))

@@ -35,6 +35,7 @@ from fusejournal.versions.manifest import (
 )
 from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.place import StorePlace
+from fusejournal.versions.verified_blocks import forget, forgetting
 
 if TYPE_CHECKING:
     from fusejournal.history.changes import Change
@@ -131,10 +132,10 @@ class VolumeVersions:
     @contextmanager
     def reading(self) -> Iterator[ObjectStore]:
         """Yields the store, of which nothing is collected for the length of the block that a
-        version needs which is found in it: see creators.reading. Raises what :meth:`store`
-        raises."""
+        version needs which is found in it: see creators.reading. Where damage is met, the next
+        pruning reads all. Raises what :meth:`store` raises."""
         store = self.store()
-        with reading(store, node_name(self.name)):
+        with forgetting(self.state.directory), reading(store, node_name(self.name)):
             yield store
 
     def traffic(self) -> ObjectTraffic | None:
@@ -179,15 +180,18 @@ class VolumeVersions:
 
         if name.isdigit() or not name.isprintable():
             raise UsageError(f"{name!r} cannot be a version's name: it must not read as a seq")
-        made = create_version(
-            self.store(writing=True),
-            self.source.reader,
-            self.source.head_seq,
-            name,
-            node_name(self.name),
-            time.time_ns(),
-            progress,
-        )
+        with forgetting(self.state.directory):
+            made = create_version(
+                self.store(writing=True),
+                self.source.reader,
+                self.source.head_seq,
+                name,
+                node_name(self.name),
+                time.time_ns(),
+                progress,
+            )
+        if made.faults:
+            forget(self.state.directory)
         note_made(self.state.directory, made.version, is_new=made.is_new)
         return made
 

@@ -56,6 +56,11 @@ def test_values(tmp_path: Path) -> None:
             "[journal]\nkeep_days = nan",
             "journal.keep_days: Input should be greater than or equal to 0",
         ),
+        ("[journal]\nkeep_days = inf", "Input should be less than or equal to 1000000"),
+        ("[branches]\nkeep_days = inf", "Input should be less than or equal to 1000000"),
+        (f"[journal]\nkeep_bytes = {'9' * 400}", "journal.keep_bytes: Input should be less than"),
+        (f'[versions]\nevery = "{"9" * 400}d"', "versions.every: Input should be less than"),
+        (f"[store]\nupload_bytes_per_second = {'9' * 400}", "Input should be less than or equal"),
         ("[journal]\nflush_interval_seconds = 0", "Input should be greater than 0"),
         ("[journal]\nflush_interval_seconds = inf", "Input should be less than or equal to 60"),
         (

@@ -8,6 +8,7 @@ import struct
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -34,12 +35,14 @@ from fusejournal.node.journal_limits import PruningRefusedError
 from fusejournal.node.state_dir import VolumeState, save_state
 from fusejournal.objects.local import LocalStore
 from fusejournal.objects.store import ObjectStore, put_same
+from fusejournal.operations import Write
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions import base_tree
 from fusejournal.versions.base_tree import base_of
 from fusejournal.versions.creators import register, unregister, workers
 from fusejournal.versions.manifest import list_versions
+from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.place import StorePlace, open_place, read_place
 from fusejournal.volume.base import prepare_base
 from fusejournal.volume.checkpoint import CheckpointFile
@@ -51,17 +54,23 @@ from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file,
 _DAY = "[versions]\nkeep_last = 1\n"
 
 
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A volume with versions 10, 20 (named), 30 and 40 of its 60 entries."""
+def _volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Returns the state directory of a volume without a journal yet."""
     monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path / "root"))
-    files = [make_file(Fid(3 + number), Fid(2), b"file%d" % number) for number in range(60)]
-    workload = workload_of(make_directory(Fid(2), ROOT_FID, b"d"), *files)
-    workload = replace(workload, segment_entries=15)
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     places = Path("/nowhere/backing"), Path("/nowhere/mounted")
     save_state(VolumeState(state, UUID_OF_WORKLOADS, "v", *places, 1, Role.PRIMARY))
+    return state
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A volume with versions 10, 20 (named), 30 and 40 of its 60 entries."""
+    state = _volume(tmp_path, monkeypatch)
+    files = [make_file(Fid(3 + number), Fid(2), b"file%d" % number) for number in range(60)]
+    workload = workload_of(make_directory(Fid(2), ROOT_FID, b"d"), *files)
+    workload = replace(workload, segment_entries=15)
     (tmp_path / "policy.toml").write_text(_DAY)
     for seq, name in ((10, []), (20, ["called"]), (30, []), (40, [])):
         # (Of the last entry it is not known whether it held.)
@@ -362,3 +371,51 @@ def test_where_that_cannot_be_flushed_nothing_goes(state: Path) -> None:
         pruning.carry_out(pruning.plan(), lambda _, __: None)
     assert load_base(state) is None
     assert list_segments(state / "journal") == before
+
+
+def _spoil_data(state: Path) -> dict[Path, bytes]:
+    """Spoils the chunks in the store of the volume. Returns the packs as they were."""
+    whole = {path: path.read_bytes() for path in (state.parent / "kept/packs").iterdir()}
+    data = {path: content for path, content in whole.items() if content.startswith(b"FJPACK1D")}
+    for path, content in data.items():
+        path.write_bytes(content[:24] + bytes([content[24] ^ 1]) + content[25:])
+    return data
+
+
+def test_what_was_found_damaged_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pruning takes what it has read not long ago on trust: not once it was seen to be spoilt,
+    because the journal may be the last to have what of it is still there."""
+    state = _volume(tmp_path, monkeypatch)
+    files = [make_file(Fid(2 + number), ROOT_FID, b"file%d" % number) for number in range(40)]
+    writes = [Write(one.fid, 0, None) for one in files]
+    workload = workload_of(*(step for both in zip(files, writes, strict=True) for step in both))
+    random = Random(1)
+    workload.steps = [
+        step._replace(data=random.randbytes(2000)) if step.data else step for step in workload.steps
+    ]
+    workload.write(state / "journal")
+    policy = tmp_path / "policy.toml"
+    assert not _version("store", "init", str(state), "--store", str(tmp_path / "kept")).exit_code
+    _may_go(state)
+    policy.write_text("[journal]\nkeep_bytes = 40000\n")
+    _prune(state)
+    base = load_base(state)
+    assert base is not None
+    assert (state / "verified").exists()
+    whole = _spoil_data(state)
+    assert whole
+    done = _version("verify", str(state), str(base.seq), "--data")
+    assert isinstance(done.exception, StoreDamagedError)
+    policy.write_text("[journal]\nkeep_bytes = 0\n")
+    for _ in range(2):
+        done = CliRunner().invoke(prune, [str(state), "--config", str(policy)])
+        assert isinstance(done.exception, StoreDamagedError), done.output
+        assert load_base(state) == base
+    for path, content in whole.items():
+        path.write_bytes(content)
+    _prune(state)
+    later = load_base(state)
+    assert later is not None
+    assert later.seq > base.seq

@@ -12,7 +12,7 @@ from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import Version
 from fusejournal.versions.packs import StoreDamagedError
-from fusejournal.versions.verified_blocks import VerifiedBlocks
+from fusejournal.versions.verified_blocks import VerifiedBlocks, forgetting
 from fusejournal.versions.verify import verify_version
 from tests.support.objects import MemoryStore
 from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
@@ -52,6 +52,54 @@ def test_it_is_read_again_after_a_month_and_while_the_clock_is_behind(path: Path
     assert not _of(path, _TODAY - 1).knows(_A, _PACK)
 
 
+def test_a_day_to_come_has_all_be_read_again(path: Path) -> None:
+    """The clock was put back: nothing says how long ago anything was read."""
+    record = _of(path, _TODAY + 20)
+    assert record.knows(_A, _PACK)
+    record.add(_B, _PACK)
+    record.save()
+    assert not _of(path, _TODAY + 19).knows(_A, _PACK)
+    assert _of(path, _TODAY + 20).knows(_A, _PACK)
+
+
+def test_a_clock_that_stands_still_is_not_trusted_for_ever(path: Path) -> None:
+    trusted = 0
+    while (record := _of(path)).knows(_A, _PACK):
+        record.save()
+        trusted += 1
+        assert trusted < 256
+    assert trusted > 100
+    record.add(_A, _PACK)
+    record.save()
+    assert _of(path).knows(_A, _PACK)
+
+
+@pytest.mark.parametrize("day", [-1, 1 << 16, 1 << 40])
+def test_a_day_that_cannot_be_has_all_be_read(path: Path, day: int) -> None:
+    before = path.read_bytes()
+    record = _of(path, day)
+    assert not record.knows(_A, _PACK)
+    record.add(_A, _PACK)
+    record.save()
+    assert not _of(path, day).knows(_A, _PACK)
+    assert path.read_bytes() == before
+    last = _of(path, (1 << 16) - 1)
+    last.add(_A, _PACK)
+    last.save()
+    assert _of(path, (1 << 16) - 1).knows(_A, _PACK)
+
+
+def test_damage_has_all_be_read_again(path: Path) -> None:
+    under_way = _of(path)
+    with pytest.raises(StoreDamagedError), forgetting(path.parent):
+        raise StoreDamagedError("store", "is spoilt")
+    assert under_way.is_forgotten
+    assert not _of(path).knows(_A, _PACK)
+    assert not _of(path).is_forgotten
+    with pytest.raises(StoreDamagedError), forgetting(path.parent):
+        raise StoreDamagedError("store", "is spoilt")
+
+
 def test_a_look_up_is_no_reading(path: Path) -> None:
     record = _of(path, _TODAY + 20)
     assert record.knows(_A, _PACK)
@@ -71,7 +119,7 @@ def test_what_no_verification_asks_for_any_more_goes(path: Path) -> None:
 
 def test_each_byte_that_is_spoilt_costs_a_reading(path: Path) -> None:
     whole = path.read_bytes()
-    assert len(whole) == 50
+    assert len(whole) == 51
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         assert not _of(path).knows(_A, _PACK), at

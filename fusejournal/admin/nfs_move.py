@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from fusejournal.errors import ExportError
 from fusejournal.nfs import client_records, client_watch, exports, nfsd
-from fusejournal.nfs.connections import CONNECTIONS_MAX, established, have_end
+from fusejournal.nfs.connections import established, have_end, most_likely
 
 
 class RoleChange(NamedTuple):
@@ -62,13 +62,13 @@ def _rest(change: RoleChange) -> list[str]:
     opened, idle = nfsd.times_opened(), nfsd.idle_clients()
     # Where the floating address is gone by now, nfsd has closed those to it, which clients cannot
     # have heard (fs/nfsd/nfssvc.c, nfsd_inetaddr_event).
-    connections = tuple(sorted({*known.connections, *established()}))
+    connections = most_likely({*known.connections, *established()})
     nfsd.stop()
     words = ""
     with _noting(failures):
         # Now none comes or goes any more.
         now = client_records.of_server(known.reign, change.volume)
-        now = now._replace(connections=connections[:CONNECTIONS_MAX])
+        now = now._replace(connections=connections)
         if opened is not None and nfsd.times_opened() == opened:
             # They have nothing to take back, and all others would wait until they say so.
             now = now.without(idle)
@@ -88,8 +88,16 @@ def _count(records: client_records.ClientRecords) -> str:
 def _serve(change: RoleChange) -> list[str]:
     told: list[str] = []
     failures: list[str] = []
+    records = None
     with _noting(failures):
-        told += _take_over(change)
+        records = client_records.load(change.mountpoint)
+        told += _take_over(change, records)
+    if not nfsd.threads():
+        # Whoever was connected is so no more. Soon the volume has this server's own.
+        try:
+            client_records.put_aside(records, change.volume)
+        except OSError as error:
+            told.append(f"NFS clients come later: {error}")
     exports.read_anew()
     if not nfsd.threads() and exports.active():
         nfsd.start()
@@ -114,10 +122,9 @@ def _noting(failures: list[str]) -> Iterator[None]:
         failures.append(str(error))
 
 
-def _take_over(change: RoleChange) -> list[str]:
-    """Have nfsd begin anew with the clients that came with the volume, unless the layer alone was
-    started again, for which all is as it was. Raises ExportError, OSError."""
-    records = client_records.load(change.mountpoint)
+def _take_over(change: RoleChange, records: client_records.ClientRecords | None) -> list[str]:
+    """Have nfsd begin anew with *records*, the clients that came with the volume, unless the layer
+    alone was started again, for which all is as it was. Raises ExportError, OSError."""
     if records is None or records.reign == change.reign:
         return []
     if nfsd.threads():
@@ -148,12 +155,18 @@ def _serve_mirror() -> list[str]:
     return ["nfsd serves"]
 
 
-def let_go(mountpoint: Path, address: IPv4Interface | IPv6Interface) -> list[str]:
-    """Has the clients that were connected to *address* when it was another server's find that they
-    are so no more. Returns what was done. Raises ExportError, OSError."""
-    records = client_records.load(mountpoint)
+def let_go(volume: str, address: IPv4Interface | IPv6Interface) -> list[str]:
+    """Has the clients that came with *volume*, and were connected to *address* when it was another
+    server's, or this one's before nfsd began anew, find that they are so no more. Returns what was
+    done. Raises ExportError, OSError."""
+    records = client_records.load_aside(volume)
     told = have_end(records.connections, address.ip) if records is not None else []
-    return [f"{len(told)} NFS connections are ended"] if told else []
+    if records is None or not told:
+        return []
+    # Once is enough; the same ends may be connected anew by the next time.
+    left = tuple(one for one in records.connections if one not in told)
+    client_records.put_aside(records._replace(connections=left), volume)
+    return [f"{len(told)} NFS connections are ended"]
 
 
 def notify(volume: str, address: IPv4Interface | IPv6Interface) -> list[str]:

@@ -84,10 +84,10 @@ def _end_connections(floating: IPv4Interface | IPv6Interface) -> None:
     would come to it in a while."""
     from fusejournal.admin import nfs_move
 
-    mountpoint = os.environ.get("FUSEJOURNAL_MOUNTPOINT")
-    if mountpoint:
+    volume = os.environ.get("FUSEJOURNAL_VOLUME")
+    if volume:
         try:
-            for line in nfs_move.let_go(Path(mountpoint), floating):
+            for line in nfs_move.let_go(volume, floating):
                 text.echo(line)
         except (FusejournalError, OSError) as error:
             text.echo(f"NFS clients come later: {error}")

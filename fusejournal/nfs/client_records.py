@@ -27,6 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from fusejournal.disk.boot import run_directory
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.errors import ExportError
@@ -130,8 +131,9 @@ def of_server(reign: str, name: str) -> ClientRecords:
 
 
 def stamp() -> tuple[object, ...]:
-    """Returns another value whenever the server's clients may have changed."""
-    found: list[object] = [established()]
+    """Returns another value whenever the server's clients may have changed, but for their
+    connections."""
+    found: list[object] = []
     for path in (_database(), _database().with_name(f"{_DATABASE}-wal"), _statd() / "sm"):
         try:
             found.append(path.stat().st_mtime_ns)
@@ -318,6 +320,34 @@ def save(mountpoint: Path, records: ClientRecords) -> bool:
             return False
         write_atomically("nfs-clients", _FILE, content, Outlives.MACHINE, dir_fd=fd)
     return True
+
+
+def put_aside(records: ClientRecords | None, name: str) -> None:
+    """Keep *records*, with which the volume *name* has come, because those of this server take
+    their place there, and the connections are needed later; None: forget what was kept. Raises
+    OSError."""
+    path = _aside(name)
+    if records is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically("nfs-aside", path, records.to_bytes(), Outlives.PROCESS)
+
+
+def load_aside(name: str) -> ClientRecords | None:
+    """Returns what :func:`put_aside` has kept of the volume *name*; None: nothing. Raises OSError,
+    ExportError."""
+    path = _aside(name)
+    try:
+        return _parse(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except UNREADABLE_JSON as error:
+        raise ExportError(f"{path} is not as it was written ({error}): remove it") from None
+
+
+def _aside(name: str) -> Path:
+    return run_directory() / f"{name}.nfs-before"
 
 
 def load(mountpoint: Path) -> ClientRecords | None:

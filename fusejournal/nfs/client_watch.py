@@ -5,7 +5,11 @@ beside the layer, because it writes through the mount as any user does.
 
 It goes on as long as TOKEN stands in /run/fusejournal/VOLUME.nfs-clients, and the volume is mounted
 and takes changes, and looks twice a second. A client that is lost with the server before that, and
-before the mirror has the entry, opens its files anew, but without its locks."""
+before the mirror has the entry, opens its files anew, but without its locks.
+
+Connections alone are written less often: only once there is a new one, and the more seldom the more
+go on coming, because whoever reaches the server can make some, and each write is an entry. One that
+the copy lacks costs its client a minute's wait where the server is lost."""
 
 import errno
 import logging
@@ -14,16 +18,23 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from fusejournal.disk.boot import run_directory
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import ExportError
 from fusejournal.nfs import client_records
+from fusejournal.nfs.connections import ClientConnection, established
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+PAUSE_SECONDS = 2.0
+"""The time from one write for the sake of new connections to the next, at first,"""
+PAUSE_SECONDS_MAX = 600.0
+"""and where they go on coming."""
 _OVER = (errno.EROFS, errno.ENOTCONN, errno.ENOENT, errno.ENODEV)
 
 
@@ -51,23 +62,52 @@ def end(name: str) -> None:
 
 
 def _token_file(name: str) -> Path:
-    root = Path(os.environ.get("FUSEJOURNAL_RUN_ROOT", "/run/fusejournal"))
-    return root / f"{name}.nfs-clients"
+    return run_directory() / f"{name}.nfs-clients"
+
+
+class NewConnections:
+    """Tells when there are connections that the copy lacks, and the time has come to write them."""
+
+    def __init__(self) -> None:
+        self._kept: frozenset[ClientConnection] = frozenset()
+        self._pause_seconds = PAUSE_SECONDS
+        self._quiet_until = 0.0
+
+    def are_due(self, now: float, found: Iterable[ClientConnection]) -> bool:
+        """True if one of *found* is to be written at *now*, a monotonic time. (Those that are gone
+        do no harm.)"""
+        is_quiet = now < self._quiet_until
+        if self._kept.issuperset(found):
+            if not is_quiet:
+                self._pause_seconds = PAUSE_SECONDS
+            return False
+        return not is_quiet
+
+    def note_kept(self, now: float, kept: Iterable[ClientConnection]) -> None:
+        """Take down that the copy has *kept* since *now*."""
+        lacked = not self._kept.issuperset(kept)
+        self._kept = frozenset(kept)
+        if lacked:
+            self._quiet_until = now + self._pause_seconds
+            self._pause_seconds = min(2 * self._pause_seconds, PAUSE_SECONDS_MAX)
 
 
 def watch(mountpoint: Path, name: str, reign: str, token: str) -> None:
     """Keep the copy, until the volume is no longer this server's to change."""
     device = os.stat(mountpoint).st_dev
     kept: tuple[object, ...] | None = None
+    new = NewConnections()
     while _is_wanted(name, token):
         try:
             if os.stat(mountpoint).st_dev != device:
                 return
             # Looked at before it is read: what comes meanwhile is read the next time.
-            stamp = client_records.stamp()
-            if stamp != kept:
-                client_records.save(mountpoint, client_records.of_server(reign, name))
+            stamp, now = client_records.stamp(), time.monotonic()
+            if stamp != kept or new.are_due(now, established()):
+                records = client_records.of_server(reign, name)
+                client_records.save(mountpoint, records)
                 kept = stamp
+                new.note_kept(now, records.connections)
         except OSError as error:
             if error.errno in _OVER:
                 return

@@ -25,6 +25,9 @@ PORT = 2049
 CONNECTIONS_MAX = 4096
 """The number that is kept, and told."""
 
+_FREE_PORT = 1024
+"""The first of the ports that are not root's alone; nfsd asks for one of those below it, unless an
+export is ``insecure``."""
 _ESTABLISHED = "01"
 _SEGMENT = struct.Struct("!HHIIBBHHH")
 """RFC 9293, 3.1: ports, sequence number, acknowledgement, offset of data, flags, window, checksum,
@@ -53,7 +56,14 @@ def established() -> tuple[ClientConnection, ...]:
                     one = ClientConnection(*_end(words[1]), *_end(words[2]))
                     if one.port == PORT:
                         found.add(one)
-    return tuple(sorted(found))[:CONNECTIONS_MAX]
+    return most_likely(found)
+
+
+def most_likely(found: Iterable[ClientConnection]) -> tuple[ClientConnection, ...]:
+    """Returns as many of *found* as are kept: first those from the ports that NFS clients have,
+    because anyone can connect from others."""
+    ranked = sorted(found, key=lambda one: (one.client_port >= _FREE_PORT, one))
+    return tuple(sorted(ranked[:CONNECTIONS_MAX]))
 
 
 def _end(text: str) -> tuple[str, int]:

@@ -19,12 +19,12 @@ import os
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from fusejournal.disk import calls
+from fusejournal.disk.boot import run_directory
 from fusejournal.errors import FusejournalError
 from fusejournal.wire.connection import unmapped_ip
 
@@ -58,7 +58,7 @@ def is_local(stream: trio.SocketStream) -> bool:
 
 
 def _local_key() -> bytes:
-    directory = Path(os.environ.get("FUSEJOURNAL_RUN_ROOT", "/run/fusejournal"))
+    directory = run_directory()
     try:
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700, parents=True)

@@ -58,6 +58,7 @@ _WRITTEN = {
     "journal/branches": "branch-v1",
     "level.intent": "level-v1",
     "members": "members-v1",
+    "nfs-aside": "clients-v1",
     "nfs-clients": "clients-v1",
     "parted": "parted-v1",
     "peers": "peers-v1",

@@ -309,4 +309,38 @@ def test_connections_are_known_after_nfsd_has_closed_them(server: Path, mounted:
     assert found is not None
     assert found.connections == (there, gone)
     # Only those to the address that moves are ended.
-    assert let_go(mounted, parse_floating("127.0.0.1/8")) == []
+    assert follow(change("after", "primary", mounted)) == ["nfsd serves"]
+    assert let_go("vol", parse_floating("127.0.0.1/8")) == []
+
+
+HERE = ClientConnection("127.0.0.1", 2049, "127.0.0.1", 700)
+LOOPBACK = parse_floating("127.0.0.1/8")
+
+
+def test_a_new_primary_ends_the_connections_of_before_though_it_keeps_its_own(
+    server: Path, mounted: Path
+) -> None:
+    """Those of its own, at first none, may replace them before the address is set."""
+    client_records.save(mounted, ClientRecords("1/feed", connections=(HERE,)))
+    follow(change("after", "primary", mounted))
+    wait_for_record(mounted, ClientRecords("2/beef"))
+    assert let_go("vol", LOOPBACK) == ["1 NFS connections are ended"]
+    assert let_go("vol", LOOPBACK) == []
+
+
+def test_a_start_in_the_same_reign_ends_no_connection(server: Path, mounted: Path) -> None:
+    """nfsd goes on, and so do its clients."""
+    client_records.save(mounted, ClientRecords("2/beef", connections=(HERE,)))
+    (server / "proc/fs/nfsd/threads").write_text("3\n")
+    follow(change("after", "primary", mounted))
+    assert let_go("vol", LOOPBACK) == []
+
+
+def test_a_handoff_that_came_to_nothing_ends_those_that_nfsd_has_closed(
+    server: Path, mounted: Path
+) -> None:
+    client_records.save(mounted, ClientRecords("2/beef", connections=(HERE,)))
+    (server / "proc/fs/nfsd/threads").write_text("3\n")
+    follow(change("before", "mirror", mounted, "3/feed"))
+    assert follow(change("after", "primary", mounted)) == ["nfsd serves"]
+    assert let_go("vol", LOOPBACK) == ["1 NFS connections are ended"]

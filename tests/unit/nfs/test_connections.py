@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from fusejournal.nfs.connections import (
+    CONNECTIONS_MAX,
     ClientConnection,
     checked_connections,
     established,
     have_end,
+    most_likely,
     segment,
 )
 from tests.support.network import Host, network
@@ -152,6 +154,17 @@ def test_the_segment_is_whole() -> None:
             total = (total & 0xFFFF) + (total >> 16)
         assert total == 0xFFFF
         assert made[13] == 0x10
+
+
+def test_a_stranger_with_many_connections_takes_no_clients_place() -> None:
+    def number(host: int, port: int) -> ClientConnection:
+        return ClientConnection("10.77.0.100", 2049, f"10.77.{host >> 8}.{host & 255}", port)
+
+    strange = [number(1, port) for port in range(2048, 2048 + 2 * CONNECTIONS_MAX)]
+    clients = [number(2 + host, 700) for host in range(300)]
+    kept = most_likely([*strange, *clients])
+    assert len(kept) == CONNECTIONS_MAX
+    assert set(clients) <= set(kept)
 
 
 def test_those_of_another_address_are_let_be() -> None:

@@ -1,13 +1,20 @@
 """A floating address, which goes where the primary is: set and taken away by ip(8), and told to the
-network by gratuitous ARP, so that clients and switches look for it at its new place at once.
+network by gratuitous ARP, or unsolicited neighbor advertisements, so that clients and switches look
+for it at its new place at once.
 
-Source: RFC 5227 (section 3), arp(7), packet(7)."""
+An address of IPv6 is set without duplicate address detection: that would keep it unusable for a
+second or two, and where the old server still had it, for good. Who has the address is decided by
+the role; a server that was to lose it and still has it is to be fenced, as with IPv4.
+
+Source: RFC 5227 (section 3), RFC 4861 (4.4, 7.2.6), RFC 4862 (5.4), arp(7), packet(7), ipv6(7),
+ip-address(8)."""
 
 import json
 import socket
 import struct
 import subprocess
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Any
 
 from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import FusejournalError, UsageError
@@ -17,6 +24,14 @@ _ETHER_ARP = 0x0806
 _ANNOUNCEMENTS = 3
 _HEAD = struct.Struct("!6s6sH")
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
+_ADVERTISEMENT = struct.Struct("!BBHI16sBB6s")
+"""RFC 4861, 4.4: type, code, checksum (the kernel's work), flags, target; then the option with the
+link-layer address: type, length in eights of bytes, address."""
+_ADVERTISES, _TARGET_LINK_LAYER = 136, 2
+_OVERRIDE = 1 << 29
+_ALL_NODES = "ff02::1"
+_HOPS = 255
+"""The hop limit of a neighbor's message, by which none from further away is taken for one."""
 
 
 def parse_floating(text: str) -> IPv4Interface | IPv6Interface:
@@ -32,9 +47,16 @@ def parse_floating(text: str) -> IPv4Interface | IPv6Interface:
 def take_address(address: IPv4Interface | IPv6Interface, device: str) -> None:
     """Gives *device* the *address*, if it has it not, and tells the network where that is now.
     Raises FusejournalError, OSError."""
-    _ip("address", "replace", str(address), "dev", device)
     if isinstance(address, IPv4Interface):
+        _ip("address", "replace", str(address), "dev", device)
         announce(address, device)
+        return
+    found = _found(address, device)
+    if found is not None and (found.get("tentative") or found.get("dadfailed")):
+        # It stays so whatever it is replaced with.
+        _ip("address", "del", str(address), "dev", device)
+    _ip("address", "replace", str(address), "dev", device, "nodad")
+    advertise(address, device)
 
 
 def drop_address(address: IPv4Interface | IPv6Interface, device: str) -> None:
@@ -45,8 +67,15 @@ def drop_address(address: IPv4Interface | IPv6Interface, device: str) -> None:
 
 def has_address(address: IPv4Interface | IPv6Interface, device: str) -> bool:
     """Tells whether *device* has *address*. Raises FusejournalError."""
+    return _found(address, device) is not None
+
+
+def _found(address: IPv4Interface | IPv6Interface, device: str) -> dict[str, Any] | None:
+    """Returns what ip(8) tells of *address* on *device*; None: it is not there. Raises
+    FusejournalError."""
     (found,) = json.loads(_ip("-json", "address", "show", "dev", device))
-    return any(one.get("local") == str(address.ip) for one in found.get("addr_info", ()))
+    there: list[dict[str, Any]] = found.get("addr_info", [])
+    return next((one for one in there if one.get("local") == str(address.ip)), None)
 
 
 def announce(address: IPv4Interface, device: str) -> None:
@@ -64,6 +93,23 @@ def announce(address: IPv4Interface, device: str) -> None:
             frame = _HEAD.pack(_BROADCAST, hardware, _ETHER_ARP) + body
             for _ in range(_ANNOUNCEMENTS):
                 packets.send(frame)
+
+
+def advertise(address: IPv6Interface, device: str) -> None:
+    """Tells everybody on the network of *device* that *address*, which it has and may use, is here.
+    Raises OSError."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as link:
+        link.bind((device, 0))
+        hardware = link.getsockname()[4]
+    index = socket.if_nametoindex(device)
+    target, option = address.ip.packed, (_TARGET_LINK_LAYER, 1, hardware)
+    message = _ADVERTISEMENT.pack(_ADVERTISES, 0, 0, _OVERRIDE, target, *option)
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as packets:
+        packets.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
+        packets.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        packets.bind((str(address.ip), 0))
+        for _ in range(_ANNOUNCEMENTS):
+            packets.sendto(message, (_ALL_NODES, 0, 0, index))
 
 
 def _ip(*arguments: str) -> str:

@@ -93,7 +93,7 @@ def _serve(change: RoleChange) -> list[str]:
         records = client_records.load(change.mountpoint)
         told += _take_over(change, records)
     if not nfsd.threads():
-        # Whoever was connected is so no more. Soon the volume has this server's own.
+        # No client's connection is good any more. Soon the volume has this server's own.
         try:
             client_records.put_aside(records, change.volume)
         except OSError as error:

@@ -61,8 +61,9 @@ def _change() -> tuple[str, str]:
 def address(address: str, device: str) -> None:
     """Have DEVICE the ADDRESS while this node is the primary, and only then: the address that
     clients mount from. It is taken away before the node becomes a mirror, and set, with gratuitous
-    ARP, after it has become the primary. ADDRESS is of IPv4, or of IPv6, which finds it by itself.
-    NFS clients that were connected to it elsewhere ('hook exportfs') connect anew at once.
+    ARP, after it has become the primary. ADDRESS is of IPv4, or of IPv6, then told by neighbor
+    advertisements, and used without looking for another that has it. NFS clients that were
+    connected to it elsewhere ('hook exportfs') connect anew at once.
 
     \b
     Example, as a volume calls it:

@@ -8,7 +8,7 @@ and takes changes, and looks twice a second. A client that is lost with the serv
 before the mirror has the entry, opens its files anew, but without its locks.
 
 Connections alone are written less often: only once there is a new one, and the more seldom the more
-go on coming, because whoever reaches the server can make some, and each write is an entry. One that
+go on coming, because any host that reaches nfsd can make some, and each write is an entry. One that
 the copy lacks costs its client a minute's wait where the server is lost."""
 
 import errno

@@ -1,4 +1,4 @@
-"""When new connections of NFS clients are worth an entry in the volume."""
+"""The times at which new connections of NFS clients are worth an entry in the volume."""
 
 from fusejournal.nfs.client_watch import PAUSE_SECONDS, POLL_SECONDS, NewConnections
 from fusejournal.nfs.connections import ClientConnection
@@ -25,7 +25,7 @@ def test_a_client_that_comes_is_written_at_once_and_not_again() -> None:
 
 
 def test_one_that_connects_again_and_again_is_written_ever_less_often() -> None:
-    """Whoever reaches the server can; each write is an entry, and goes to all mirrors."""
+    """Any host that reaches the server can; each write is an entry, and goes to all mirrors."""
     assert writes_of(NewConnections(), 86400, coming=True) < 170
 
 

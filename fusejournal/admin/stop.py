@@ -3,6 +3,7 @@
 import os
 import select
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -116,7 +117,10 @@ def _await_answer(state: VolumeState, reporter: StopReporter) -> int | None:
 
 def _check_left(mountpoint: Path) -> None:
     """Refuse where only those use the mount from which this command was started."""
-    if (users := _local_users(mountpoint)) and {one.split()[0] for one in users} <= _ancestors():
+    ancestors = _ancestors()
+    if not _local_users(mountpoint, ancestors):
+        return  # without a look at all the others
+    if (users := _local_users(mountpoint)) and {one.split()[0] for one in users} <= ancestors:
         raise VolumeBusyError(
             f"{mountpoint} is in use by {', '.join(users)}, from which this command was started: "
             "leave it with 'cd /', or use --lazy"
@@ -197,14 +201,15 @@ def _handle_key(state: VolumeState) -> HandleKey:
         return NO_HANDLE_KEY
 
 
-def _local_users(mountpoint: Path) -> list[str]:
-    """The processes that have files open on the mount itself: for a volume in place the layer and
-    its holder have the directory below it open, by the same name."""
+def _local_users(mountpoint: Path, among: Collection[str] | None = None) -> list[str]:
+    """The processes, or those *among* them, that have files open on the mount itself: for a volume
+    in place the layer and its holder have the directory below it open, by the same name."""
     major, _, minor = mounts.device_of(mountpoint).partition(":")
     if not minor:
         return []
     device = os.makedev(int(major), int(minor))
-    return [user for user in mounts.users(mountpoint) if device in _devices(user.split()[0])]
+    users = mounts.users(mountpoint, among)
+    return [user for user in users if device in _devices(user.split()[0])]
 
 
 def _devices(pid: str) -> set[int]:

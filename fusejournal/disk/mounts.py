@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -177,10 +177,10 @@ def way_around(backing: Path, mountpoint: Path) -> str | None:
     above = [one for one in all_mounts if backing.is_relative_to(one.mountpoint)]
     if mountpoint == backing:
         above = [one for one in above if one.mountpoint != backing or one.type != FILESYSTEM_TYPE]
-    own = _place_of(backing, above)
+    own = _MountTable(above).place_of(str(backing))
     if own is None:
         return None
-    device, inside = own
+    device, inside = own.device, Path(own.path)
     for one in all_mounts:
         if one.device != device or not inside.is_relative_to(one.root):
             continue
@@ -228,74 +228,105 @@ class _Place(NamedTuple):
     that one's root."""
 
     device: str
-    path: Path
+    path: str
+
+    def has(self, other: "_Place") -> bool:
+        """Returns True if *other* is it, or below it."""
+        if other.device != self.device:
+            return False
+        return other.path == self.path or other.path.startswith(self.path.rstrip("/") + "/")
 
 
-def _place_of(path: Path, among: list[MountInfo]) -> _Place | None:
-    above = [one for one in among if path.is_relative_to(one.mountpoint)]
-    if not above:
-        return None
-    deepest = max(len(one.mountpoint.parts) for one in above)
-    own = [one for one in above if len(one.mountpoint.parts) == deepest][-1]
-    return _Place(own.device, Path(own.root) / path.relative_to(own.mountpoint))
+class _MountTable:
+    """The mounts of one namespace. Absolute paths are looked up as texts, and what is above a
+    directory once, because the processes of a busy machine have a hundred thousand files open."""
+
+    def __init__(self, all_mounts: Iterable[MountInfo]) -> None:
+        # Of those at one mountpoint the last is on top.
+        self._by_mountpoint = {str(one.mountpoint): one for one in all_mounts}
+        self._by_directory: dict[str, MountInfo | None] = {}
+
+    def place_of(self, path: str) -> _Place | None:
+        """Returns the place of *path* by the deepest mount above it; None where there is none."""
+        own = self._mount_of(path)
+        if own is None:
+            return None
+        inside = path.removeprefix(str(own.mountpoint)).strip("/")
+        return _Place(own.device, f"{own.root.rstrip('/')}/{inside}".rstrip("/") or "/")
+
+    def _mount_of(self, path: str) -> MountInfo | None:
+        if path in self._by_mountpoint:
+            return self._by_mountpoint[path]
+        directory = path.rpartition("/")[0] or "/"
+        if directory == path:
+            return None
+        if directory not in self._by_directory:
+            self._by_directory[directory] = self._mount_of(directory)
+        return self._by_directory[directory]
 
 
-def _uses(directory: Path) -> Iterator[tuple[Path, Path, str]]:
-    """Yields what other processes have open in *directory*, as the process, the link in /proc and
-    the path as the process's mount namespace has it. One of another namespace may have another file
-    system by the same name, or the same directory by another: its own mounts tell."""
-    seen: dict[tuple[str, str], list[MountInfo]] = {("", ""): list(mounts())}
-    wanted = _place_of(directory, seen["", ""])
+def _uses(
+    directory: Path, among: Collection[str] | None = None
+) -> Iterator[tuple[Path, Path, str]]:
+    """Yields what other processes, or those *among* them, have open in *directory*, as the process,
+    the link in /proc and the path as the process's mount namespace has it. One of another namespace
+    may have another file system by the same name, or the same directory by another: its own mounts
+    tell."""
+    seen = {("", ""): _MountTable(mounts())}
+    wanted = seen["", ""].place_of(str(directory))
+    if wanted is None:
+        return
     here = os.readlink("/proc/self/ns/mnt")
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit() or int(process.name) == os.getpid():
+    for number in os.listdir("/proc") if among is None else among:
+        if not number.isdigit() or int(number) == os.getpid():
             continue
+        process = Path("/proc", number)
         try:
             namespace, root = os.readlink(process / "ns/mnt"), os.readlink(process / "root")
             key = ("", "") if namespace == here else (namespace, root)
             if key not in seen:
                 # (The mountpoints are told from the process's root on, the links are not.)
-                seen[key] = [
+                seen[key] = _MountTable(
                     one._replace(mountpoint=Path(root) / one.mountpoint.relative_to("/"))
                     for one in mounts(process.name)
-                ]
+                )
         except OSError:
             continue  # it has ended
         for link, path in _open_paths(process):
             if not path.startswith("/"):
                 continue  # a pipe, a socket
-            place = _place_of(Path(path), seen[key])
-            if place is None or wanted is None or place.device != wanted.device:
-                continue
-            if place.path.is_relative_to(wanted.path):
-                yield process, link, path
+            place = seen[key].place_of(path)
+            if place is not None and wanted.has(place):
+                yield process, Path(link), path
 
 
-def _open_paths(process: Path) -> Iterator[tuple[Path, str]]:
-    links = [process / "cwd", process / "root", process / "exe"]
+def _open_paths(process: Path) -> Iterator[tuple[str, str]]:
+    links = [f"{process}/{name}" for name in ("cwd", "root", "exe")]
     with suppress(OSError):
-        links += (process / "fd").iterdir()
-    links += _mapped(process)
+        links += [f"{process}/fd/{number}" for number in os.listdir(process / "fd")]
     for link in links:
-        try:
+        with suppress(OSError):
             yield link, os.readlink(link)
-        except OSError:
-            continue
+    for link, path in _mapped(process):
+        # (Here, a newline in a path is "\012", as a backslash and digits may be, too.)
+        with suppress(OSError):
+            yield link, os.readlink(link) if b"\\" in path else os.fsdecode(path)
 
 
-def _mapped(process: Path) -> list[Path]:
-    """The links of the files that *process* has mapped, one for each file."""
+def _mapped(process: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields the files that *process* has mapped, each once, as a link and the path by "maps"."""
     try:
         lines = (process / "maps").read_bytes().splitlines()
     except OSError:
-        return []
+        return
     found: dict[bytes, bytes] = {}
     for line in lines:
         words = line.split(None, 5)
         if len(words) == 6 and words[5].startswith(b"/"):
             found.setdefault(words[5], words[0])
-    ranges = [[int(end, 16) for end in span.split(b"-")] for span in found.values()]
-    return [process / "map_files" / f"{start:x}-{end:x}" for start, end in ranges]
+    for path, span in found.items():
+        start, end = (int(number, 16) for number in span.split(b"-"))
+        yield f"{process}/map_files/{start:x}-{end:x}", path
 
 
 def _process_name(process: Path) -> str:
@@ -379,9 +410,10 @@ def take_away(mountpoint: Path) -> None:
         unmount_unused(mountpoint, lazy=True)
 
 
-def users(mountpoint: Path) -> list[str]:
-    """Returns the processes that have files open on the mount, as "pid (name)"."""
-    found = {process.name: process for process, _, _ in _uses(mountpoint)}
+def users(mountpoint: Path, among: Collection[str] | None = None) -> list[str]:
+    """Returns the processes, or those *among* them by their numbers, that have files open on the
+    mount, as "pid (name)"."""
+    found = {process.name: process for process, _, _ in _uses(mountpoint, among)}
     return [f"{name} ({_process_name(process)})" for name, process in found.items()]
 
 

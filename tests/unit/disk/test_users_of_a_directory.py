@@ -10,6 +10,7 @@ import pytest
 
 from fusejournal.disk import mounts
 from fusejournal.errors import VolumeBusyError
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -22,6 +23,8 @@ def _process(*command: str) -> Iterator[int]:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"
+        comm = Path(f"/proc/{process.pid}/comm")
+        wait_until(lambda: comm.read_text() != "sh\n")  # it is about to be another program
         try:
             yield process.pid
         finally:
@@ -79,15 +82,34 @@ def test_a_neighbour_with_a_longer_name_is_no_use(backing: Path, tmp_path: Path)
         _check(backing)
 
 
-def test_a_mapped_file_is_in_use(backing: Path) -> None:
+@pytest.mark.parametrize("name", ["plain", "new\nline", "a\\012b", "bytes\udcff"])
+def test_a_mapped_file_is_in_use(backing: Path, name: str) -> None:
+    (backing / "file").rename(backing / name)
     program = (
         "import mmap, os, sys, time; fd = os.open(sys.argv[1], os.O_RDWR); "
         "kept = mmap.mmap(fd, 4096, trackfd=False) if sys.version_info >= (3, 13) else "
         "mmap.mmap(fd, 4096); os.closerange(3, 99); print(flush=True); time.sleep(60)"
     )
-    file = str(backing / "file")
+    file = str(backing / name)
     with (
         _process(sys.executable, "-c", program, file) as pid,
         pytest.raises(VolumeBusyError, match=f"process {pid} "),
     ):
         _check(backing)
+
+
+def test_users_among_some_processes(backing: Path) -> None:
+    with _process("sh", "-ec", f'cd "$1"; {_WAIT}', "sh", str(backing)) as pid:
+        assert mounts.users(backing, {str(pid), "1"}) == [f"{pid} (sleep)"]
+        assert mounts.users(backing, {"1"}) == []
+        assert mounts.users(backing) == [f"{pid} (sleep)"]
+
+
+def test_a_directory_below_a_mount_over_a_mount(backing: Path) -> None:
+    """The one on top tells which file system it is in."""
+    covered = 'mount -t tmpfs none "$1"; mount --bind "$2" "$1"'
+    script = f'{covered}; mkdir -p "$1/deep/er"; cd "$1/deep/er"'
+    with _process(*_elsewhere(script, backing / "sub", backing)) as pid:
+        assert mounts.users(backing) == [f"{pid} (sleep)"]
+        assert mounts.users(backing / "deep") == [f"{pid} (sleep)"]
+        assert mounts.users(backing / "de") == mounts.users(backing / "sub/deep") == []

@@ -1,16 +1,17 @@
 """Branches of a volume, mounted or not: what histories that lost had."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 from fusejournal.admin.source import JournalSource, on_base
 from fusejournal.control.reply import Reply
 from fusejournal.errors import FusejournalError
-from fusejournal.history.query import find_newest
+from fusejournal.history.query import Match, find_newest
 from fusejournal.journal.branches import Branch, drop_branch, find_branch, list_branches
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.types import Seq
+from fusejournal.types import Progress, Seq, SeqOrPosition
 from fusejournal.volume.rollback import load_rollback
 
 
@@ -125,6 +126,86 @@ def drop(state: VolumeState, name: str) -> BranchInfo:
     told = BranchInfo.of(branch)
     drop_branch(branch)
     return told
+
+
+class BranchRestored(NamedTuple):
+    """The result of a restore from a branch."""
+
+    target: str
+    """The directory or file that was made."""
+    names: int
+    as_of_seq: int
+    branch: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``branch restore --json`` prints."""
+        return self._asdict()
+
+
+def restore_from_branch(
+    state: VolumeState,
+    name: str,
+    path: str | None,
+    target: Path,
+    progress: Progress,
+    *,
+    to_seq: SeqOrPosition | None = None,
+    before_seq: SeqOrPosition | None = None,
+) -> BranchRestored:
+    """Restores from a branch into a new directory.
+
+    Args:
+        state: of the volume.
+        name: of the branch.
+        path: as people type it; None: the whole tree.
+        target: the new directory.
+        progress: called with how far it is; may raise.
+        to_seq, before_seq: the moment, by one of the two; without them, the branch's end.
+
+    Raises UnknownBranchError, UsageError, NoSuchSeqError, OtherHistoryError, and what restore
+    raises."""
+    # Only here: the other commands for branches need not load it.
+    from fusejournal.replay.restore import restore
+
+    branch = branch_of(state, name)
+    source = BranchSource(state, branch)
+    end = Seq(branch.head.seq + 1)
+    if to_seq is not None or before_seq is not None:
+        end = source.end_of(to_seq=to_seq, before_seq=before_seq)
+    raw = source.path(path) if path else b""
+    done = restore(source.lookup, raw, end, target, progress)
+    return BranchRestored(str(done.path), done.names, end - 1, name)
+
+
+def entries_of_branch(
+    state: VolumeState,
+    name: str,
+    path: str | None,
+    *,
+    uid: int | None,
+    since: str | None,
+    until: str | None,
+    count: int | None,
+) -> Iterator[Match]:
+    """Yields the entries of a branch that are asked for, the oldest first.
+
+    Args:
+        state: of the volume.
+        name: of the branch.
+        path, uid, since, until: as in :meth:`JournalSource.criteria`.
+        count: only the newest so many.
+
+    Raises UnknownBranchError, UsageError, PathNotFoundError, FusejournalError."""
+    branch = branch_of(state, name)
+    source = BranchSource(state, branch)
+    criteria = source.criteria(
+        from_seq=branch.first_seq,
+        uid=uid,
+        since=since,
+        until=until,
+        paths=(path,) if path else (),
+    )
+    return find_newest(source.lookup, criteria, count)
 
 
 class BranchSource(JournalSource):

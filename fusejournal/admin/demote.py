@@ -4,7 +4,7 @@ import time
 from contextlib import suppress
 
 from fusejournal.admin.live import follow_layer, live_status, wait_for_role
-from fusejournal.errors import NotRunningError
+from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
 
@@ -12,6 +12,15 @@ from fusejournal.node.volume_status import VolumeStatus
 def is_fenced(status: VolumeStatus) -> bool:
     """Returns True for a primary that takes no change because another node reigns."""
     return any(line.startswith("read-only: fenced") for line in status.degraded)
+
+
+def described_role(state: VolumeState) -> str:
+    """Returns the role of a volume in words: of a primary whose layer runs, also that it is
+    fenced."""
+    with suppress(FusejournalError):
+        if is_fenced(live_status(state)):
+            return "a primary that is fenced and so read-only (see 'fusejournal status')"
+    return f"a {state.role_word}"
 
 
 def demoted_words(volume: str, head_seq: int, *, was_fenced: bool) -> str:

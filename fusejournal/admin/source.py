@@ -32,6 +32,8 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.types import Position, Seq, SeqOrPosition
 
 if TYPE_CHECKING:
+    from fusejournal.history.changes import Change
+    from fusejournal.history.life import Life
     from fusejournal.history.lookup import Lookup
     from fusejournal.history.moments import Moments
     from fusejournal.history.query import Criteria, Match
@@ -238,6 +240,29 @@ class JournalSource:
             bytes_min=bytes_min,
             bytes_max=bytes_max,
         )
+
+    def changes(
+        self, from_seq: SeqOrPosition, to_seq: SeqOrPosition, path: str | None
+    ) -> Iterator["Change"]:
+        """Yields what differs between the trees after two entries, at *path* and below. Raises
+        UsageError, NoSuchSeqError, OtherHistoryError, JournalDamagedError."""
+        from fusejournal.history.changes import find_changes
+
+        first, last = self.check_moment(from_seq), self.check_moment(to_seq)
+        if first > last:
+            raise UsageError(f"SEQ1 {first} is after SEQ2 {last}: the older one comes first")
+        below = self.path(path) if path else b""
+        yield from find_changes(self.lookup, Seq(first + 1), Seq(last + 1), below)
+
+    def lives(self, path: str) -> list["Life"]:
+        """Returns the files that *path* ever stood for. Raises UsageError, PathNotFoundError where
+        it never was, JournalDamagedError."""
+        from fusejournal.history.life import find_lives
+
+        if found := find_lives(self.lookup, self.path(path)):
+            return found
+        first = "" if self.gone_before is None else f" since entry {self.reader.first_seq}"
+        raise PathNotFoundError(path, f"never was in the journal of {self.name}{first}")
 
     def follow(self, criteria: "Criteria", count: int | None) -> Iterator["Match"]:
         """Returns what *criteria* ask for, with *count* only the newest so many of what is there,

@@ -74,6 +74,14 @@ class PlannedUndo:
         last = live_status(self._state).head_seq or 0
         return DoneEntries(Seq(self.plan.head_seq + 1), Seq(last), os.getpid())
 
+    def newest_entry(self) -> tuple[Seq, int] | None:
+        """Returns the seq and the time, in nanoseconds since 1970, of the newest entry of the
+        journal; None where it has none. Raises JournalDamagedError."""
+        head_seq = self.plan.head_seq
+        for last in self.source.reader.read(head_seq, Seq(head_seq + 1)):
+            return head_seq, last.time_ns
+        return None
+
     def overlap_paths(self) -> list[tuple[bytes | None, Seq, int]]:
         """Returns what others changed at the same moment: the path, their entry and their pid."""
         return [(self._work.path_of(one), one.seq, one.pid) for one in self.plan.overlaps]

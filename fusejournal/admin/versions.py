@@ -16,7 +16,7 @@ from fusejournal.errors import UsageError
 from fusejournal.journal.base import load_base
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.objects.service import do_not_wait
-from fusejournal.objects.store import ObjectStore, ObjectTraffic, probe
+from fusejournal.objects.store import ObjectStore, ObjectTraffic, StoreError, probe
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.creators import reading, unregister, workers
@@ -74,6 +74,19 @@ class ListedVersion:
         raw = self.version.to_json()
         beside = {"protected": self.is_protected, "history": self.history}
         return {**raw, "key": self.version.key, **beside}
+
+
+def with_advice(volume: str, unreadable: UnreadableVersion) -> StoreError:
+    """Returns the error of a version of *volume* that cannot be read, with what can be done about
+    it."""
+    key, error = unreadable
+    if not isinstance(error, StoreDamagedError):
+        return error
+    return StoreDamagedError(
+        error.where,
+        f"{error.reason}: 'fusejournal version delete {volume} {key}' gives it up; until then "
+        "nothing that it may need is collected",
+    )
 
 
 class ListedVersions(NamedTuple):

@@ -1,16 +1,10 @@
 """``fusejournal agent``: what consoles ask about this machine's volumes."""
 
-import time
-from typing import Any
-
 import click
 
 from fusejournal.address import parse_address
 from fusejournal.cli import text
 from fusejournal.cli.reporters import sd_notify
-from fusejournal.errors import FusejournalError, NotRunningError
-
-_POLL_SECONDS = 0.5
 
 
 @click.group(invoke_without_command=True, short_help="Tell consoles about this machine.")
@@ -56,16 +50,6 @@ def agent(context: click.Context, listen: str, mass_files: int) -> None:
     run_agent(parse_address(listen), ready, mass_files)
 
 
-def _ask(command: str, **fields: Any) -> dict[str, Any]:
-    from fusejournal.agent.place import agent_directory
-    from fusejournal.control.client import ask
-
-    try:
-        return ask(agent_directory(), command, **fields)
-    except NotRunningError:
-        raise NotRunningError("no agent runs here: fusejournal agent") from None
-
-
 @agent.command(short_help="Let a console pair.")
 @click.option("--no-wait", is_flag=True, help="Show the code, and do not wait for its use.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -77,7 +61,9 @@ def pair(no_wait: bool, as_json: bool) -> None:
     Example:
       fusejournal agent pair
     """
-    opened = _ask("pair-open")
+    from fusejournal.agent import own_calls
+
+    opened = own_calls.open_console_pairing()
     if as_json:
         text.echo_json(opened)
     else:
@@ -89,14 +75,12 @@ def pair(no_wait: bool, as_json: bool) -> None:
         )
     if no_wait:
         return
-    while (state := _ask("pair-state"))["state"] == "waiting":
-        time.sleep(_POLL_SECONDS)
+    state = own_calls.await_console_pairing()
     if as_json:
         text.echo_json(state)
     elif state["state"] == "paired":
         text.echo(f"paired with the console {state['console']}: {state['fingerprint']}")
-    if state["state"] != "paired":
-        raise FusejournalError(f"no console has paired: the code is {state['state']}")
+    own_calls.check_console_paired(state)
 
 
 @agent.command(short_help="The consoles that are paired.")
@@ -108,7 +92,9 @@ def consoles(as_json: bool) -> None:
     Example:
       fusejournal agent consoles
     """
-    found = _ask("console-list")
+    from fusejournal.agent.own_calls import list_consoles
+
+    found = list_consoles()
     if as_json:
         text.echo_json(found)
     elif not found["consoles"]:
@@ -126,5 +112,7 @@ def forget(name: str) -> None:
     Example:
       fusejournal agent forget hall-console
     """
-    _ask("console-remove", name=name)
+    from fusejournal.agent.own_calls import forget_console
+
+    forget_console(name)
     text.echo(f"console {name} is not answered any more")

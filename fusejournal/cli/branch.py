@@ -5,16 +5,20 @@ from pathlib import Path
 
 import click
 
-from fusejournal.admin.branch import BranchInfo, BranchSource, branch_of, branches_of, drop
+from fusejournal.admin.branch import (
+    BranchInfo,
+    branches_of,
+    drop,
+    entries_of_branch,
+    restore_from_branch,
+)
 from fusejournal.cli import entries, text
 from fusejournal.cli.progress import watched
 from fusejournal.cli.seqs import SEQ
 from fusejournal.history.json_values import match_to_json
-from fusejournal.history.query import find_newest
 from fusejournal.journal.branches import Branch
 from fusejournal.node.registry import find_volume
-from fusejournal.replay.restore import restore
-from fusejournal.types import Seq, SeqOrPosition
+from fusejournal.types import SeqOrPosition
 
 _UIDS_SHOWN = 3
 
@@ -146,16 +150,8 @@ def show(
       fusejournal branch show srv-data 4712-4803 '*.odt' --json | jq -r .path
     """
     state = find_volume(volume)
-    found = branch_of(state, name)
-    source = BranchSource(state, found)
-    criteria = source.criteria(
-        from_seq=found.first_seq,
-        uid=uid,
-        since=since,
-        until=until,
-        paths=(path,) if path else (),
-    )
-    for match in find_newest(source.lookup, criteria, count):
+    found = entries_of_branch(state, name, path, uid=uid, since=since, until=until, count=count)
+    for match in found:
         if as_json:
             text.echo_json(match_to_json(match))
         else:
@@ -196,22 +192,16 @@ def restore_command(
       fusejournal branch restore srv-data 4712-4803 home/anna/a.odt --before-seq 4790 --target /r/a
     """
     state = find_volume(volume)
-    found = branch_of(state, name)
-    source = BranchSource(state, found)
-    end = Seq(found.head.seq + 1)
-    if to_seq is not None or before_seq is not None:
-        end = source.end_of(to_seq=to_seq, before_seq=before_seq)
-    raw = source.path(path) if path else b""
     with watched("restoring", as_json) as progress:
-        done = restore(source.lookup, raw, end, target, progress)
-    if as_json:
-        text.echo_json(
-            {"target": str(done.path), "names": done.names, "as_of_seq": end - 1, "branch": name}
+        done = restore_from_branch(
+            state, name, path, target, progress, to_seq=to_seq, before_seq=before_seq
         )
+    if as_json:
+        text.echo_json(done.to_json())
     else:
         text.echo(
-            f"restored {text.count(done.names, 'name')} as of seq {end - 1} of branch {name} to "
-            f"{done.path}"
+            f"restored {text.count(done.names, 'name')} as of seq {done.as_of_seq} of branch "
+            f"{name} to {done.target}"
         )
 
 
@@ -226,8 +216,8 @@ def drop_command(volume: str, name: str, as_json: bool) -> None:
     Example:
       fusejournal branch drop srv-data 4712-4803
     """
-    told = drop(find_volume(volume), name)
+    dropped = drop(find_volume(volume), name)
     if as_json:
-        text.echo_json(told.to_json())
+        text.echo_json(dropped.to_json())
     else:
-        text.echo(f"branch {name} dropped: {text.size(told.bytes)} are free again")
+        text.echo(f"branch {name} dropped: {text.size(dropped.bytes)} are free again")

@@ -146,12 +146,7 @@ def list_users(as_json: bool) -> None:
 
     users = UserBook(console_directory() / "users.json").all().values()
     if as_json:
-        text.echo_json(
-            [
-                {"name": one.name, "role": one.role, "has_password": bool(one.password)}
-                for one in users
-            ]
-        )
+        text.echo_json([one.to_json() for one in users])
         return
     for one in users:
         waits = "" if one.password else ", has chosen no password yet"
@@ -202,7 +197,7 @@ def agents(as_json: bool) -> None:
 
     found = AgentBook(console_directory() / "agents.json").all().values()
     if as_json:
-        text.echo_json([{"name": one.name, "address": one.address} for one in found])
+        text.echo_json([one.to_json() for one in found])
         return
     if not found:
         text.echo("none yet: 'fusejournal agent pair' on a server shows how", err=True)
@@ -291,15 +286,7 @@ def list_tokens(as_json: bool) -> None:
     """
     found = _tokens().all().values()
     if as_json:
-        text.echo_json(
-            [
-                {
-                    "name": one.name, "role": one.role, "volumes": list(one.volumes),
-                    "made": one.made, "expires": one.expires,
-                }
-                for one in found
-            ]
-        )  # fmt: skip
+        text.echo_json([one.to_json() for one in found])
         return
     for one in found:
         until = text.moment(int(one.expires * 1e9))[:10]

@@ -5,9 +5,8 @@ import click
 from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
 from fusejournal.cli.seqs import MOMENT
-from fusejournal.errors import UsageError
-from fusejournal.history.changes import Change, find_changes
-from fusejournal.types import Seq, SeqOrPosition
+from fusejournal.history.changes import Change
+from fusejournal.types import SeqOrPosition
 
 
 @click.command(short_help="What changed between two moments.")
@@ -32,12 +31,7 @@ def diff(
       fusejournal diff srv-data 1000 2000
       fusejournal diff srv-data 1000 2000 home/anna --json | jq -r 'select(.removed) | .old_path'
     """
-    source = open_source(volume)
-    first, last = source.check_moment(seq1), source.check_moment(seq2)
-    if first > last:
-        raise UsageError(f"SEQ1 {first} is after SEQ2 {last}: the older one comes first")
-    below = source.path(path) if path else b""
-    for change in find_changes(source.lookup, Seq(first + 1), Seq(last + 1), below):
+    for change in open_source(volume).changes(seq1, seq2, path):
         if as_json:
             text.echo_json(change.to_json())
         else:

@@ -1,18 +1,13 @@
 """``fusejournal history``: one file's life."""
 
-from collections.abc import Iterator
-
 import click
 
 from fusejournal.admin.source import open_source
+from fusejournal.admin.version_notes import kept_to_json, kept_versions, noted_life
 from fusejournal.cli import entries, text
-from fusejournal.cli.version_notes import KeptVersion, kept_versions, note_of, with_versions
-from fusejournal.errors import PathNotFoundError
-from fusejournal.history.json_values import match_to_json
-from fusejournal.history.life import Life, LifeEntry, find_lives, read_life
-from fusejournal.history.lookup import Lookup
+from fusejournal.cli.version_notes import note_of, warn
+from fusejournal.history.life import Life
 from fusejournal.journal.reader import END
-from fusejournal.types import ROOT_FID, Seq
 
 
 @click.command(short_help="One file's life.")
@@ -34,42 +29,24 @@ def history(volume: str, path: str, as_json: bool) -> None:
       fusejournal history srv-data old/name.txt --json | jq -r '[.seq, .path, .size] | @tsv'
     """
     source = open_source(volume)
-    raw = source.path(path)
-    lives = find_lives(source.lookup, raw)
-    if not lives:
-        first = "" if source.gone_before is None else f" since entry {source.reader.first_seq}"
-        raise PathNotFoundError(path, f"never was in the journal of {source.name}{first}")
+    lives = source.lives(path)
     if source.gone_before is not None:
         text.echo(f"fusejournal: {source.gone_before}", err=True)
-    versions = kept_versions(source)
+    versions = kept_versions(source, warn)
     for number, life in enumerate(lives, 1):
-        steps = _noted(source.lookup, life, versions)
+        steps = noted_life(source.lookup, life, versions)
         if as_json:
             for step, names in steps:
-                kept = {"versions": names} if names else {}
-                raw_step = {**match_to_json(step.match), "of": life.fid, "size": step.size}
-                text.echo_json({**raw_step, **kept})
+                text.echo_json({**step.to_json(life.fid), **kept_to_json(names)})
             continue
         if number > 1:
             text.echo()
-        text.echo(_title(raw, life, number, len(lives)), bold=True)
+        text.echo(_title(source.path(path), life, number, len(lives)), bold=True)
         for step, names in steps:
             size = "" if step.size is None else text.size(step.size)
             text.echo(f"{size:>10}  {entries.as_line(step.match)}")
             if names:
                 text.echo(f"{'':>24}{note_of(names)}")
-
-
-def _noted(
-    lookup: Lookup, life: Life, versions: list[KeptVersion]
-) -> Iterator[tuple[LifeEntry, list[str]]]:
-    """Yields a file's life, each entry with the versions that have the file as it left it."""
-    steps = read_life(lookup, life.fid)
-    for step, names in with_versions(steps, lambda one: one.match.entry.seq, versions):
-        after = Seq(step.match.entry.seq + 1)
-        if names and life.fid != ROOT_FID and lookup.path_before(life.fid, after) is None:
-            names = []  # it has gone
-        yield step, names
 
 
 def _title(path: bytes, life: Life, number: int, count: int) -> str:

@@ -1,14 +1,12 @@
 """``fusejournal hook``: programs for [hooks] in a volume's configuration."""
 
 import os
-from ipaddress import IPv4Interface, IPv6Interface
-from pathlib import Path
+from collections.abc import Iterable
 
 import click
 
-from fusejournal.admin.floating_address import drop_address, parse_floating, take_address
+from fusejournal.admin import role_hooks
 from fusejournal.cli import text
-from fusejournal.errors import FusejournalError, UsageError
 
 
 @click.group(short_help="Programs for [hooks] in a configuration.")
@@ -32,27 +30,13 @@ def hook() -> None:
     """
 
 
-def _variables(*names: str) -> list[str]:
-    """Returns what the volume told in its variables *names*. Raises UsageError."""
-    found = [os.environ.get(f"FUSEJOURNAL_{name}", "") for name in names]
-    if not all(found):
-        listed = " and ".join(f"FUSEJOURNAL_{name}" for name in names)
-        raise UsageError(
-            f"{listed} are not all set: this is called by a volume, as [hooks] in its "
-            "configuration says"
-        )
-    return found
+def _call() -> role_hooks.HookCall:
+    return role_hooks.HookCall(os.environ)
 
 
-def _change() -> tuple[str, str]:
-    """Returns when this is called, and for which role. Raises UsageError."""
-    when, role = _variables("WHEN", "ROLE")
-    if when not in ("before", "after") or role not in ("primary", "mirror"):
-        raise UsageError(
-            "FUSEJOURNAL_WHEN is before or after here, and FUSEJOURNAL_ROLE primary or mirror: "
-            "this stands in before and after of [hooks]"
-        )
-    return when, role
+def _show(done: Iterable[str]) -> None:
+    for line in done:
+        text.echo(line)
 
 
 @hook.command()
@@ -69,29 +53,7 @@ def address(address: str, device: str) -> None:
     Example, as a volume calls it:
       FUSEJOURNAL_WHEN=after FUSEJOURNAL_ROLE=primary fusejournal hook address 192.168.1.9/24 eth0
     """
-    floating = parse_floating(address)
-    when, role = _change()
-    if role == "mirror":
-        drop_address(floating, device)
-        text.echo(f"{floating} is not on {device}")
-    elif when == "after":
-        take_address(floating, device)
-        text.echo(f"{floating} is on {device}")
-        _end_connections(floating)
-
-
-def _end_connections(floating: IPv4Interface | IPv6Interface) -> None:
-    """Have NFS clients that are connected to *floating*, as far as they know, connect anew. They
-    would come to it in a while."""
-    from fusejournal.admin import nfs_move
-
-    volume = os.environ.get("FUSEJOURNAL_VOLUME")
-    if volume:
-        try:
-            for line in nfs_move.let_go(volume, floating):
-                text.echo(line)
-        except (FusejournalError, OSError) as error:
-            text.echo(f"NFS clients come later: {error}")
+    _show(role_hooks.move_address(_call(), address, device))
 
 
 @hook.command()
@@ -115,13 +77,7 @@ def exportfs() -> None:
       FUSEJOURNAL_WHEN=after FUSEJOURNAL_ROLE=mirror FUSEJOURNAL_REIGN=2/feed \\
         FUSEJOURNAL_VOLUME=srv-data FUSEJOURNAL_MOUNTPOINT=/srv/data fusejournal hook exportfs
     """
-    from fusejournal.admin import nfs_move  # which the others need not wait for
-
-    when, role = _change()
-    reign, volume, mountpoint = _variables("REIGN", "VOLUME", "MOUNTPOINT")
-    change = nfs_move.RoleChange(when, role, reign, volume, Path(mountpoint))
-    for line in nfs_move.follow(change):
-        text.echo(line)
+    _show(role_hooks.move_nfs(_call()))
 
 
 @hook.command()
@@ -136,14 +92,7 @@ def notify(address: str) -> None:
       FUSEJOURNAL_WHEN=after FUSEJOURNAL_ROLE=primary FUSEJOURNAL_VOLUME=srv-data \\
         fusejournal hook notify 192.168.1.9/24
     """
-    from fusejournal.admin import nfs_move
-
-    floating = parse_floating(address)
-    when, role = _change()
-    (volume,) = _variables("VOLUME")
-    if (when, role) == ("after", "primary"):
-        for line in nfs_move.notify(volume, floating):
-            text.echo(line)
+    _show(role_hooks.notify_clients(_call(), address))
 
 
 @hook.command()
@@ -175,13 +124,4 @@ def fence(timeout: float) -> None:
     Example of trying it, which turns east off:
       FUSEJOURNAL_WHEN=fence FUSEJOURNAL_PEER=east fusejournal hook fence
     """
-    from fusejournal.admin.fence_agent import read_options, turn_off
-
-    if os.environ.get("FUSEJOURNAL_WHEN") != "fence":
-        raise UsageError(
-            "FUSEJOURNAL_WHEN is not fence: this stands in fence of [hooks], or is tried with "
-            "FUSEJOURNAL_WHEN=fence FUSEJOURNAL_PEER=PEER"
-        )
-    peer = os.environ.get("FUSEJOURNAL_PEER", "")
-    turn_off(peer, read_options(peer), timeout)
-    text.echo(f"{peer} is off")
+    _show(role_hooks.fence_peer(_call(), timeout))

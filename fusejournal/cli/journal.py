@@ -2,8 +2,6 @@
 
 import json
 import sys
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,11 +11,10 @@ from fusejournal.cli import text
 from fusejournal.cli.progress import progress_bar
 from fusejournal.cli.statistics import show_statistics
 from fusejournal.errors import JournalDamagedError, JournalVersionError
+from fusejournal.history.dump import dump_segments
 from fusejournal.history.json_values import frame_to_json, utc
 from fusejournal.history.statistics import sum_segments
-from fusejournal.journal.format import Entry, FormatError, decode_entry
-from fusejournal.journal.parallel import map_in_order
-from fusejournal.journal.segment import BadFrameError, SegmentReader, first_seq_of
+from fusejournal.journal.format import Entry
 from fusejournal.journal.verify import VerifyReport, verify
 from fusejournal.operations import OPERATIONS
 
@@ -57,33 +54,11 @@ def verify_command(sources: tuple[str, ...], deep: bool, as_json: bool) -> None:
     with progress_bar("verifying", quiet=as_json, in_bytes=True) as progress:
         found = verify(reader.segments(), reader.uuid, progress, deep=deep)
     if as_json:
-        text.echo_json(_verified(found))
+        text.echo_json(found.to_json())
     else:
         _show_verified(found)
     if (worst := found.worst) is not None:
         raise click.exceptions.Exit(worst.exit_code)
-
-
-def _verified(found: VerifyReport) -> dict[str, object]:
-    return {
-        "segments": found.segments,
-        "entries": found.entries,
-        "bytes": found.bytes,
-        "first_seq": found.first_seq,
-        "last_seq": found.last_seq,
-        "unfinished": found.unfinished,
-        "useless_indexes": [str(path) for path in found.useless_indexes],
-        "damages": [
-            {
-                "segment": str(one.segment),
-                "offset": one.offset,
-                "seq": one.seq,
-                "reason": one.reason,
-                "is_newer": isinstance(one, JournalVersionError),
-            }
-            for one in found.damages
-        ],
-    }
 
 
 def _show_verified(found: VerifyReport) -> None:
@@ -119,34 +94,14 @@ def dump_command(sources: tuple[str, ...], as_json: bool) -> None:
       fusejournal journal dump srv-data --json | jq 'select(.op == "rename")'
       fusejournal journal dump /backup/00000000000000000001.fjz
     """
-    reader = open_reader(sources)
-    paths = reader.segments()
     damaged: JournalDamagedError | None = None
-    dumped = map_in_order(partial(_dump_segment, paths[-1], as_json), paths)
-    for path, (lines, damage) in zip(paths, dumped, strict=True):
+    shown = _dumped_json if as_json else _dumped_line
+    for lines, damage in dump_segments(open_reader(sources).segments(), shown):
         sys.stdout.buffer.write(lines)
-        damaged = damaged or (damage.in_segment(path) if damage else None)
+        damaged = damaged or damage
     sys.stdout.buffer.flush()
     if damaged is not None:
         raise damaged
-
-
-def _dump_segment(newest: Path, as_json: bool, path: Path) -> tuple[bytes, BadFrameError | None]:
-    """The lines of one segment, and what is wrong with it."""
-    lines: list[str] = []
-    shown = _dumped_json if as_json else _dumped_line
-    damage: BadFrameError | None = None
-    try:
-        with SegmentReader(path) as reader:
-            # What comes before damage stays in the list.
-            lines.extend(shown(decode_entry(frame)) for frame in reader.frames())
-    except BadFrameError as bad:
-        if not (bad.torn and path == newest):
-            damage = bad
-    except FormatError as error:
-        damage = BadFrameError.undecodable(0, first_seq_of(path), error)
-    lines.append("")
-    return "\n".join(lines).encode("utf-8", "backslashreplace"), damage
 
 
 def _dumped_json(entry: Entry) -> str:

@@ -7,10 +7,11 @@ from operator import attrgetter
 import click
 
 from fusejournal.admin.source import open_source
+from fusejournal.admin.version_notes import kept_to_json, kept_versions, with_versions
 from fusejournal.cli import entries, text
 from fusejournal.cli.seqs import SEQ
 from fusejournal.cli.statistics import show_statistics
-from fusejournal.cli.version_notes import kept_versions, note_of, with_versions
+from fusejournal.cli.version_notes import note_of, warn
 from fusejournal.errors import UsageError
 from fusejournal.history.json_values import match_to_json
 from fusejournal.history.query import Match, find_newest
@@ -102,15 +103,14 @@ def log(
         _follow(source.follow(criteria, count), as_json)
         return
     seq_of, end_seq = attrgetter("entry.seq"), criteria.to_seq
-    kept = kept_versions(source)
+    kept = kept_versions(source, warn)
     _show(with_versions(matches, seq_of, kept, end_seq=end_seq, newest_first=reverse), as_json)
 
 
 def _show(noted: Iterable[tuple[Match, list[str]]], as_json: bool) -> None:
     if as_json:
         for match, names in noted:
-            kept = {"versions": names} if names else {}
-            text.echo_json({**match_to_json(match), **kept})
+            text.echo_json({**match_to_json(match), **kept_to_json(names)})
     elif not sys.stdout.isatty():
         for line in _lines(noted):
             text.echo(line)

@@ -4,15 +4,13 @@ ready."""
 import logging
 import os
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fusejournal.admin.demote import is_fenced
-from fusejournal.admin.live import live_status
+from fusejournal.admin.demote import described_role
 from fusejournal.admin.mount_options import (
     MountOptions,
     known_spec,
@@ -227,16 +225,9 @@ def _import(
 
 def _show(spec: MountSpec, imported: int) -> None:
     state = load_state(spec.state_dir)
-    text.echo(f"volume {spec.name}, {_described(state)}, is mounted at {spec.mountpoint}")
+    text.echo(f"volume {spec.name}, {described_role(state)}, is mounted at {spec.mountpoint}")
     if imported:
         text.echo(f"{text.count(imported, 'file or directory', 'files and directories')} imported")
-
-
-def _described(state: VolumeState) -> str:
-    with suppress(FusejournalError):
-        if is_fenced(live_status(state)):
-            return "a primary that is fenced and so read-only (see 'fusejournal status')"
-    return f"a {state.role_word}"
 
 
 def specify(arguments: list[str]) -> MountSpec:

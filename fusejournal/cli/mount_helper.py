@@ -1,74 +1,32 @@
 """``mount -t fusejournal``: what mount(8) calls, by way of the script mount.fusejournal.
 
-Owns the translation between mount(8) and ``fusejournal mount``: options that fstab has for others
-are left out, those of a volume are passed on, and the exit codes are mount(8)'s. What is a
-directory there is BACKING; ``fusejournal:NAME``, as /proc/mounts shows it, is a volume that was
-mounted before.
+Its exit codes are mount(8)'s; what its options mean for a volume is in admin/helper_options.py.
 
 ``mount -a`` skips a line only if its source is that of a mount at its mountpoint, which for a
 backing directory is never so. So a volume that is mounted there already is a success here.
 ``umount`` returns when the mount is gone and its layer may still be ending the journal: that is
 waited for.
 
-Source: mount(8), "EXTERNAL HELPERS", "EXIT STATUS" and "FILESYSTEM-INDEPENDENT MOUNT OPTIONS"."""
+Source: mount(8), "EXTERNAL HELPERS" and "EXIT STATUS"."""
 
 import os
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
-from fusejournal.admin.mount_options import (
-    MountOptions,
-    known_spec,
-    mount_flags,
-    new_spec,
-    split_words,
+from fusejournal.admin.helper_options import (
+    enter_mount_namespace,
+    helper_spec,
+    parse_helper_options,
 )
 from fusejournal.admin.remount import remount
 from fusejournal.admin.start import start_unless_live
 from fusejournal.cli import text
 from fusejournal.cli.mount import specify
 from fusejournal.cli.reporters import ConsoleReporter
-from fusejournal.disk import mounts as mounts
-from fusejournal.errors import FusejournalError, PrivilegeError, UsageError
-from fusejournal.native import kernel
-from fusejournal.node.registry import find_volume
-from fusejournal.node.spec import MountSpec
-from fusejournal.node.state_dir import load_state
+from fusejournal.errors import FusejournalError, PrivilegeError
 
 _USAGE, _BUG, _INTERRUPTED, _FAILED = 1, 4, 8, 32
-
-_IGNORED = frozenset(
-    (
-        "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner",
-        "noowner", "group", "nogroup", "nofail", "_netdev", "mand", "nomand", "iversion",
-        "noiversion", "silent", "loud", "remount",
-    )
-)  # fmt: skip
-"""Words that say nothing to a layer. (What ``user`` implies, nosuid and so on, mount(8) adds
-itself.)"""
-_IGNORED_WITH_VALUE = re.compile(r"[xX]-.*|(comment|user|uhelper)=.*")
-_IN_MOUNTINFO = re.compile(r"(user_id|group_id)=\d+|default_permissions|allow_other")
-"""Words of the mount as it is, which a remount repeats."""
-_CLONE_NEWNS = 0x00020000
-
-
-@dataclass
-class _Options:
-    """The part of mount(8)'s -o that is for the volume."""
-
-    name: str | None = None
-    state: Path | None = None
-    config: Path | None = None
-    words: list[str] = field(default_factory=list)
-    is_remount: bool = False
-
-    @property
-    def asked(self) -> MountOptions:
-        """The same for ``fusejournal mount``."""
-        return MountOptions(self.config, self.words)
 
 
 class _Helper(click.Command):
@@ -127,20 +85,20 @@ def mount_helper(
       mount -o remount,ro /srv/data
     """
     try:
-        chosen = _parse([*options, *(("ro",) if read_only else ())], sloppy)
+        chosen = parse_helper_options([*options, *(("ro",) if read_only else ())], sloppy=sloppy)
         if fake:
             return 0
         if os.geteuid() != 0:
             raise PrivilegeError("mounting needs root: try sudo")
         if namespace is not None:
-            _enter(namespace)
+            enter_mount_namespace(namespace)
     except FusejournalError as error:
         return _fail(error, _USAGE)
     try:
         if chosen.is_remount:
             remount(mountpoint, chosen.words, specify)
             return 0
-        spec = _spec(source, mountpoint, chosen)
+        spec = helper_spec(source, mountpoint, chosen)
         with ConsoleReporter() as reporter:
             is_new = start_unless_live(spec, chosen.asked, reporter)
     except FusejournalError as error:
@@ -163,59 +121,3 @@ def mount_helper(
 def _fail(error: FusejournalError | str, code: int) -> int:
     text.echo(f"mount.fusejournal: {error}", err=True)
     return code
-
-
-def _is_ignored(word: str, is_remount: bool) -> bool:
-    if is_remount and (word == "rw" or _IN_MOUNTINFO.fullmatch(word)):
-        return word != "rw"  # which it may not be
-    return word in _IGNORED or _IGNORED_WITH_VALUE.fullmatch(word) is not None
-
-
-def _parse(options: list[str], sloppy: bool) -> _Options:
-    """Raises UsageError for what is not known, unless *sloppy*."""
-    words = split_words(options)
-    chosen = _Options(is_remount="remount" in words)
-    for word in words:
-        key, _, value = word.partition("=")
-        if _is_ignored(word, chosen.is_remount):
-            continue
-        if key in ("name", "state", "config"):
-            if not value:
-                raise UsageError(f"the option {key!r} needs a value: {key}=...")
-            setattr(chosen, key, value if key == "name" else Path(value))
-        else:
-            try:
-                mount_flags((), [word])
-            except UsageError:
-                if not sloppy:
-                    raise UsageError(
-                        f"unknown mount option {word!r}: name=, state=, config=, and what every "
-                        "file system takes (ro, nosuid, nodev, noexec, sync, noatime, ...) are "
-                        "known"
-                    ) from None
-            else:
-                chosen.words.append(word)
-    return chosen
-
-
-def _enter(namespace: str) -> None:
-    try:
-        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            kernel.setns(fd, _CLONE_NEWNS)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise UsageError(f"namespace {namespace}: {error.strerror}") from None
-
-
-def _spec(source: str, mountpoint: Path, chosen: _Options) -> MountSpec:
-    kind, colon, name = source.partition(":")
-    if kind != "fusejournal" or not colon:
-        return new_spec(Path(source), mountpoint, chosen.name, chosen.state, chosen.asked)
-    if chosen.name not in (None, name):
-        raise UsageError(f"{source}: is volume {name}, not {chosen.name}")
-    volume = load_state(chosen.state.absolute()) if chosen.state else find_volume(name)
-    if volume.name != name:
-        raise UsageError(f"{volume.directory} is the state of volume {volume.name}, not of {name}")
-    return known_spec(volume, mountpoint, chosen.asked)

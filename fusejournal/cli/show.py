@@ -7,7 +7,7 @@ import click
 from fusejournal.admin.source import open_source
 from fusejournal.cli import entries, text
 from fusejournal.cli.seqs import SEQ
-from fusejournal.history.json_values import match_to_json
+from fusejournal.history.json_values import whole_match_to_json
 from fusejournal.types import SeqOrPosition
 
 _HEX_BYTES = 16
@@ -31,16 +31,8 @@ def show(volume: str, named: SeqOrPosition, with_data: bool, as_json: bool) -> N
     source = open_source(volume)
     seq = source.check_seq(named)
     match = source.entry(seq)
-    line = match_to_json(match)
     entry = match.entry
-    line.update(
-        frame_bytes=entry.frame_bytes,
-        frame_offset=entry.offset,
-        flushed=entry.flushed,
-        chain=f"{entry.chain:016x}",
-    )
-    if entry.seq != seq:
-        line["void_seq"] = seq
+    line = whole_match_to_json(match, seq)
     if as_json:
         if with_data:
             line["data"] = bytes(entry.data).hex()

@@ -17,7 +17,6 @@ from fusejournal.errors import (
     UsageError,
 )
 from fusejournal.replay.undo_plan import OnUndoConflict
-from fusejournal.types import Seq
 
 _SHOWN = 40
 
@@ -151,14 +150,11 @@ def _show_end(planned: PlannedUndo, done: DoneEntries | None) -> None:
     elif planned.plan.chosen:
         text.echo("nothing was written: --apply does it")
     elif not planned.plan.kept:
-        text.echo(f"nothing was found to take back: {_end_of(planned)}", err=True)
-
-
-def _end_of(planned: PlannedUndo) -> str:
-    head_seq = planned.plan.head_seq
-    for last in planned.source.reader.read(head_seq, Seq(head_seq + 1)):
-        return f"the newest entry is {head_seq}, of {text.moment(last.time_ns)}"
-    return "the journal is empty"
+        newest = planned.newest_entry()
+        end = "the journal is empty"
+        if newest is not None:
+            end = f"the newest entry is {newest[0]}, of {text.moment(newest[1])}"
+        text.echo(f"nothing was found to take back: {end}", err=True)
 
 
 def _show_overlaps(planned: PlannedUndo) -> None:

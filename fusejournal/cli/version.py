@@ -8,18 +8,16 @@ from pathlib import Path
 import click
 
 from fusejournal.admin.lone_store import LoneStore, open_versions
-from fusejournal.admin.versions import ListedVersion, VolumeVersions
+from fusejournal.admin.versions import ListedVersion, VolumeVersions, with_advice
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
 from fusejournal.cli.progress import watched
 from fusejournal.cli.version_store import key, store
 from fusejournal.disk.process import lower_priority
 from fusejournal.errors import UsageError
-from fusejournal.objects.store import StoreError
 from fusejournal.types import Position
 from fusejournal.versions.histories import History
 from fusejournal.versions.manifest import UnreadableVersion
-from fusejournal.versions.packs import StoreDamagedError
 
 _HISTORIES: dict[History, str] = {
     "this": "",
@@ -85,7 +83,7 @@ def create(volume: str, name: str, as_json: bool) -> None:
     for fault in created.faults:
         text.echo(f"fusejournal: {fault}", err=True)
     if as_json:
-        text.echo_json({**made.to_json(), "is_new": created.is_new, "entries": created.entry_count})
+        text.echo_json(created.to_json())
         return
     if not created.is_new:
         text.echo(f"version {made.shown_name} is of seq {made.seq} already: no entry came since")
@@ -136,25 +134,13 @@ def list_command(volume: str, key_file: Path | None, config: Path | None, as_jso
             text.echo_json({"key": key, "error": str(error)})
     if unreadable:
         warn_of_unreadable(volume, unreadable[:-1])
-        raise _with_advice(volume, unreadable[-1])
+        raise with_advice(volume, unreadable[-1])
 
 
 def warn_of_unreadable(volume: str, unreadable: Iterable[UnreadableVersion]) -> None:
     """Names versions of *volume* that cannot be read, on standard error."""
     for one in unreadable:
-        text.echo(f"fusejournal: {_with_advice(volume, one)}", err=True)
-
-
-def _with_advice(volume: str, unreadable: UnreadableVersion) -> StoreError:
-    """Returns the error of a version that cannot be read, with what can be done about it."""
-    key, error = unreadable
-    if not isinstance(error, StoreDamagedError):
-        return error
-    return StoreDamagedError(
-        error.where,
-        f"{error.reason}: 'fusejournal version delete {volume} {key}' gives it up; until then "
-        "nothing that it may need is collected",
-    )
+        text.echo(f"fusejournal: {with_advice(volume, one)}", err=True)
 
 
 def _as_line(listed: ListedVersion) -> str:
@@ -232,8 +218,7 @@ def diff(volume: str, version1: str, version2: str, path: str | None, as_json: b
         changes = versions.changes(version1, version2, path, progress)
     for change in changes:
         if as_json:
-            raw = change.to_json()
-            text.echo_json({key: raw[key] for key in raw if key not in ("entries", "uids")})
+            text.echo_json(change.trees_to_json())
         else:
             link = "  (hard link)" if change.link else ""
             text.echo(entries.changed_path(change) + link)
@@ -341,9 +326,7 @@ def collect(volume: str, dry_run: bool, forget: str | None, as_json: bool) -> No
         found = versions.collect(progress, forget=forget, dry_run=dry_run)
     warn_of_unreadable(volume, found.unreadable)
     if as_json:
-        waiting = [worker.node for worker in found.waiting_for]
-        unreadable = [one.key for one in found.unreadable]
-        text.echo_json({**found._asdict(), "waiting_for": waiting, "unreadable": unreadable})
+        text.echo_json(found.to_json())
     elif dry_run:
         text.echo(
             f"would remove or rewrite {text.count(found.planned_packs, 'pack')}, and free "

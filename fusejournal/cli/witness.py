@@ -1,18 +1,21 @@
 """``fusejournal witness``: a node without data, for the votes of two out of three."""
 
 import shlex
-import time
 from pathlib import Path
-from typing import Any
 
 import click
 
 from fusejournal.address import Address, parse_address
+from fusejournal.admin.witness import (
+    await_witness_pairing,
+    check_paired,
+    forget_node,
+    open_witness_pairing,
+    witness_status,
+)
 from fusejournal.cli import text
 from fusejournal.cli.reporters import sd_notify
-from fusejournal.errors import FusejournalError, NotRunningError
 
-_POLL_SECONDS = 0.5
 _DIRECTORY = click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 
 
@@ -59,16 +62,6 @@ def run(directory: Path, listen: str) -> None:
     run_witness(directory.absolute(), parse_address(listen), ready)
 
 
-def _ask(directory: Path, command: str, **fields: Any) -> dict[str, Any]:
-    from fusejournal.control.client import ask
-
-    try:
-        return ask(directory.absolute(), command, **fields)
-    except NotRunningError:
-        again = f"fusejournal witness run {shlex.quote(str(directory))} --listen ADDR:PORT"
-        raise NotRunningError(f"no witness runs in {directory}: {again}") from None
-
-
 @witness.command(short_help="Let a node pair.")
 @_DIRECTORY
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -80,7 +73,7 @@ def pair(directory: Path, as_json: bool) -> None:
     Example:
       fusejournal witness pair /var/lib/witness
     """
-    opened = _ask(directory, "pair-open")
+    opened = open_witness_pairing(directory)
     if as_json:
         text.echo_json(opened)
     else:
@@ -89,12 +82,10 @@ def pair(directory: Path, as_json: bool) -> None:
         text.echo(f"{'witness':<12}{opened['node']}, {opened['fingerprint']}")
         text.echo("On the primary, within 10 minutes; on its mirror the same with --standby:")
         text.echo(f"  fusejournal pair VOLUME {where} {opened['code']}")
-    while (state := _ask(directory, "pair-state", id=opened["id"]))["state"] == "waiting":
-        time.sleep(_POLL_SECONDS)
+    state = await_witness_pairing(directory, opened["id"])
     if as_json:
         text.echo_json(state)
-    if state["state"] != "paired":
-        raise FusejournalError(f"no node has paired: the code is {state['state']}")
+    check_paired(state)
     if not as_json:
         text.echo(f"paired with {state['peer']['name']}: {state['peer']['fingerprint']}")
 
@@ -110,7 +101,7 @@ def status(directory: Path, as_json: bool) -> None:
     Example:
       fusejournal witness status /var/lib/witness
     """
-    found = _ask(directory, "status")
+    found = witness_status(directory)
     if as_json:
         text.echo_json(found)
         return
@@ -139,5 +130,5 @@ def forget(directory: Path, name: str) -> None:
     Example:
       fusejournal witness forget /var/lib/witness north
     """
-    _ask(directory, "peer-remove", name=name)
+    forget_node(directory, name)
     text.echo(f"node {name} is not answered any more")

@@ -53,6 +53,10 @@ class KnownAgent:
     address: str
     certificate: str
 
+    def to_json(self) -> dict[str, str]:
+        """Returns what ``console agents --json`` prints."""
+        return {"name": self.name, "address": self.address}
+
 
 class AgentBook:
     """The agents in one file, which is read anew when it has changed. Blocks."""

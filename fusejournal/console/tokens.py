@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fusejournal.address import check_peer_name
 from fusejournal.console.users import AccessRole, parse_access_role
@@ -36,6 +36,13 @@ class ApiToken:
     made: float
     expires: float
     volumes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``console token list --json`` prints: not the hash."""
+        return {
+            "name": self.name, "role": self.role, "volumes": list(self.volumes),
+            "made": self.made, "expires": self.expires,
+        }  # fmt: skip
 
     @property
     def access(self) -> AccessRole:

@@ -66,6 +66,10 @@ class ConsoleUser:
     code: str = ""
     code_until: float = 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``console user list --json`` prints: nothing of the password."""
+        return {"name": self.name, "role": self.role, "has_password": bool(self.password)}
+
     @property
     def access(self) -> AccessRole:
         """The role."""

@@ -70,6 +70,11 @@ class Change(NamedTuple):
             "uids": list(self.uids),
         }
 
+    def trees_to_json(self) -> dict[str, Any]:
+        """Returns what ``version diff --json`` prints: two trees do not tell by whom it was."""
+        raw = self.to_json()
+        return {key: raw[key] for key in raw if key not in ("entries", "uids")}
+
 
 class _Touched:
     """Everything that happened to one fid so far."""

@@ -9,6 +9,7 @@ from fusejournal.history.marks import removed_name
 from fusejournal.history.query import Match
 from fusejournal.journal.format import Entry
 from fusejournal.operations import MOVES, ImportData, Mark, Void, Write
+from fusejournal.types import Seq
 
 
 def exact(raw: bytes) -> str:
@@ -64,6 +65,22 @@ def match_to_json(match: Match) -> dict[str, Any]:
     if void is not None:
         line["refused"] = errno_name(void)
         line["written"] = void.written
+    return line
+
+
+def whole_match_to_json(match: Match, asked_seq: Seq) -> dict[str, Any]:
+    """Returns an entry with its paths and its place, frame and checksum; with ``void_seq`` where
+    it was asked for by its VOID, *asked_seq*."""
+    entry = match.entry
+    line = {
+        **match_to_json(match),
+        "frame_bytes": entry.frame_bytes,
+        "frame_offset": entry.offset,
+        "flushed": entry.flushed,
+        "chain": f"{entry.chain:016x}",
+    }
+    if entry.seq != asked_seq:
+        line["void_seq"] = asked_seq
     return line
 
 

@@ -3,9 +3,10 @@
 import heapq
 from collections.abc import Iterator
 from stat import S_IFREG
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fusejournal.file_operations import Fallocate
+from fusejournal.history.json_values import match_to_json
 from fusejournal.history.lookup import Lookup, Tenure
 from fusejournal.history.name_changes import name_changes
 from fusejournal.history.query import Match
@@ -29,6 +30,10 @@ class LifeEntry(NamedTuple):
 
     match: Match
     size: int | None
+
+    def to_json(self, fid: Fid) -> dict[str, Any]:
+        """Returns what ``history --json`` prints, in the life of *fid*."""
+        return {**match_to_json(self.match), "of": fid, "size": self.size}
 
 
 class Life(NamedTuple):

@@ -42,6 +42,28 @@ class VerifyReport:
         newer = JournalVersionError
         return min(self.damages, key=lambda one: isinstance(one, newer), default=None)
 
+    def to_json(self) -> dict[str, object]:
+        """Returns what ``journal verify --json`` prints."""
+        return {
+            "segments": self.segments,
+            "entries": self.entries,
+            "bytes": self.bytes,
+            "first_seq": self.first_seq,
+            "last_seq": self.last_seq,
+            "unfinished": self.unfinished,
+            "useless_indexes": [str(path) for path in self.useless_indexes],
+            "damages": [
+                {
+                    "segment": str(one.segment),
+                    "offset": one.offset,
+                    "seq": one.seq,
+                    "reason": one.reason,
+                    "is_newer": isinstance(one, JournalVersionError),
+                }
+                for one in self.damages
+            ],
+        }
+
 
 class _Part(NamedTuple):
     """The findings in one segment. ``bad``: offset, seq, reason, torn, newer."""

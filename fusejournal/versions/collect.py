@@ -23,7 +23,7 @@ the collection ends there and says so. Memory: 49 bytes a block in the store."""
 
 from collections import Counter
 from collections.abc import Collection, Set
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fusejournal.objects.store import ObjectStore, put_same
 from fusejournal.types import Progress
@@ -74,6 +74,12 @@ class Collected(NamedTuple):
     waiting_for: tuple[Worker, ...]
     unreadable: tuple[UnreadableVersion, ...] = ()
     """Versions that cannot be read: all that they may need stayed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``version collect --json`` prints."""
+        waiting = [worker.node for worker in self.waiting_for]
+        unreadable = [one.key for one in self.unreadable]
+        return {**self._asdict(), "waiting_for": waiting, "unreadable": unreadable}
 
 
 NOTHING_COLLECTED: Final = Collected(0, 0, 0, 0, ())

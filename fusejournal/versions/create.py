@@ -5,7 +5,7 @@ It reads the journal and the store, and no live tree, so that it can be done on 
 anything. A kill at any moment leaves all versions as they were: what it put so far are blocks that
 the next attempt finds."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fusejournal.errors import JournalError, UsageError
 from fusejournal.journal.reader import JournalReader
@@ -50,6 +50,10 @@ class Created(NamedTuple):
     faults: tuple[StoreDamagedError, ...]
     """Damage that was met: for the first kind it was not made of a nearer version; until spoilt
     indexes are made anew it may lack what only they told."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``version create --json`` prints."""
+        return {**self.version.to_json(), "is_new": self.is_new, "entries": self.entry_count}
 
 
 def create_version(

@@ -156,7 +156,7 @@ def test_each_request_is_as_its_sample() -> None:
     asked: dict[tuple[str, str], set[str]] = {}
     is_open = set()
     for module, command, given, has_more in _asked():
-        server = {"cli/witness.py": "witness", "cli/agent.py": "agent"}.get(module, "node")
+        server = {"admin/witness.py": "witness", "agent/own_calls.py": "agent"}.get(module, "node")
         asked.setdefault((server, command), set()).update(given)
         if has_more:
             is_open.add((server, command))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fusejournal.admin.helper_options import HelperOptions, parse_helper_options
 from fusejournal.admin.mount_options import (
     MountOptions,
     mount_flags,
@@ -86,13 +87,13 @@ def test_words_in_quotes_may_have_commas() -> None:
     assert split_words(MountOptions(None, words).as_arguments()[0][2:].split("\n")) == words
 
 
-def parsed(*options: str, sloppy: bool = False) -> helper._Options:
-    return helper._parse(list(options), sloppy)
+def parsed(*options: str, sloppy: bool = False) -> HelperOptions:
+    return parse_helper_options(options, sloppy=sloppy)
 
 
 def test_what_fstab_has_for_others_is_left_out() -> None:
     options = "rw,defaults,noauto,user,user=root,nofail,_netdev,x-systemd.automount,comment=a b"
-    assert parsed(options, "X-mount.mkdir,iversion") == helper._Options()
+    assert parsed(options, "X-mount.mkdir,iversion") == HelperOptions()
 
 
 def test_what_every_file_system_takes_is_taken() -> None:
@@ -110,7 +111,7 @@ def test_a_remount_repeats_what_the_mount_has() -> None:
 
 def test_what_is_the_volumes_is_passed_on() -> None:
     chosen = parsed('rw,name=data,nosuid,state=/a/b,config="/a,b.toml"', "ro,suid")
-    assert chosen == helper._Options(
+    assert chosen == HelperOptions(
         "data", Path("/a/b"), Path("/a,b.toml"), ["nosuid", "ro", "suid"]
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fusejournal.cli import agent as agent_module
+from fusejournal.agent import own_calls
 from fusejournal.cli import console as console_module
 from fusejournal.cli.agent import agent
 from fusejournal.cli.console import console
@@ -92,8 +92,8 @@ def test_a_code_is_shown_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None
             return opened
         return {"state": states.pop(0), "console": "desk", "fingerprint": "G"}
 
-    monkeypatch.setattr(agent_module, "_ask", ask)
-    monkeypatch.setattr(agent_module, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(own_calls, "_ask", ask)
+    monkeypatch.setattr(own_calls, "_POLL_SECONDS", 0.0)
     shown = _agent("pair")
     assert "  fusejournal console pair hall=h:1 C\n" in shown
     assert shown.endswith("paired with the console desk: G\n")

@@ -8,9 +8,8 @@ from uuid import uuid4
 import pytest
 import trio
 
-from fusejournal.admin.demote import demoted_words, is_fenced
+from fusejournal.admin.demote import demoted_words, described_role, is_fenced
 from fusejournal.admin.rejoin import Rejoined
-from fusejournal.cli.mount import _described
 from fusejournal.cli.rejoin import _show
 from fusejournal.control.server import serve_control
 from fusejournal.errors import UsageError
@@ -106,7 +105,7 @@ def test_a_fenced_primary_that_was_demoted_is_to_be_looked_at() -> None:
 
 async def test_a_mount_that_is_fenced_says_so(tmp_path: Path) -> None:
     state = VolumeState(tmp_path, uuid4(), "data", tmp_path, tmp_path, 1)
-    assert _described(state) == "a primary"
+    assert described_role(state) == "a primary"
     told = [PRIMARY, replace(PRIMARY, degraded=("read-only: fenced: epoch 2 has begun",))]
 
     async def status(_: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +113,7 @@ async def test_a_mount_that_is_fenced_says_so(tmp_path: Path) -> None:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, tmp_path / "control.sock", {"status": status})
-        assert await trio.to_thread.run_sync(_described, state) == "a primary"
-        words = await trio.to_thread.run_sync(_described, state)
+        assert await trio.to_thread.run_sync(described_role, state) == "a primary"
+        words = await trio.to_thread.run_sync(described_role, state)
         assert words.startswith("a primary that is fenced and so read-only")
         nursery.cancel_scope.cancel()

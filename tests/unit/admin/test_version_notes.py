@@ -2,7 +2,8 @@
 
 import pytest
 
-from fusejournal.cli.version_notes import note_of, with_versions
+from fusejournal.admin.version_notes import with_versions
+from fusejournal.cli.version_notes import note_of
 from fusejournal.types import Seq
 
 _VERSIONS = [(Seq(seq), f"v{seq}") for seq in (3, 10, 12, 20, 21)]

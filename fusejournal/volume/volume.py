@@ -302,13 +302,20 @@ class Volume:
         self, operation: DataOperation, who: Caller, data: bytes | memoryview = b""
     ) -> None:
         """Change a file that has no name any more: not journaled, because no one sees it again
-        by a name."""
+        by a name. Raises OSError as :meth:`commit`; half of it done fails the volume."""
         if self.write_errno is not None:
             raise OSError(self.write_errno, os.strerror(self.write_errno))
         node = self.tree.node(operation.fid)
         # No entry keeps it apart from the change before.
         time_ns = max(self.entry_time(), node.ctime_ns + 1)
-        self._apply_for(who.uid, operation, time_ns, data)
+        try:
+            self._apply_for(who.uid, operation, time_ns, data)
+        except ShortWriteError:
+            node.note_change(time_ns)  # the beginning was written
+            raise
+        except ApplyBrokenError as error:
+            self.fail(f"a change of a removed file ({operation.kind.name}) is half done: {error}")
+            raise OSError(errno.EIO, str(error)) from error
         if isinstance(operation, SetFlags):
             self.catalog.note_flags(node, operation.flags)
         node.note_change(time_ns)

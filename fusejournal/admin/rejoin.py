@@ -13,7 +13,7 @@ on."""
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -35,7 +35,7 @@ from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
-from fusejournal.node.assemble import journal_options, open_base
+from fusejournal.node.assemble import assemble_startup, journal_options, open_base
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.spec import Reporter, load_checked
 from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
@@ -54,11 +54,10 @@ from fusejournal.roles.rejoin import (
     TooLittleInCommonError,
     plan_rejoin,
 )
-from fusejournal.roles.role import Event
+from fusejournal.roles.role import Event, Role
 from fusejournal.types import Epoch, Position, Seq
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.rollback import Rollback, load_intent
-from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.ties import BackingTies
 from fusejournal.volume.whole_set import WholeSet
 from fusejournal.wire.identity import load_or_make, node_id_of
@@ -383,16 +382,13 @@ class RejoinRequest:
         """Open the volume, which does what is left to do, and close it in order."""
         state = self._state
         page = WatermarkPage(state.watermarks, state.created_ns)
-        startup = VolumeStartup(
-            state.directory,
-            state.uuid,
-            state.backing,
+        startup = assemble_startup(
+            replace(state, role=Role.MIRROR),
             root_fd,
             journal_options(self._config.journal),
             reporter,
             page,
-            is_mirror=True,
-            base_tree=partial(open_base, state.directory, config=self._config.store),
+            partial(open_base, state.directory, config=self._config.store),
         )
         startup.open(read_only=False)
         startup.recover(read_only=False, check=check)

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -35,7 +36,7 @@ from fusejournal.journal.branches import make_branch, versions_of_branches
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.segment import BadFrameError, SegmentReader, list_segments
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.node.assemble import journal_options, open_base
+from fusejournal.node.assemble import assemble_startup, journal_options, open_base
 from fusejournal.node.spec import Reporter
 from fusejournal.node.state_dir import VolumeState, join_volume
 from fusejournal.objects.service import do_not_wait
@@ -52,7 +53,6 @@ from fusejournal.versions.block_source import OfferedTree
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import Version, list_versions
 from fusejournal.volume.recovery import decide_in_doubt
-from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.whole_set import NEW_JOURNAL, WholeSet
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import HandshakeState
@@ -222,16 +222,13 @@ class WholeRejoin:
         """Have the backing be what the journal says up to an entry, which is returned, and all on
         the disk."""
         state = self.state
-        startup = VolumeStartup(
-            state.directory,
-            state.uuid,
-            state.backing,
+        startup = assemble_startup(
+            replace(state, role=Role.MIRROR) if state.is_mirror else state,  # there is a journal
             os.dup(root_fd),
             journal_options(self._config.journal),
             reporter,
             WatermarkPage(state.watermarks, state.created_ns),
-            is_mirror=state.is_mirror,
-            base_tree=partial(open_base, state.directory, config=self._config.store),
+            partial(open_base, state.directory, config=self._config.store),
         )
         startup.open(read_only=False)
         startup.recover(read_only=False)

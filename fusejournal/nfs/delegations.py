@@ -26,12 +26,30 @@ from pathlib import Path
 
 from fusejournal.disk import syscalls
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
+from fusejournal.journal.handle_key import HandleKey
+from fusejournal.journal.reader import JournalReader
 from fusejournal.types import Fid
 
 _FILE = struct.Struct("<QI")
 """Fid, generation."""
 _READ_BYTES = 64 << 10
 _PENDING_MAX = 1 << 20
+
+
+class Generations:
+    """The generations of the files of the volume whose journal is in *journal_dir*. The key that
+    they are made with is read at the first question, by when there is a segment: of a new mirror
+    none is there before."""
+
+    def __init__(self, journal_dir: Path) -> None:
+        self._journal_dir = journal_dir
+        self._key: HandleKey | None = None
+
+    def of(self, fid: Fid) -> int:
+        """Returns the generation of *fid*. Raises OSError, JournalError, JournalDamagedError."""
+        if self._key is None:
+            self._key = JournalReader(self._journal_dir).handle_key()
+        return self._key.generation(fid)
 
 
 class Recaller:
@@ -46,7 +64,7 @@ class Recaller:
 
     def recall(self, fids: set[Fid]) -> None:
         """Have delegations of *fids* given back, soon. Raises OSError when no process can be
-        started."""
+        started, and what *generation* raises."""
         self._pending |= fids
         if self._process is None or self._process.poll() is not None:
             self._process = self._start()

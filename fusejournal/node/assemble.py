@@ -7,12 +7,12 @@ be made again in the same process, for the same volume after they were closed, o
 one."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from fusejournal.config import JournalConfig, StoreConfig
+from fusejournal.config import JournalConfig, ReplicationConfig, StoreConfig
 from fusejournal.journal.base import BaseTree, JournalBase
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
@@ -23,7 +23,7 @@ from fusejournal.layer.handshake import Handshake
 from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.layer.open_files import OpenFiles
 from fusejournal.layer.request_loop import RequestLoop
-from fusejournal.nfs.delegations import Recaller
+from fusejournal.nfs.delegations import Generations, Recaller
 from fusejournal.node.export_watch import ExportWatch
 from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.spec import MountSpec, Reporter
@@ -36,7 +36,9 @@ from fusejournal.replication.local_node import LocalNode, check_listens
 from fusejournal.replication.supervisor import Mirroring, Replication
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Fid, Seq
+from fusejournal.volume.base import MakeTree
 from fusejournal.volume.durability import Durability, FlushHooks
+from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.wait_policy import WaitPolicy
 from fusejournal.wire.connection import Connection
@@ -143,9 +145,7 @@ def assemble_start(
     page = WatermarkPage(state.watermarks, state.created_ns)
     files = OpenFiles(table_fd)
     policy = WaitPolicy()
-    recaller = Recaller(
-        spec.mountpoint, lambda fid: startup.volume.journal.handle_key.generation(fid)
-    )
+    recaller = Recaller(spec.mountpoint, Generations(state.journal_dir).of)
     exports = ExportWatch(spec, policy, recaller)
     role = state.role.after(Event.OPENED_TO_READ) if spec.read_only else state.role
     kernel_cache = None
@@ -153,34 +153,74 @@ def assemble_start(
         kernel_cache = KernelCache(exports.recall, everything=is_taken_over)
     local = None
     if role.replicates:
-        local = LocalNode(
-            spec.state_dir,
-            spec.name,
-            spec.config.replication,
-            state.listens_at(spec.config.replication.listen),
-            spec.config.replication.insecure,
-            state.is_mirror,
-            page,
-            state.reign,
-        )
+        local = assemble_local(state, spec.config.replication, page)
     append_notifier = AppendNotifier()
-    startup = VolumeStartup(
-        spec.state_dir,
-        state.uuid,
-        spec.backing,
+    startup = assemble_startup(
+        replace(state, backing=spec.backing),
         root_fd,
         journal_options(spec.config.journal),
         reporter,
         page,
-        is_mirror=state.is_mirror,
-        is_uninitialized=state.role is Role.UNINITIALIZED,
+        partial(open_base, spec.state_dir, config=spec.config.store),
         adopt=spec.adopt,
         observer=NodeObserver(files, kernel_cache, append_notifier),
         policy=policy,
-        base_tree=partial(open_base, spec.state_dir, config=spec.config.store),
     )
     return StartParts(
         role, page, files, policy, exports, kernel_cache, local, append_notifier, startup, hooks
+    )
+
+
+def assemble_local(state: VolumeState, config: ReplicationConfig, page: WatermarkPage) -> LocalNode:
+    """Make the node of the volume of *state* among its peers. Raises UsageError, ConfigError and
+    other FusejournalErrors, OSError."""
+    return LocalNode(
+        state.directory,
+        state.name,
+        config,
+        state.listens_at(config.listen),
+        config.insecure,
+        state.is_mirror,
+        page,
+        state.reign,
+    )
+
+
+def assemble_startup(
+    state: VolumeState,
+    root_fd: int,
+    options: JournalOptions,
+    watcher: Watcher,
+    page: WatermarkPage,
+    base_tree: MakeTree,
+    *,
+    adopt: bool = False,
+    observer: VolumeObserver | None = None,
+    policy: WaitPolicy | None = None,
+) -> VolumeStartup:
+    """Make what opens the volume of *state*, in its role. It opens nothing yet.
+
+    Args:
+        state: the volume's state, with its backing.
+        root_fd, page: of the backing's root and of the watermarks; both are closed with the volume.
+        options: how the journal is written.
+        watcher: told how far a long step is.
+        base_tree: opens the tree at the journal's base.
+        adopt, observer, policy: as of VolumeStartup."""
+    return VolumeStartup(
+        state.directory,
+        state.uuid,
+        state.backing,
+        root_fd,
+        options,
+        watcher,
+        page,
+        is_mirror=state.is_mirror,
+        is_uninitialized=state.role is Role.UNINITIALIZED,
+        adopt=adopt,
+        observer=observer,
+        policy=policy,
+        base_tree=base_tree,
     )
 
 

@@ -5,6 +5,7 @@ Reads exports(5) and its directory anew only when they have changed. Belongs to 
 
 import logging
 
+from fusejournal.errors import FusejournalError
 from fusejournal.nfs import exports
 from fusejournal.nfs.delegations import Recaller
 from fusejournal.node.spec import MountSpec
@@ -46,7 +47,7 @@ class ExportWatch:
             return
         try:
             self._recaller.recall(fids)
-        except OSError as error:
+        except (OSError, FusejournalError) as error:
             log.warning("NFSv4 clients may not see what has changed: %s", error)
 
     def close(self) -> None:

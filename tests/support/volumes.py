@@ -3,7 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -18,16 +18,19 @@ from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.node.assemble import (
     MirrorSeams,
     assemble_durability,
+    assemble_local,
     assemble_replication,
+    assemble_startup,
     open_base,
 )
+from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.tree_copies import TreeCopies
 from fusejournal.operations import Create, Mkdir, Unlink, Write
 from fusejournal.replication.append_notifier import AppendNotifier
-from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.mirror_applier import MirrorApplier
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Replication
+from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Caller, Fid, Reign, Seq
 from fusejournal.volume.checkpoint import Checkpoint
 from fusejournal.volume.durability import Durability, FlushHooks
@@ -81,6 +84,8 @@ class OpenVolume:
     """One open volume and what belongs to it."""
 
     directory: Path
+    state: VolumeState
+    """Its state as it was opened."""
     opening: VolumeStartup
     volume: Volume
     watermarks: WatermarkPage | None
@@ -142,16 +147,8 @@ class OpenVolume:
     ) -> Replication:
         """Attach a replication that talks over the loopback, plainly if it may be *insecure*.
         *reign*: the one that its role came with."""
-        local = LocalNode(
-            self.directory / "state",
-            self.directory.name,
-            config,
-            listen,
-            insecure=insecure,
-            is_mirror=self.watermarks is not None,
-            page=self.opening.page,
-            reign=reign,
-        )
+        config = config._replace(listen=listen, insecure=insecure)
+        local = assemble_local(replace(self.state, reign=reign), config, self.opening.page)
         mirror = None
         if self.watermarks is not None:
             kernel_cache = self.usage.kernel_cache = KernelCache(lambda _: None, everything=False)
@@ -236,19 +233,21 @@ def open_volume(
     watermarks = page if mirror else None
     root_fd = os.open(backing, os.O_RDONLY | os.O_DIRECTORY)
     usage, policy = Usage(), WaitPolicy()
-    opening = VolumeStartup(
-        state,
-        uuid or uuid4(),
-        backing,
+    role = Role.PRIMARY
+    if mirror:
+        role = Role.UNINITIALIZED if uuid is None else Role.MIRROR
+    volume_state = VolumeState(
+        state, uuid or uuid4(), directory.name, backing, backing, created_ns=0, role=role
+    )
+    opening = assemble_startup(
+        volume_state,
         root_fd,
         options,
         Quiet(),
         page,
-        is_mirror=mirror,
-        is_uninitialized=mirror and uuid is None,
+        partial(_base_tree, state),
         observer=usage,
         policy=policy,
-        base_tree=partial(_base_tree, state),
     )
     opening.open(read_only=False)
     if begin:
@@ -256,7 +255,9 @@ def open_volume(
         for _ in opening.start_epoch_and_import(read_only=False):
             pass
     volume = opening.volume
-    opened = OpenVolume(directory, opening, volume, watermarks, usage, policy, orderly=orderly)
+    opened = OpenVolume(
+        directory, volume_state, opening, volume, watermarks, usage, policy, orderly=orderly
+    )
     opened.durability = assemble_durability(opening, _FLUSHING, volume.fail, FlushHooks())
     try:
         yield opened

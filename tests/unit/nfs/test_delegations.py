@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fusejournal.nfs.delegations import Recaller
-from fusejournal.types import Fid
+from fusejournal.nfs.delegations import Generations, Recaller
+from fusejournal.types import ROOT_FID, Fid
+from tests.support.volumes import open_volume
 
 _RECORD = struct.Struct("<QI")
 
@@ -43,3 +44,13 @@ def test_a_full_pipe_takes_whole_records(tmp_path: Path, monkeypatch: pytest.Mon
     records = list(_RECORD.iter_unpack(content))
     assert {fid for fid, _ in records} == set(range(60_000))
     assert all(generation == fid & 0xFFFF for fid, generation in records)
+
+
+def test_generations_are_the_journals(tmp_path: Path) -> None:
+    """They are asked for before there is a journal to make them with."""
+    generations = Generations(tmp_path / "state" / "journal")
+    with open_volume(tmp_path) as opened:
+        key = opened.volume.journal.handle_key
+        fids = (ROOT_FID, opened.create("file"), Fid(1 << 40))
+        assert [generations.of(fid) for fid in fids] == [key.generation(fid) for fid in fids]
+        assert generations.of(fids[1])

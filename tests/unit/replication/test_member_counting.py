@@ -12,6 +12,7 @@ import trio.testing
 from fusejournal.address import node_name, parse_remote
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError
+from fusejournal.node.assemble import assemble_local
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.membership import Membership
@@ -75,7 +76,7 @@ def primary_of(
             book.add(unpaired, parse_remote("127.0.0.1:7999"))
         book.save()
         page = north.opening.page
-        local = LocalNode(state_dir, "north", config, None, False, False, page)
+        local = assemble_local(north.state, config, page)
         yield Primary(base, local)
 
 

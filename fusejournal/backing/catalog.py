@@ -89,14 +89,17 @@ class Catalog(CatalogStore):
         else:
             self.is_full = False
 
-    def record_base(self, node: BaseNode, base: JournalBase) -> None:
-        """Enter a file as it was at the journal's *base*; the root is there already. Who has
-        entered all says so by :meth:`end_base`."""
+    def record_base(
+        self, node: BaseNode, base: JournalBase, handle: bytes = b"", ino: int = 0
+    ) -> None:
+        """Enter a file as it was at the journal's *base*, with its object in the backing, where
+        that is known; the root is there already. Who has entered all says so by
+        :meth:`end_base`."""
         found = None
         if node.fid == ROOT_FID:
             found = self.node(ROOT_FID)
         if found is None:
-            found = CatalogNode(node.fid, node.type, 0, base.seq, Fid(0), 0)
+            found = CatalogNode(node.fid, node.type, 0, base.seq, Fid(0), 0, handle, ino)
         for parent, name, cookie in node.dentries:
             self._add_name(found, parent, name, cookie)
         self._add_at(found, base.seq, base.time_ns, complete=node.complete)

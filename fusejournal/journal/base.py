@@ -189,10 +189,8 @@ class BaseFile(NamedTuple):
     """Everything of a file or directory at the base, but for its content."""
 
     making: Import
-    """The operation that makes it under one of its names;"""
-    dentries: tuple[tuple[Fid, bytes], ...]
-    """all of them: directory and name."""
-    flags: int
+    """The operation that makes it under the oldest of its names."""
+    node: BaseNode
 
 
 class BasePiece(NamedTuple):

@@ -160,7 +160,7 @@ class VersionBase:
     def file(self, fid: Fid) -> BaseFile | None:
         """Returns what makes *fid*; None where it had no name."""
         record = self._record(fid)
-        return None if record is None or fid == ROOT_FID else _file(record)
+        return None if record is None or fid == ROOT_FID else self._file(record)
 
     def contents(
         self, is_wanted: Callable[[BaseFile], bool], pool: Executor
@@ -172,7 +172,7 @@ class VersionBase:
         def planned() -> Iterator[PlannedPiece]:
             for key, value in tree.inodes.items():
                 record = decode_inode(fid_of_key(key), value, blocks)
-                if record.fid != ROOT_FID and is_wanted(_file(record)):
+                if record.fid != ROOT_FID and is_wanted(self._file(record)):
                     yield from pieces_of(tree, record)
 
         for record, start, data, is_last in read_ahead(blocks, planned(), pool):
@@ -209,6 +209,11 @@ class VersionBase:
             self._dentries(record),
             record.file_flags,
         )
+
+    def _file(self, record: InodeRecord) -> BaseFile:
+        node = self._node(record)
+        parent, name, _ = node.dentries[0]
+        return BaseFile(record.as_import(parent, name, complete=True), node)
 
     def _dentries(self, record: InodeRecord) -> tuple[tuple[Fid, bytes, int], ...]:
         """Returns its names, the oldest first: cookies grow."""
@@ -331,11 +336,6 @@ def _change(
     flags = [one.file_flags for one in (record, its) if one is not None]
     size = record.size if record is not None and has_content else None
     return FileChange(fid, path, size, tuple(ranges), any(flags))
-
-
-def _file(record: InodeRecord) -> BaseFile:
-    making = record.as_import(*record.links[0], complete=True)
-    return BaseFile(making, record.links, record.file_flags)
 
 
 def _flags(record: InodeRecord) -> Iterator[Operation]:

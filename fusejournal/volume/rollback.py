@@ -25,7 +25,7 @@ from fusejournal.errors import FusejournalError, RecoveryError
 from fusejournal.journal.branches import find_branch
 from fusejournal.journal.cut_back import cut_back
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.types import Position, Seq
+from fusejournal.types import Position, Seq, StageProgress
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.volume import Volume
@@ -95,7 +95,7 @@ class Rollback:
             shutil.rmtree(catalog)
         cut_back(state_dir / "journal", self.position)
 
-    def prepare(self, _: Volume, state_dir: Path, *__: object) -> LosingEntries:
+    def prepare(self, _: Volume, state_dir: Path, __: StageProgress) -> LosingEntries:
         """Returns what the reconciliation has to put right: see :meth:`losing`."""
         return self.losing(state_dir)
 

@@ -59,7 +59,6 @@ _STOP_NEEDS = (
     "to stop in order: nothing is lost, and the next start goes through the last entries again; "
     "make space before it"
 )
-_PAGE_MISSED = "the page of watermarks was missing, and is made anew"
 
 
 class VolumeStartup:
@@ -166,7 +165,7 @@ class VolumeStartup:
         self._ties.check(journal)
         self.lost_page = self._ties.has_lost_page(journal)
         if self.lost_page:
-            self._repaired(_PAGE_MISSED)
+            self._repaired("the page of watermarks was missing, and is made anew")
         lost_progress = self.lost_page and self._watermarks is not None
         is_unclean = not clean and (not same_boot or lost_progress)
         self.system_crash = is_unclean or self._rollback is not None
@@ -202,11 +201,15 @@ class VolumeStartup:
             self._recover(read_only, watermarks.applying_seq, held_seq)
         else:
             watermarks.write_committed(committed_end(self.volume.journal, watermarks))
-            applying_seq = watermarks.applying_seq
-            if self.system_crash:
-                # How far the backing had come is unknown now: it is made what it should be.
-                applying_seq = Seq(watermarks.committed_seq + 1)
-            self._recover(read_only, applying_seq, held_seq)
+            applying_seq, begun = watermarks.applying_seq, self._rollback
+            if isinstance(begun, WholeSet) and begun.is_to_fill:
+                begun.fill(self.volume, self._state_dir, self.checkpoint, self.root, self._progress)
+                applying_seq = Seq(begun.position.seq + 1)
+            else:
+                if self.system_crash:
+                    # How far the backing had come is unknown now: it is made what it should be.
+                    applying_seq = Seq(watermarks.committed_seq + 1)
+                self._recover(read_only, applying_seq, held_seq)
             watermarks.write_applying(applying_seq)
             self._end_rollback()
 
@@ -357,7 +360,7 @@ class VolumeStartup:
         """Reconciles after a system crash, or a history that lost. Returns what cannot be made
         anew. Raises RecoveryError, JournalDamagedError."""
         rollback, is_mirror = self._rollback, self._watermarks is not None
-        parts = self.volume, self._state_dir, self.checkpoint, self.root, self._progress
+        parts = self.volume, self._state_dir, self._progress
         losing = rollback.prepare(*parts) if rollback is not None else None
         work = reconcile_after_loss(
             self.volume,
@@ -391,15 +394,9 @@ class VolumeStartup:
             self._boot.remember(self.volume.journal.head_seq)
 
     def due_epoch(self, standing: Standing) -> NewEpoch | None:
-        """The epoch that a primary of *standing*, which has entries, is to begin, and why; None
-        where it goes on in its own. Another boot is enough: this may be an older copy of the
-        volume, and what was made after it was copied has its fids."""
-        boot = self._boot.read()
-        reason = "the system crashed" if self.system_crash else standing.new_epoch
-        if reason is None and boot.is_this:
-            return None
-        epoch = max(self.volume.journal.epoch, standing.seen_epoch) + 1
-        return NewEpoch(Epoch(epoch), reason or boot.words)
+        """Does what Standing.due_epoch says."""
+        epoch = self.volume.journal.epoch
+        return standing.due_epoch(self._boot.read(), epoch, system_crash=self.system_crash)
 
     def mark_unclean(self) -> None:
         """Have the next opening take what the disks were given for lost, because one has failed."""

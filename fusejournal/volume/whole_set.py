@@ -7,11 +7,13 @@ it are in STATE/journal.new, the intent is written down (STATE/level.json); from
 other way than through, as with a rollback (rollback.py), and nothing is served before the end. The
 next opening of the volume goes through: the watermarks are lowered, the new segments take the place
 of the old, the base is written down, the catalog is thrown away. A backing that was empty is
-filled, file by file; one that was not is known as a tree, too, and gets what differs. Then it is
-reconciled with the journal (reconcile/), as one that a system crash left unknown since the base.
+filled, file by file, and the catalog with it; then it is a mirror that has applied no entry after
+the base. One that was not empty is known as a tree, too, and gets what differs: it is reconciled
+with the journal (reconcile/), as one that a system crash left unknown since the base.
 
-Filling (filling.py) goes on where it was after a kill. What differs is kept in memory; what differs
-in a content is made what the base says with each attempt anew, until all is on the disk.
+Filling (filling.py) goes on where it was after a kill; one that was filled, and killed before that
+was written down to the end, is reconciled. What differs is kept in memory; what differs in a
+content is made what the base says with each attempt anew, until all is on the disk.
 
 Only for who holds the volume. Blocks."""
 
@@ -74,6 +76,11 @@ class WholeSet:
         return self.base.position
 
     @property
+    def is_to_fill(self) -> bool:
+        """True if the backing was empty, and is not known to have the tree of the base yet."""
+        return self.inodes is None and not self.is_filled
+
+    @property
     def may_be_ahead(self) -> bool:
         """False: the backing has nothing that neither the journal has nor the tree."""
         return False
@@ -121,17 +128,9 @@ class WholeSet:
             calls.rename("level.journal", new, journal)
             calls.fsync_directory("level.journal.directory", state_dir)
 
-    def prepare(
-        self,
-        volume: Volume,
-        state_dir: Path,
-        checkpoints: CheckpointFile,
-        root: BackingRoot,
-        progress: StageProgress,
-    ) -> LosingEntries:
-        """Have the backing be the tree of the base, as far as that is not for the reconciliation to
-        do; returns what is. The catalog has the tree already, without handles. Raises
-        StoreError, RecoveryError, OSError."""
+    def prepare(self, volume: Volume, _: Path, progress: StageProgress) -> LosingEntries:
+        """Returns what the reconciliation has to do for the backing to be the tree of the base. The
+        catalog has the tree already, without handles. Raises StoreError."""
         tree = volume.journal.reader.base
         assert tree is not None
         losing = LosingEntries({ROOT_FID}, cause="it was away")
@@ -139,17 +138,9 @@ class WholeSet:
             for number, change in enumerate(tree.changes_from(self.inodes, self.names)):
                 progress("comparing the trees", number, None, "files")
                 self._take_change(volume, change, losing)
-        elif not self.is_filled:
-            try:
-                self._fill(volume, state_dir, checkpoints, root, progress)
-            except OSError as error:
-                raise RecoveryError(
-                    f"{state_dir}: the files of the tree cannot be made in its backing: "
-                    f"{error.strerror}; mend that, and the same command goes on"
-                ) from error
         return losing
 
-    def _fill(
+    def fill(
         self,
         volume: Volume,
         state_dir: Path,
@@ -157,12 +148,22 @@ class WholeSet:
         root: BackingRoot,
         progress: StageProgress,
     ) -> None:
+        """Have backing and catalog, which has nothing, be the tree of the base, and the backing on
+        the disk. Raises StoreError, RecoveryError."""
         tree = volume.journal.reader.base
         assert tree is not None
-        Filling(volume, tree, progress, trusts_mtimes=self.boot == boot_id()).run()
-        made_ns = time.time_ns()  # nothing is changed from here to the flush
-        checkpoints.make(Checkpoint(self.position.seq, made_ns, self.position), root)
-        replace(self, is_filled=True, made_ns=made_ns).save(state_dir)
+        try:
+            Filling(volume, tree, progress, trusts_mtimes=self.boot == boot_id()).run()
+            volume.catalog.commit()
+            made_ns = time.time_ns()  # nothing is changed from here to the flush
+            checkpoints.make(Checkpoint(self.position.seq, made_ns, self.position), root)
+            replace(self, is_filled=True, made_ns=made_ns).save(state_dir)
+        except OSError as error:
+            raise RecoveryError(
+                f"{state_dir}: the files of the tree cannot be made in its backing: "
+                f"{error.strerror}; mend that, and the same command goes on"
+            ) from error
+        tree.forget()
 
     @staticmethod
     def _take_change(volume: Volume, change: FileChange, losing: LosingEntries) -> None:

@@ -32,7 +32,7 @@ from fusejournal.node.disk_space import DiskSpace
 from fusejournal.node.journal_limits import journal_limits
 from fusejournal.node.state_dir import VolumeState, load_state
 from fusejournal.objects.service import do_not_wait
-from fusejournal.operations import Link, Rename, Rmdir, Setattr, Truncate, Write
+from fusejournal.operations import Link, Rename, Rmdir, Setattr, Setxattr, Truncate, Write
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.rejoin import RejoinError
@@ -79,6 +79,8 @@ def pruned(tmp_path: Path) -> Places:
         large = volume.create("large", os.urandom(_LARGE_BYTES))
         directory = volume.mkdir("sub")
         volume.volume.commit(Link(large, directory, b"link"), SOMEBODY)
+        volume.volume.commit(Setattr(ROOT_FID, 0o1777, 12, 13, None, None), SOMEBODY)
+        volume.volume.commit(Setxattr(ROOT_FID, b"user.of", b"the root"), SOMEBODY)
     make_state(places.primary, Role.PRIMARY)
     begin_with_base(places.primary / "state", tmp_path / "store")
     with open_volume(places.primary) as volume:
@@ -159,17 +161,17 @@ def _die_and_go_on(places: Places, deaths: list[tuple[str, int]]) -> Rejoined:
     return done
 
 
-_NEW = [("rejoin.root.mark", 1), ("level.write", 9), ("reconcile", 1)]
+_NEW = [("rejoin.root.mark", 1), ("level.write", 9), ("level.done", 1)]
 _KEPT = [("branch.rename", 1), ("level.root", 1)]
 _BEHIND = [("reconcile.write", 1), ("reconcile.place", 3)]
 if os.environ.get("FUSEJOURNAL_TEST_COPIES"):
     _NEW = [("object.link", 3), *_NEW[:1], ("level.intent", 1), ("level.journal", 1), *_NEW[1:]]
-    _NEW.append(("level.done", 1))
     _KEPT, _BEHIND = [("object.link", 2), *_KEPT], [("level.journal", 1), *_BEHIND]
 
 
 def test_a_new_mirror_of_a_pruned_primary_killed_again_and_again(pruned: Places) -> None:
     begin_mirror(pruned)
+    os.setxattr(pruned.mirror / "backing", "user.own", b"of a root that is nobody's yet")
     planned = trio.run(_asking, pruned, lambda: _request(pruned).plan())
     assert (planned.rung, planned.done, planned.tree_files > 90) == (4, False, True)
     done = _die_and_go_on(pruned, _NEW)
@@ -190,7 +192,7 @@ def test_files_whose_contents_a_full_disk_or_a_system_crash_has_lost(pruned: Pla
     error = first_error(caught.value)
     assert isinstance(error, RecoveryError)
     assert "No space left on device; mend that, and the same command goes on" in str(error)
-    _die(pruned, "reconcile", 1)
+    _die(pruned, "level.done", 1)
     intent = pruned.mirror / "state" / FILE
     raw = json.loads(intent.read_text())
     intent.write_text(json.dumps({**raw, "boot": "another", "is_filled": False}))
@@ -198,7 +200,7 @@ def test_files_whose_contents_a_full_disk_or_a_system_crash_has_lost(pruned: Pla
     times = large.stat()
     large.write_bytes(bytes(times.st_size))  # the name and the fid came to the disk, and no more
     os.utime(large, ns=(times.st_atime_ns, times.st_mtime_ns))
-    _die(pruned, "reconcile", 1)
+    _die(pruned, "level.done", 1)
     link = pruned.mirror / "backing" / "sub" / "link"
     assert link.stat().st_ino == large.stat().st_ino, "no name is left to what was lost"
     _die_and_go_on(pruned, [])

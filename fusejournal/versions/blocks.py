@@ -85,6 +85,8 @@ class BlockReader:
         """Indexes that are not what was put there: of what they told nothing is known."""
         self.spoilt: set[tuple[bytes, bytes]] = set()
         """Blocks that were read and are not what was put there: pack and id."""
+        self.gone: set[bytes] = set()
+        """Packs that an index tells of, and that were looked for and are not there."""
         self.indexes: dict[str, IndexTable] = indexes or {}
         if indexes is None:
             self.look_again()
@@ -102,14 +104,15 @@ class BlockReader:
     def place(self, id_: bytes) -> Place | None:
         """Returns where block *id_* is, as far as is known with its bytes; or None if it is not in
         the store."""
-        spoilt = None
-        for place in self._places(id_):
-            if (place.pack, id_) not in self.spoilt:
+        lost = None
+        for place in self.places(id_):
+            if place.pack not in self.gone and (place.pack, id_) not in self.spoilt:
                 return place
-            spoilt = place
-        return spoilt
+            lost = place
+        return lost
 
-    def _places(self, id_: bytes) -> Iterator[Place]:
+    def places(self, id_: bytes) -> Iterator[Place]:
+        """Yields all places where block *id_* was put, as far as indexes tell."""
         for table in self.indexes.values():
             if (place := table.find(id_)) is not None:
                 yield place
@@ -122,15 +125,18 @@ class BlockReader:
         except ObjectMissingError:
             # A collection may have put it elsewhere meanwhile.
             self.look_again()
-        try:
-            return self._read_any(id_)
-        except ObjectMissingError:
-            raise self.missing(id_, " with its pack") from None
+        return self._read_any(id_, is_last=True)
 
-    def _read_any(self, id_: bytes) -> bytes:
+    def _read_any(self, id_: bytes, *, is_last: bool = False) -> bytes:
         while (place := self.place(id_)) is not None:
             try:
                 return self._read_at(id_, place)
+            except ObjectMissingError:
+                if not is_last:
+                    raise
+                if place.pack in self.gone:
+                    raise self.missing(id_, " with its pack") from None
+                self.gone.add(place.pack)
             except StoreDamagedError:
                 if (place.pack, id_) in self.spoilt:
                     raise
@@ -156,9 +162,14 @@ class BlockWriter(BlockReader):
 
     def __init__(self, store: ObjectStore, going: frozenset[bytes] = frozenset()) -> None:
         """*going*: packs that a collection has planned to remove. What is in them is read, and
-        stored again where it is added; indexes that tell of them are left alone."""
+        stored again where it is added; indexes that tell of them are left alone. What is in packs
+        that are gone is stored again, too."""
         super().__init__(store)
         self._going = going
+        # After the indexes: each pack is put before one tells of it.
+        there = set(store.names("packs/"))
+        told = {pack for table in self.indexes.values() for pack in table.packs}
+        self.gone = {pack for pack in told if pack_name(pack) not in there}
         self.added_bytes = 0
         """Bytes of packs put so far."""
         self.added_blocks = 0
@@ -212,12 +223,15 @@ class BlockWriter(BlockReader):
             self._put(pack)
 
     def _stays(self, id_: bytes) -> bool:
-        """Returns True if the block is in a pack that is not about to be removed."""
+        """Returns True if the block is in a pack that is there, and is not about to be
+        removed."""
         if id_ in self._closed:
             return True
         return any(
-            place.pack not in self._going and (place.pack, id_) not in self.spoilt
-            for place in self._places(id_)
+            place.pack not in self._going
+            and place.pack not in self.gone
+            and (place.pack, id_) not in self.spoilt
+            for place in self.places(id_)
         )
 
     def _put(self, pack: Pack) -> None:

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Collection, Set
 from typing import Any, Final, NamedTuple
 
-from fusejournal.objects.store import ObjectStore, put_same
+from fusejournal.objects.store import ObjectStore, StoreFullError, put_same
 from fusejournal.types import Progress
 from fusejournal.versions.bases import pinned_keys
 from fusejournal.versions.blocks import BlockReader, BlockWriter
@@ -142,9 +142,16 @@ def _prepare(
     if not packs:
         return frozenset(lost), 0, usage.unreadable
     writer = BlockWriter(store, packs)
-    for pack in sorted(packs):
-        usage.copy_used(pack, writer)
-    writer.finish()
+    try:
+        for pack in sorted(packs):
+            usage.copy_used(pack, writer)
+        writer.finish()
+    except StoreFullError:
+        # What is unused as a whole can go all the same, and makes room for the others.
+        unused = packs - usage.owning | lost
+        if not unused:
+            raise
+        return frozenset(unused), 0, usage.unreadable
     return packs | lost, writer.added_bytes, usage.unreadable
 
 
@@ -207,6 +214,11 @@ class _Usage:
         self.reader = reader = BlockReader(store)
         for fault in reader.spoilt_indexes.values():
             raise StoreDamagedError(fault.where, f"{fault.reason}; nothing is collected before")
+        # After the indexes: each pack is put before one tells of it.
+        there = set(store.names("packs/"))
+        told = {pack for table in reader.indexes.values() for pack in table.packs}
+        self._gone = {pack for pack in told if pack_name(pack) not in there}
+        """Packs that indexes tell of, and that are lost: what another has, these have not."""
         self._progress = progress
         self._tables = list(reader.indexes.values())
         self._flags = [bytearray(len(table)) for table in self._tables]
@@ -271,7 +283,10 @@ class _Usage:
             for (_, place), flag in zip(table, flags, strict=True):
                 self._bytes[place.pack] += place.stored_bytes
                 used[place.pack] += place.stored_bytes if flag else 0
-        self._rank = {pack: (used[pack] / max(size, 1), pack) for pack, size in self._bytes.items()}
+        self._rank = {
+            pack: (-1.0 if pack in self._gone else used[pack] / max(size, 1), pack)
+            for pack, size in self._bytes.items()
+        }
         self._owned = Counter[bytes]()
         for number, (table, flags) in enumerate(zip(self._tables, self._flags, strict=True)):
             for (id_, place), flag in zip(table, flags, strict=True):
@@ -295,6 +310,11 @@ class _Usage:
         too."""
         return self._bytes[pack] - self._owned[pack]
 
+    @property
+    def owning(self) -> frozenset[bytes]:
+        """The packs that have a used block which no other pack is to keep."""
+        return frozenset(pack for pack, owned in self._owned.items() if owned)
+
     def going(self) -> frozenset[bytes]:
         """Returns the packs of which so much is unused that they can go."""
         if self.unreadable:
@@ -302,7 +322,8 @@ class _Usage:
         return frozenset(
             pack
             for pack, size in self._bytes.items()
-            if not self._owned[pack] or self.unused_bytes(pack) > _UNUSED_MAX * size
+            if not self._owned[pack]
+            or (pack not in self._gone and self.unused_bytes(pack) > _UNUSED_MAX * size)
         )
 
     def copy_used(self, pack: bytes, writer: BlockWriter) -> None:
@@ -319,8 +340,8 @@ class _Usage:
                     add(self.reader.read(id_))
 
     def needed(self, packs: frozenset[bytes]) -> frozenset[bytes]:
-        """Returns those of *packs* that have a used block which is in no pack outside of them, or
-        that a version which cannot be read may need."""
+        """Returns those of *packs* that have a used block which is in no pack there outside of
+        them, or that a version which cannot be read may need."""
         if self.unreadable:
             told = (pack for table in self._tables for pack in table.packs)
             return packs.intersection(told)
@@ -329,6 +350,6 @@ class _Usage:
             for (id_, place), flag in zip(table, flags, strict=True):
                 if flag and place.pack in packs and place.pack not in found:
                     places = (one.find(id_) for one in self._tables)
-                    if all(one is None or one.pack in packs for one in places):
+                    if all(one is None or one.pack in packs | self._gone for one in places):
                         found.add(place.pack)
         return frozenset(found)

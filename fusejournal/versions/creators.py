@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 _DONE = "-done"
 _MACHINE_ID = Path("/etc/machine-id")
+_HARDWARE_ID = Path("/sys/class/dmi/id/product_uuid")
 _STARTED_FIELD = 19
 """The field of /proc/PID/stat, behind the command's name, that tells when the process began (the
 22nd of proc(5))."""
@@ -59,7 +60,7 @@ class Worker:
     work: Work
     node: str
     machine: str
-    """A hash of the machine's id; empty if it has none."""
+    """A hash of the ids of the machine and of its hardware; empty if it has none."""
     boot: str
     pids: int
     """The namespace of processes that its pid is of."""
@@ -83,9 +84,14 @@ class Worker:
 
 
 def _machine() -> str:
+    try:
+        id_ = _MACHINE_ID.read_bytes()
+    except OSError:
+        return ""
+    # Virtual machines that were made of one image may have one machine id.
     with suppress(OSError):
-        return block_id(b"fusejournal " + _MACHINE_ID.read_bytes()).hex()
-    return ""
+        id_ += _HARDWARE_ID.read_bytes()
+    return block_id(b"fusejournal " + id_).hex()
 
 
 def _pid_namespace() -> int:

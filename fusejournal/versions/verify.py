@@ -132,11 +132,11 @@ class _Verification:
         return self._verified.knows(id_, place.pack)
 
     def _find_again(self, id_: bytes) -> None:
-        """Raises StoreDamagedError, unless a collection has put the block elsewhere meanwhile."""
+        """Raises StoreDamagedError, unless the block is in another pack, as where a collection has
+        put it elsewhere meanwhile."""
         self._blocks.look_again()
         self._packs = self._list_packs()
-        place = self._blocks.place(id_)
-        if place is None or pack_name(place.pack) not in self._packs:
+        if not any(pack_name(place.pack) in self._packs for place in self._blocks.places(id_)):
             raise self._damaged(f"block {id_.hex()} is missing with its pack")
 
     def _list_packs(self) -> set[str]:

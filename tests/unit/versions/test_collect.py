@@ -192,6 +192,21 @@ def test_who_is_dead_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(workers(store)) == 1
 
 
+def test_a_clone_of_a_machine_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines of one image have one machine id, and each a boot of its own: one must not take the
+    other for a boot of its own past."""
+    for name, id_ in (("_MACHINE_ID", b"of the image"), ("_HARDWARE_ID", b"one")):
+        (tmp_path / name).write_bytes(id_)
+        monkeypatch.setattr(creators, name, tmp_path / name)
+    store = MemoryStore()
+    worker = register(store, "creator", "east")
+    monkeypatch.setattr(creators, "boot_id", lambda: "another boot")
+    (tmp_path / "_HARDWARE_ID").write_bytes(b"another")
+    assert workers(store) == [worker]
+    (tmp_path / "_HARDWARE_ID").write_bytes(b"one")
+    assert workers(store) == []
+
+
 def test_what_is_read_stays_until_that_is_over(reader: JournalReader) -> None:
     """Though the version is deleted meanwhile; others can be deleted, too."""
     store = MemoryStore()

@@ -29,6 +29,7 @@ _SERVER.set_forkserver_preload(
             f"fusejournal.cli.{module.name}"
             for module in pkgutil.iter_modules(fusejournal.cli.__path__)
         ),
+        "tests.support.preloaded",
     ]
 )
 

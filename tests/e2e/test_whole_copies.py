@@ -4,6 +4,7 @@ are made, and both sides are killed in the midst of it."""
 import json
 import os
 import random
+import signal
 import subprocess
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 from fusejournal.journal.base import load_base
 from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.replay.digest import digest_tree
+from tests.support.forked import Forked, run
 from tests.support.mirrors import CONFIG, Node, await_level, started, wait_for
 from tests.support.trees import fids
 
@@ -71,16 +73,15 @@ class Writer:
                 file.write(b"changed")
 
 
-def _command(node: Node, *options: str) -> list[str]:
-    return [*node.prefix, *node.command("rejoin", str(node.state), *options)]
+def _run(node: Node, *options: str, fault: str = "") -> "subprocess.CompletedProcess[str]":
+    command = "rejoin", str(node.state), *options
+    environment = {**node.environment, "FUSEJOURNAL_FAULT": fault}
+    return run(command, environment, check=False, timeout=120, namespace=node.namespace)
 
 
 def rejoin(node: Node, *options: str) -> dict[str, Any]:
     """Runs a rejoin to its end. Returns what it says."""
-    command = _command(node, "--json", *options)
-    done = subprocess.run(
-        command, env=node.environment, capture_output=True, text=True, timeout=120, cwd="/"
-    )
+    done = _run(node, "--json", *options)
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told
@@ -88,26 +89,25 @@ def rejoin(node: Node, *options: str) -> dict[str, Any]:
 
 def killed(node: Node, fault: str) -> None:
     """Runs a rejoin that is killed at a call."""
-    environment = {**node.environment, "FUSEJOURNAL_FAULT": fault}
-    done = subprocess.run(
-        _command(node), env=environment, capture_output=True, text=True, timeout=120, cwd="/"
-    )
+    done = _run(node, fault=fault)
     assert done.returncode == -9, (fault, done)
 
 
 def kill_while_it_serves(primary: Node, mirror: Node) -> None:
     """Kills the primary's layer once something of a copy has come."""
     packs = mirror.state / "versions" / "packs"
-    with subprocess.Popen(
-        _command(mirror), env=mirror.environment, stderr=subprocess.PIPE, text=True, cwd="/"
-    ) as process:
-        try:
-            wait_for(lambda: packs.exists() and any(packs.iterdir()), lambda: "nothing came")
-            primary.kill()
-            _, words = process.communicate(timeout=90)
-        finally:
-            process.kill()
-    assert process.returncode == 26, words
+    said = mirror.base / "rejoin.said"
+    process = Forked(
+        ("rejoin", str(mirror.state)), mirror.environment, err=said, namespace=mirror.namespace
+    )
+    try:
+        wait_for(lambda: packs.exists() and any(packs.iterdir()), lambda: "nothing came")
+        primary.kill()
+        status = process.wait(90)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    words = said.read_text()
+    assert status == 26, words
     assert "Traceback" not in words
 
 

@@ -2,9 +2,9 @@
 and asked when the primary is lost."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_promotions import BLOCKING, promote, serves, work
+from tests.support.forked import Forked, run
 from tests.support.mirrors import PORT, Node, await_level, wait_for
 from tests.support.network import Host, network
 
@@ -25,18 +26,19 @@ class Process:
     def __init__(self, directory: Path, host: Host) -> None:
         self.directory = directory
         self.host = host
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Forked | None = None
 
-    def command(self, what: str, *more: str) -> list[str]:
-        program = sys.executable, "-m", "fusejournal", "witness"
-        return [*self.host.prefix, *program, what, str(self.directory), *more]
+    def _begin(self, what: str, *more: str) -> tuple[Forked, Path]:
+        """Begins a command. Returns its process, and the file with what it says."""
+        said = self.directory.with_name(f"{what}.said")
+        said.write_text("")
+        command = ("witness", what, str(self.directory), *more)
+        return Forked(command, os.environ, out=said, err=said, namespace=self.host.namespace), said
 
     def start(self) -> None:
         """Start it, and return when it listens."""
-        command = self.command("run", "--listen", f"{self.host.address}:{PORT}")
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self._process.stderr is not None
-        assert "listens on" in self._process.stderr.readline()
+        self._process, said = self._begin("run", "--listen", f"{self.host.address}:{PORT}")
+        wait_for(lambda: "listens on" in said.read_text(), said.read_text)
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int | None:
         """End it, and return its exit status."""
@@ -44,14 +46,16 @@ class Process:
         if process is None:
             return None
         process.send_signal(how)
-        status = process.wait(30)
-        assert process.stderr is not None
-        process.stderr.close()
-        return status
+        return process.wait(30)
+
+    def ask(self, *options: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run its command "status" to its end."""
+        command = ("witness", "status", str(self.directory), *options)
+        namespace = self.host.namespace
+        return run(command, os.environ, check=check, timeout=60, namespace=namespace)
 
     def status(self) -> dict[str, Any]:
-        done = subprocess.run(self.command("status", "--json"), capture_output=True, check=True)
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(self.ask("--json").stdout)
         return found
 
     def is_told(self) -> bool:
@@ -60,14 +64,16 @@ class Process:
 
     def pair(self, node: Node, *options: str) -> None:
         """Pair *node*, which runs, with it, as an admin does."""
-        command = self.command("pair", "--json")
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as showing:
-            assert showing.stdout is not None
-            opened = json.loads(showing.stdout.readline())
+        showing, said = self._begin("pair", "--json")
+        try:
+            wait_for(lambda: "\n" in said.read_text(), said.read_text)
+            opened = json.loads(said.read_text().splitlines()[0])
             where = f"third={opened['listen']}"
             node.run("pair", str(node.state), where, opened["code"], *options)
-            assert json.loads(showing.stdout.readline())["state"] == "paired"
             assert showing.wait(30) == 0
+        finally:
+            showing.send_signal(signal.SIGKILL)
+        assert json.loads(said.read_text().splitlines()[1])["state"] == "paired"
 
 
 @contextmanager
@@ -116,8 +122,7 @@ def test_a_pair_with_a_witness_needs_no_force(tmp_path: Path) -> None:
         assert (plan["words"], plan["words_needed"], plan["uncovered"]) == (2, 2, "")
         assert serves(mirror)
         wait_for(lambda: third.status()["begun"] == plan["reign"], third.status)
-        told = subprocess.run(third.command("status"), capture_output=True, check=True, text=True)
-        assert f"{plan['reign']} has begun" in told.stdout
+        assert f"{plan['reign']} has begun" in third.ask().stdout
 
         primary.detach()
         primary.host.mend()
@@ -140,7 +145,7 @@ def test_a_witness_alone_is_not_enough(tmp_path: Path) -> None:
         refused = mirror.run("promote", str(mirror.state), check=False)
         assert refused.returncode == 32
         assert "1 of 3 nodes take nothing from it any more, and 2 are needed" in refused.stderr
-        again = subprocess.run(third.command("status"), capture_output=True, text=True)
+        again = third.ask(check=False)
         assert again.returncode != 0
         assert "fusejournal witness run" in again.stderr
         third.start()

@@ -46,6 +46,8 @@ class Layer:
         self._process: Forked | subprocess.Popen[bytes] | None = None
         self.prefix: tuple[str, ...] = ()
         """The command line before the command that mounts: where it is to run."""
+        self.namespace = ""
+        """That of the network that the layer is in, where there is no *prefix*."""
         self.environment = {
             **os.environ,
             "FUSEJOURNAL_STATE_ROOT": str(base / "states"),
@@ -106,8 +108,9 @@ class Layer:
                 )
         else:
             self._process = Forked(
-                arguments, environment, out=self.log, err=self.log, program=self.program
-            )
+                arguments, environment, out=self.log, err=self.log, program=self.program,
+                namespace=self.namespace,
+            )  # fmt: skip
         return self.await_live(seconds, may_die=bool(fault)) if wait else self
 
     def _begin_with_base(self, *extra: str) -> None:

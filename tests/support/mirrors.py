@@ -54,7 +54,7 @@ class Node(Layer):
         self.state = state or self.state
         self.role = role
         self.host = host
-        self.prefix = host.prefix
+        self.namespace = host.namespace
 
     def ships_to(self, other: "Node") -> None:
         """Let *other* be a mirror of this one; while neither runs."""

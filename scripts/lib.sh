@@ -4,6 +4,14 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 need_root() { [ "$(id -u)" = 0 ] || { echo "$0: run it as root (sudo $0)" >&2; exit 8; }; }
 
+need_fuse() {
+  [ -e /dev/fuse ] || modprobe fuse 2>/dev/null || true
+  [ -e /dev/fuse ] && return
+  echo "$0: there is no /dev/fuse, and 'modprobe fuse' did not bring it: load the module on the machine" \
+    "(apt-get install kmod; modprobe fuse), or give the container the device" >&2
+  exit 8
+}
+
 # install PACKAGE...: the Debian packages that are not there yet.
 install() {
   local missing=() package

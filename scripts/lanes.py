@@ -65,6 +65,8 @@ class Job:
     commands: Sequence[Sequence[str | Path]]
     """Run one after the other; the job has failed when one of them has."""
     pure: bool = False
+    held: Sequence[int] = ()
+    """Descriptors that its processes have open, too, for as long as they live."""
     is_check: bool = False
     """True if nothing more is begun after it has failed."""
     log: Path = Path()
@@ -91,6 +93,7 @@ class Job:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=self.held,
                 preexec_fn=partial(_alone, os.getpid()),  # this process has one thread
             )
 
@@ -137,14 +140,16 @@ def failures_of(log: str) -> list[str]:
     return unlisted + re.findall(r"^(?:FAILED|ERROR) .*", summary, re.M)
 
 
-def all_jobs(directory: Path, options: Sequence[str]) -> tuple[list[Job], Job]:
+def all_jobs(
+    directory: Path, options: Sequence[str], descriptors: Sequence[int] = ()
+) -> tuple[list[Job], Job]:
     """The jobs of the two lanes, in their order, and the guests'; what they keep for a while goes
-    to *directory*."""
+    to *directory*, whose lock is among the *descriptors* that they have open, too."""
 
     def pytest(name: str, *arguments: str, by: Sequence[str | Path] = (_BIN / "python",)) -> Job:
         temporary = f"--basetemp={directory / name}"
         command = (*by, "-m", "pytest", temporary, *arguments, *options)
-        return Job(name, [command], pure=name in MEASURED)
+        return Job(name, [command], pure=name in MEASURED, held=descriptors)
 
     jobs = {}
     for name, tests in MEASURED.items():
@@ -163,6 +168,7 @@ def all_jobs(directory: Path, options: Sequence[str]) -> tuple[list[Job], Job]:
             (_BIN / "lint-imports",),
             (_BIN / "mypy",),
         ],
+        held=descriptors,
         is_check=True,
     )
     listed = sorted(jobs.values(), key=lambda job: order.get(job.name, len(order)))
@@ -172,12 +178,13 @@ def all_jobs(directory: Path, options: Sequence[str]) -> tuple[list[Job], Job]:
 
 def tests_of_all() -> list[Path]:
     """The modules of all tests."""
-    return list(HERE.glob("tests/*/**/test_*.py"))
+    return list(HERE.glob("tests/**/test_*.py"))
 
 
 def is_of_guests(name: str) -> bool:
-    """True if all tests of tests/NAME are marked to run in guests."""
-    modules = (HERE / "tests" / name).rglob("test_*.py")
+    """True if all tests of tests/NAME, a directory or a module, are marked to run in guests."""
+    place = HERE / "tests" / name
+    modules = [place] if place.is_file() else place.rglob("test_*.py")
     return all("pytestmark = pytest.mark.guest" in path.read_text() for path in modules)
 
 
@@ -327,8 +334,9 @@ def _say(line: str) -> None:
 
 
 def _new_directory() -> tuple[Path, int]:
-    """A directory for this run, and the descriptor whose lock says that the run lives; what runs
-    left that do not live any more is removed."""
+    """A directory for this run, and the descriptor whose lock says that the run lives, or one of
+    its jobs, which may clean up after a runner that was killed; what runs left that do not live any
+    more is removed."""
     top = Path(tempfile.gettempdir())
     for path in top.glob(f"{_LEFT}*"):
         try:
@@ -351,7 +359,7 @@ def _new_directory() -> tuple[Path, int]:
 def main() -> None:
     """Run it all; the exit code is 0 if everything holds."""
     directory, fd = _new_directory()
-    jobs, guests = all_jobs(directory, sys.argv[1:])
+    jobs, guests = all_jobs(directory, sys.argv[1:], (fd,))
     runner = Runner(directory, jobs, guests)
     status = runner.run()
     # Where a job was ended, what it would have reached is not known.

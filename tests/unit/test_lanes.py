@@ -1,5 +1,6 @@
 """The runner of all tests: no test is in no job, each job is waited for, and its end is told."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -23,6 +24,9 @@ sys.exit(Runner(directory, jobs[1:], jobs[0]).run())
 _WAITS = "trap 'sleep 0.2; echo cleaned up; exit 2' INT; echo up; while :; do sleep 0.05; done"
 
 
+_GUESTS = "pytestmark = pytest.mark.guest\n"
+
+
 def _runner(directory: Path, *scripts: str) -> "subprocess.Popen[str]":
     """A runner of these jobs, the first in place of the guests."""
     return subprocess.Popen(
@@ -42,7 +46,8 @@ def _await_word(path: Path, word: str) -> None:
 
 
 def test_each_test_is_in_one_job(tmp_path: Path) -> None:
-    jobs, guests = all_jobs(tmp_path, ["--strict-skips"])
+    jobs, guests = all_jobs(tmp_path, ["--strict-skips"], (7,))
+    assert all(job.held == (7,) for job in (*jobs, guests))
     command = guests.commands[0]
     assert command[command.index("-m", 3) :][:2] == ("-m", "guest")
     assert "tests" in command
@@ -52,6 +57,19 @@ def test_each_test_is_in_one_job(tmp_path: Path) -> None:
         assert places.count(f"tests/{directory}") == (not is_of_guests(directory)), path
     for job in jobs:
         assert job.name == "checks" or "--strict-skips" in job.commands[0]
+
+
+def test_a_module_beside_the_directories_is_a_job_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("test_x", ""), ("unit/test_y", ""), ("nfs/test_z", _GUESTS)):
+        (tmp_path / f"tests/{name}.py").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"tests/{name}.py").write_text(text)
+    (tmp_path / "tests/test_guests.py").write_text(_GUESTS)
+    monkeypatch.setattr("scripts.lanes.HERE", tmp_path)
+    jobs, _ = all_jobs(tmp_path, [])
+    assert [job.name for job in jobs] == ["checks", "unit", "property", "test_x.py"]
+    assert "tests/test_x.py" in jobs[-1].commands[0]
 
 
 def test_what_failed_is_told_last_and_in_the_exit_code(tmp_path: Path) -> None:
@@ -96,6 +114,31 @@ def test_a_runner_that_is_killed_ends_its_jobs(tmp_path: Path) -> None:
     runner.kill()
     runner.communicate(timeout=60)
     _await_word(tmp_path / "0.log", "cleaned up")
+
+
+def test_the_directory_of_a_run_is_kept_until_its_jobs_are_over(tmp_path: Path) -> None:
+    """Also those of a runner that is killed: they end only then."""
+    text = _RUN.replace("jobs = [Job(", "lock = int(sys.argv.pop(2))\njobs = [Job(")
+    text = text.replace("text]])", "text]], held=[lock])")
+    ending = f"trap 'cat {tmp_path}/go; exit 2' TERM; echo up; while :; do sleep 0.05; done"
+    os.mkfifo(tmp_path / "go")
+    lock = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    runner = subprocess.Popen(
+        [sys.executable, "-c", text, str(tmp_path), str(lock), ending, "true"],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        pass_fds=[lock],
+    )
+    os.close(lock)
+    _await_word(tmp_path / "0.log", "up")
+    runner.kill()
+    runner.communicate(timeout=60)
+    another = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    with open(tmp_path / "go", "w"), pytest.raises(BlockingIOError):  # it cleans up now
+        fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(another, fcntl.LOCK_EX)
+    os.close(another)
 
 
 def test_a_failed_check_ends_all(tmp_path: Path) -> None:

@@ -122,16 +122,37 @@ class ReplyWaits:
         self._head_seq = head_seq
 
     def change(self, uid: int, act: Callable[[], Body]) -> Answer:
-        """Do *act* for a caller with *uid*, and reply when what it changed is durable. Raises
-        OSError, also out of the coroutine: EAGAIN, with nothing done, where there is no place and
-        none will be soon; EIO where it cannot be durable."""
+        """Do *act* for a caller with *uid*, and reply when what it changed is durable, or that it
+        was refused. Raises OSError, also out of the coroutine: EAGAIN, with nothing done, where
+        there is no place and none will be soon; EIO where it cannot be durable."""
         if self._durability.hooks.quorum is not None:
             return self._in_place(uid, partial(self._change, act))
         return self._change(act)
 
     def _change(self, act: Callable[[], Body]) -> Answer:
-        body = act()
+        before = self._head_seq()
+        try:
+            body = act()
+        except (OSError, FUSEError) as error:
+            refused = self._refused(before, error)
+            if refused is None:
+                raise
+            return refused
         return self._when_durable(self._head_seq(), body, is_done=True)
+
+    def _refused(self, before: Seq, error: Exception) -> Coroutine[Any, Any, Body] | None:
+        """Returns a coroutine that raises *error* once the VOID of what was refused is durable: a
+        system crash must not leave the entry alone, which the next start would carry out. None
+        where nothing need be waited for, of what came after the entry *before*."""
+        seq = self._head_seq()
+        if seq == before:
+            return None
+        since = self._durability.try_flush_inline(seq)
+        return None if since is None else self._raise_when_durable(seq, since, error)
+
+    async def _raise_when_durable(self, seq: Seq, since: float, error: Exception) -> Body:
+        await self._durability.wait(seq, since)
+        raise error
 
     async def change_in_pieces(
         self, uid: int, steps: Iterator[None], reply: Callable[[], Body]
@@ -144,7 +165,14 @@ class ReplyWaits:
         return await act()
 
     async def _change_in_pieces(self, steps: Iterator[None], reply: Callable[[], Body]) -> Body:
-        await take_all(steps)
+        before = self._head_seq()
+        try:
+            await take_all(steps)
+        except (OSError, FUSEError) as error:
+            refused = self._refused(before, error)
+            if refused is None:
+                raise
+            return await refused
         return await awaited(self._change(reply))
 
     def until_durable(self, uid: int, seq: Seq) -> Answer:

@@ -6,19 +6,24 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from pyfuse3 import FUSEError
 
+from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.interrupts import WaitingRequest
 from fusejournal.layer.kernel_protocol import SETXATTR_EXT, MalformedRequestError, request_kinds
-from fusejournal.layer.replies import ReplyWaits, errno_of, take_all
+from fusejournal.layer.replies import ReplyWaits, awaited, errno_of, take_all
 from fusejournal.types import Seq
+from tests.support.volumes import OpenVolume, open_volume
 
 
 @pytest.mark.parametrize(
@@ -101,3 +106,45 @@ async def test_others_are_served_between_the_pieces_of_a_caller_that_dies() -> N
             await request.outcome(take_all(_steps(taken, 20)))
     assert taken == list(range(20))
     assert len(set(seen)) > 5
+
+
+def _refused(opened: OpenVolume) -> bytes:
+    failpoints.listen(failpoints.PlannedFault("apply.write", 1, "EDQUOT"))
+    try:
+        opened.create("file", b"data")
+    finally:
+        failpoints.listen(None)
+    return b""
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_a_refusal_waits_for_its_void(in_pieces: bool, tmp_path: Path) -> None:
+    """Else a system crash could leave the entry alone, and the next start would carry it out."""
+    with open_volume(tmp_path) as opened:
+        journal, durability = opened.volume.journal, opened.durability
+        waits = ReplyWaits(durability, lambda: journal.head_seq)
+
+        def steps() -> Iterator[None]:
+            _refused(opened)
+            yield
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(durability.run)
+            await trio.testing.wait_all_tasks_blocked()
+            if in_pieces:
+                change = waits.change_in_pieces(1000, steps(), lambda: b"")
+            else:
+                change = awaited(waits.change(1000, partial(_refused, opened)))
+            with pytest.raises(OSError, match="quota"):
+                await change
+            assert journal.durable_seq == journal.head_seq
+            nursery.cancel_scope.cancel()
+
+
+def test_a_refusal_that_is_no_entry_waits_for_nothing() -> None:
+    def act() -> bytes:
+        raise FileExistsError
+
+    durability: Any = SimpleNamespace(hooks=SimpleNamespace(quorum=None))
+    with pytest.raises(FileExistsError):
+        ReplyWaits(durability, lambda: Seq(1)).change(1000, act)

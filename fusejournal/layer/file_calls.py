@@ -18,7 +18,7 @@ from fusejournal.disk import syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR
 from fusejournal.errors import ShortWriteError
 from fusejournal.file_operations import FALLOC_PUNCH_HOLE
-from fusejournal.layer import resolve
+from fusejournal.layer import permissions, resolve
 from fusejournal.layer.access_times import AccessTimes
 from fusejournal.layer.entry_replies import EntryReplies
 from fusejournal.layer.file_flags import FileFlags
@@ -218,7 +218,8 @@ class FileCalls:
         self, who: Caller, fid: Fid, offset: int, length: int, flags: int, taken: Seq | None
     ) -> Body:
         """*taken*: the space is, if that is still the file's last entry."""
-        mode = os.fstat(self._tree.writable(fid)).st_mode
+        stat = os.fstat(self._tree.writable(fid))
+        mode = permissions.after_allocation(who, stat.st_mode, stat.st_gid)
         operation = resolve.allocation(fid, flags, offset, length, mode)
         if taken == self._last_seq(fid):
             with self.volume.applier.space.taken_ahead(operation):

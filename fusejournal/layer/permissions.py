@@ -104,6 +104,18 @@ def after_truncation(mode: int, uid: int) -> int | None:
     return without_privileges(mode) if uid != 0 else None
 
 
+def after_allocation(who: Caller, mode: int, gid: int) -> int | None:
+    """The permission bits of a file of group *gid* after *who* took, gave back or zeroed space of
+    it. The kernel clears nothing here and asks for nothing, so the rule is that of
+    setattr_should_drop_sgid: who is not in the group takes any setgid away. None where nothing
+    changes."""
+    if who.uid == 0:
+        return None
+    if mode & S_ISGID and not in_group(who, gid):
+        return S_IMODE(mode & ~(S_ISUID | S_ISGID))
+    return without_privileges(mode)
+
+
 def in_group(who: Caller, gid: int) -> bool:
     """Returns True if *who* may give setgid of group *gid*: a member, or root.
 

@@ -171,9 +171,10 @@ def write(fid: Fid, offset: int, mode: int) -> Write:
     return Write(fid, offset, cleared)
 
 
-def allocation(fid: Fid, flags: int, offset: int, length: int, mode: int) -> Fallocate:
-    """Space of a file with *mode* is taken, given back or zeroed. Raises OSError."""
-    operation = Fallocate(fid, flags, offset, length, permissions.without_privileges(mode))
+def allocation(fid: Fid, flags: int, offset: int, length: int, mode: int | None) -> Fallocate:
+    """Space of a file is taken, given back or zeroed; *mode*: what it has then, or None where that
+    stays. Raises OSError."""
+    operation = Fallocate(fid, flags, offset, length, mode)
     if not operation.can_be():
         raise refusal(errno.EOPNOTSUPP)
     return operation

@@ -6,6 +6,7 @@ import os
 import stat
 import struct
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,25 @@ def test_root_keeps_setuid_on_truncation(root: Path) -> None:
     file.chmod(0o4755)
     os.truncate(file, 2)
     assert mode_of(file) == 0o4755
+
+
+@pytest.mark.parametrize("mode", [0o6666, 0o6676, 0o6766, 0o6777])
+@pytest.mark.parametrize(("uid", "groups"), [(None, []), (SOMEBODY, []), (SOMEBODY, [ANOTHER])])
+def test_allocating_as_in_a_local_file_system(
+    root: Path, tmp_path: Path, uid: int | None, groups: list[int], mode: int
+) -> None:
+    """Root keeps setuid and setgid, a member of the group setgid without its execution."""
+    for file in (tmp_path / "tool", root / "tool"):
+        file.write_bytes(b"content")
+        os.chown(file, ANOTHER, ANOTHER)
+        file.chmod(mode)
+        fd = os.open(file, os.O_WRONLY)
+        try:
+            with acting(uid, groups=groups) if uid is not None else nullcontext():
+                os.posix_fallocate(fd, 0, 8192)
+        finally:
+            os.close(fd)
+    assert mode_of(root / "tool") == mode_of(tmp_path / "tool")
 
 
 def test_setgid_of_a_foreign_group_is_not_given(root: Path) -> None:

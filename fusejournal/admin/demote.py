@@ -2,11 +2,19 @@
 
 import time
 from contextlib import suppress
+from typing import Final
 
 from fusejournal.admin.live import follow_layer, live_status, wait_for_role
 from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
+from fusejournal.replication.states import MirrorState
+from fusejournal.replication.status import MirrorStatus
+
+_POLL_SECONDS: Final = 0.05
+_FOLLOW_SECONDS: Final = 5.0
+"""The time that a demotion waits for the primary that the node is to follow."""
+_NOT_COMPARED: Final = (MirrorState.WAITING, MirrorState.CONNECTING)
 
 
 def is_fenced(status: VolumeStatus) -> bool:
@@ -14,25 +22,52 @@ def is_fenced(status: VolumeStatus) -> bool:
     return any(line.startswith("read-only: fenced") for line in status.degraded)
 
 
-def described_role(state: VolumeState) -> str:
-    """Returns the role of a volume in words: of a primary whose layer runs, also that it is
-    fenced."""
-    with suppress(FusejournalError):
-        if is_fenced(live_status(state)):
-            return "a primary that is fenced and so read-only (see 'fusejournal status')"
-    return f"a {state.role_word}"
+def await_primary(state: VolumeState, timeout_seconds: float) -> MirrorStatus | None:
+    """Returns how a mirror stands to its primary, as soon as the two have compared their journals;
+    None where they have not within *timeout_seconds*."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        with suppress(FusejournalError):
+            replication = live_status(state).replication
+            mirror = replication.mirror if replication is not None else None
+            if mirror is not None and mirror.state not in _NOT_COMPARED:
+                return mirror
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(_POLL_SECONDS)
 
 
-def demoted_words(volume: str, head_seq: int, *, was_fenced: bool) -> str:
-    """Returns what a demotion came to, and for a fenced primary, whose own entries are noticed only
-    once its successor ships to it, where that is told."""
-    words = f"{volume} is a mirror now, and holds entries up to {head_seq}"
-    if not was_fenced:
-        return words
-    return (
-        f"{words}; see 'fusejournal status {volume}': where it says diverged: 'fusejournal umount "
-        f"{volume}', 'fusejournal rejoin {volume}', 'fusejournal mount {volume}'"
+def demoted_words(volume: str, head_seq: int, mirror: MirrorStatus | None) -> str:
+    """Returns what a demotion came to. *mirror*: how it stands to its primary, as far as that is
+    known; None where it is not, because no primary has shipped to it since."""
+    words = f"{volume} is a mirror now, with the entries up to {head_seq}"
+    level = f"'fusejournal umount {volume}', 'fusejournal rejoin {volume}', 'fusejournal mount "
+    level += f"{volume}'"
+    if mirror is None:
+        return (
+            f"{words}; whether its primary has all of them is known once that ships to it: see "
+            f"'fusejournal status {volume}', and where that says diverged: {level}"
+        )
+    if mirror.state is MirrorState.DIVERGED:
+        return f"{words}, which {mirror.primary} has not all: it has diverged: {level}"
+    if mirror.state in (MirrorState.CATCHING_UP, MirrorState.STREAMING):
+        return f"{words}, and follows {mirror.primary}"
+    return f"{words}; {mirror.primary}: {mirror.state}: see 'fusejournal status {volume}'"
+
+
+def demote_in_words(
+    state: VolumeState, *, force: bool, drain_seconds: float, timeout_seconds: float
+) -> tuple[int, str]:
+    """Does what :func:`demote` does, and returns the end of the journal, and what it came to in
+    words. A primary that was fenced has another to follow, which is waited for a while, because it
+    may have entries that this one lacks, and the other way round. Raises the same."""
+    was_fenced = is_fenced(live_status(state))
+    head_seq = demote(
+        state, force=force, drain_seconds=drain_seconds, timeout_seconds=timeout_seconds
     )
+    if not was_fenced:
+        return head_seq, f"{state.name} is a mirror now, with the entries up to {head_seq}"
+    return head_seq, demoted_words(state.name, head_seq, await_primary(state, _FOLLOW_SECONDS))
 
 
 def demote(state: VolumeState, *, force: bool, drain_seconds: float, timeout_seconds: float) -> int:

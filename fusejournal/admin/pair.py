@@ -1,7 +1,6 @@
 """Pairing two nodes that are both mounted: one gives out a code, and the other uses it."""
 
 import shlex
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,13 +8,13 @@ from typing import ClassVar, Final
 
 from fusejournal.address import Address, parse_address
 from fusejournal.admin.live import ask_layer
+from fusejournal.admin.own_address import listens_everywhere, shown_address
 from fusejournal.control.reply import Reply
 from fusejournal.errors import PairingError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replication.status import PeerInfo
 
 _POLL_SECONDS: Final = 0.5
-_EVERYWHERE: Final = frozenset({"", "0.0.0.0", "::"})
 _ENDED: Final = {
     "failed": "the code was right, but the two were not paired",
     "expired": "the code was not used in time: make a new one",
@@ -34,6 +33,11 @@ class PairingCode(Reply):
     listen: str
     seconds_left: float
     command: str
+
+    @property
+    def may_be_elsewhere(self) -> bool:
+        """True if the address in the command is one of several that the node listens at."""
+        return listens_everywhere(parse_address(self.listen))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,7 @@ def open_pairing(state: VolumeState) -> PairingCode:
     Raises NotRunningError, UsageError where the node does not listen."""
     opened = ask_layer(state, "pair-open")
     listen = parse_address(opened["listen"])
-    host = socket.gethostname() if listen.host in _EVERYWHERE else listen.host
-    where = f"{opened['node']}={Address(host, listen.port)}"
+    where = f"{opened['node']}={shown_address(listen)}"
     command = f"fusejournal pair VOLUME {shlex.quote(where)} {opened['code']}"
     return PairingCode.from_json({**opened, "command": command})
 

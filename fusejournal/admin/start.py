@@ -7,6 +7,7 @@ live, which is the last."""
 import json
 import os
 import select
+import shlex
 import signal
 import subprocess
 import time
@@ -15,13 +16,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fusejournal.admin.demote import is_fenced
+from fusejournal.admin.live import live_status
 from fusejournal.admin.mount_options import MountOptions
 from fusejournal.control.client import RemoteError
 from fusejournal.disk import calls, mounts
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, MountError, VolumeNotFoundError
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import load_state, make_directory
+from fusejournal.node.state_dir import VolumeState, load_state, make_directory
+from fusejournal.roles.role import Role
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
 """The variable in the environment of a layer's process that names where it reports to."""
@@ -96,6 +100,28 @@ def start_volume(
         f"the layer ended with status {child.returncode}: "
         f"{lines[-1] if lines else 'no word'} (see {log_path})"
     )
+
+
+def mounted_words(state: VolumeState, *, read_only: bool) -> str:
+    """Returns what is mounted, once it is live, and what comes of changes there; where none are
+    taken, what to do."""
+    words = f"volume {state.name} is mounted at {state.mountpoint}"
+    if read_only:
+        return f"{words}, to be read only"
+    if state.role is Role.UNINITIALIZED:
+        return (
+            f"{words}: a mirror that no primary has shipped to; if the two are not paired: "
+            f"'fusejournal pair {shlex.quote(state.name)}' here first"
+        )
+    if state.is_mirror:
+        return f"{words}: a mirror, which only its primary changes"
+    with suppress(FusejournalError):
+        if is_fenced(live_status(state)):
+            return (
+                f"{words}, but takes no change: 'fusejournal status {shlex.quote(state.name)}' "
+                "says what to do"
+            )
+    return f"{words}: changes there are journaled"
 
 
 def _take_back(state_dir: Path, is_made: bool, is_log_made: bool) -> None:

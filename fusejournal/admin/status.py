@@ -15,7 +15,7 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
-from fusejournal.nfs.exports import is_exported
+from fusejournal.nfs.exports import is_exported, lacking
 from fusejournal.node.disk_space import disk_space, low_disk
 from fusejournal.node.registry import all_volumes, copies_of
 from fusejournal.node.state_dir import VolumeState
@@ -33,7 +33,12 @@ def volume_status(state: VolumeState) -> VolumeStatus:
         f"{copy} has a copy of its state: keep it somewhere else" for copy in copies_of(state)
     )
     scrub = load_scrub(state.directory)
-    return replace(found, scrub=scrub, degraded=(*found.degraded, *copies, *_scrubbed(scrub)))
+    return replace(
+        found,
+        export_lacks=lacking(state.mountpoint) if found.exported else None,
+        scrub=scrub,
+        degraded=(*found.degraded, *copies, *_scrubbed(scrub)),
+    )
 
 
 def _scrubbed(scrub: ScrubStatus | None) -> Iterator[str]:

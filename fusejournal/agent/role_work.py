@@ -4,7 +4,7 @@ The change itself is the layers' (roles/); a job asks for it and follows it. Kil
 them: a handoff comes to its end, or back, by itself, and what else was begun goes on when it is
 asked for again."""
 
-from fusejournal.admin.demote import demote, demoted_words, is_fenced
+from fusejournal.admin.demote import demote_in_words
 from fusejournal.admin.handoff import hand_over, wait_for_primary
 from fusejournal.admin.live import live_status
 from fusejournal.admin.peers import list_peers
@@ -111,11 +111,10 @@ def demote_here(job: JobProgress, *, do_it: bool) -> None:
         job.save(state="planned", words="", rows=rows)
         return
     job.save(state="doing", words="")
-    head_seq = demote(
+    _, words = demote_in_words(
         state, force=bool(job.request["force"]), drain_seconds=_HANDOFF_SECONDS,
         timeout_seconds=_HANDOFF_SECONDS + _ROLE_SECONDS,
     )  # fmt: skip
-    words = demoted_words(state.name, head_seq, was_fenced=is_fenced(status))
     job.save(state="done", words=words)
 
 

@@ -3,6 +3,7 @@
 import click
 
 from fusejournal.address import parse_address
+from fusejournal.admin.own_address import shown_address
 from fusejournal.cli import text
 from fusejournal.cli.reporters import sd_notify
 
@@ -70,9 +71,8 @@ def pair(no_wait: bool, as_json: bool) -> None:
         text.echo(f"{'code':<12}{opened['code']}")
         text.echo(f"{'this agent':<12}{opened['node']}, {opened['fingerprint']}")
         text.echo("On the console's machine, within 10 minutes:")
-        text.echo(
-            f"  fusejournal console pair {opened['node']}={opened['listen']} {opened['code']}"
-        )
+        where = f"{opened['node']}={shown_address(parse_address(opened['listen']))}"
+        text.echo(f"  fusejournal console pair {where} {opened['code']}")
     if no_wait:
         return
     state = own_calls.await_console_pairing()

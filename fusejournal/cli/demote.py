@@ -2,8 +2,7 @@
 
 import click
 
-from fusejournal.admin.demote import demote, demoted_words, is_fenced
-from fusejournal.admin.live import live_status
+from fusejournal.admin.demote import demote_in_words
 from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
 
@@ -39,9 +38,10 @@ def demote_command(volume: str, timeout: float, force: bool, as_json: bool) -> N
       fusejournal promote srv-data                   then, on the new one
     """
     state = find_volume(volume)
-    was_fenced = is_fenced(live_status(state))
-    head_seq = demote(state, force=force, drain_seconds=timeout, timeout_seconds=timeout + 600.0)
+    head_seq, words = demote_in_words(
+        state, force=force, drain_seconds=timeout, timeout_seconds=timeout + 600.0
+    )
     if as_json:
         text.echo_json({"volume": state.name, "role": "mirror", "head_seq": head_seq})
     else:
-        text.echo(demoted_words(state.name, head_seq, was_fenced=was_fenced))
+        text.echo(words)

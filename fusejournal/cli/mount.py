@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from fusejournal.admin.demote import described_role
 from fusejournal.admin.mount_options import (
     MountOptions,
     known_spec,
@@ -21,6 +20,7 @@ from fusejournal.admin.mount_options import (
 from fusejournal.admin.start import (
     foreground_arguments,
     has_parent,
+    mounted_words,
     reporting_to_parent,
     start_volume,
     take_import_bytes,
@@ -224,10 +224,9 @@ def _import(
 
 
 def _show(spec: MountSpec, imported: int) -> None:
-    state = load_state(spec.state_dir)
-    text.echo(f"volume {spec.name}, {described_role(state)}, is mounted at {spec.mountpoint}")
     if imported:
         text.echo(f"{text.count(imported, 'file or directory', 'files and directories')} imported")
+    text.echo(mounted_words(load_state(spec.state_dir), read_only=spec.read_only))
 
 
 def specify(arguments: list[str]) -> MountSpec:

@@ -107,4 +107,10 @@ def _show(state: VolumeState, opened: PairingCode, as_json: bool) -> None:
     minutes = round(opened.seconds_left / 60)
     text.echo(f"On the other node, within {minutes} minutes where VOLUME is the primary's:")
     text.echo(f"  {opened.command}")
+    if opened.may_be_elsewhere:
+        text.echo(
+            "(any address of this machine goes there, that the other reaches; the name before it "
+            "is what the other calls this node)",
+            err=True,
+        )
     text.echo("waiting for it; Ctrl-C takes the code back", err=True)

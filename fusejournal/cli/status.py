@@ -67,6 +67,8 @@ def _row(one: VolumeStatus) -> tuple[str, ...]:
 
 def _exported(one: VolumeStatus) -> str:
     words = "by NFS" if one.exported else "no"
+    if one.export_lacks is not None:
+        words = f"in a file only: {one.export_lacks}"
     if one.durability:
         words += f"; durability {one.durability}"
     return words + ("; the mount outlives its layer" if one.held else "")

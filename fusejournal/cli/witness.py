@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from fusejournal.address import Address, parse_address
+from fusejournal.admin.own_address import shown_address
 from fusejournal.admin.witness import (
     await_witness_pairing,
     check_paired,
@@ -77,7 +78,7 @@ def pair(directory: Path, as_json: bool) -> None:
     if as_json:
         text.echo_json(opened)
     else:
-        where = shlex.quote(f"{opened['node']}={opened['listen']}")
+        where = shlex.quote(f"{opened['node']}={shown_address(parse_address(opened['listen']))}")
         text.echo(f"{'code':<12}{opened['code']}")
         text.echo(f"{'witness':<12}{opened['node']}, {opened['fingerprint']}")
         text.echo("On the primary, within 10 minutes; on its mirror the same with --standby:")

@@ -188,6 +188,18 @@ def is_exported(mountpoint: Path) -> bool:
     return bool(_reaching(mountpoint))
 
 
+def lacking(mountpoint: Path) -> str | None:
+    """Returns what is still to be done until clients reach *mountpoint*, which files export, in
+    words; None where nothing is."""
+    if nfsd.tool("exportfs") is None:
+        return "no NFS server is installed: apt install nfs-kernel-server"
+    if not nfsd.threads():
+        return "nfsd does not run: systemctl start nfs-server"
+    if not any(export.reaches(mountpoint) for export in active()):
+        return "the NFS server has not read the file yet: exportfs -ra"
+    return None
+
+
 def waits(mountpoint: Path) -> bool:
     """Returns True if a client of *mountpoint* is promised that changes are durable when
     answered."""

@@ -140,7 +140,7 @@ class VolumeStatus(Reply):
     OMITTED: ClassVar[frozenset[str]] = frozenset(
         {
             "flush_seconds", "flushes", "waits", "branches", "base_seq", "base_time_ns", "scrub",
-            "configuration", "versions",
+            "configuration", "versions", "export_lacks",
         }
     )  # fmt: skip
     NESTED: ClassVar[Mapping[str, type[Reply] | type[ReportedState]]] = {
@@ -168,6 +168,10 @@ class VolumeStatus(Reply):
     """The file that the running layer has its configuration of; None where that is of no file, and
     from a layer of a version before."""
     exported: bool
+    """True if a file exports it, or the NFS server does."""
+    export_lacks: str | None = None
+    """Words for what is still to be done until clients reach it; None where nothing is, where it is
+    not exported, and in what a layer tells."""
     held: bool
     """True where the mount outlives its layer, for another layer to take it over."""
     live_since: float | None = None

@@ -97,15 +97,15 @@ class Fence:
         seen = self.seen
         if seen.epoch <= epoch or seen == self._lease.ended() or self.due(epoch) is not None:
             return None
-        whose = (
-            "this node itself began it: its journal is an older copy, or a copy of it runs "
-            "elsewhere"
-            if seen.node_id == self._node_id
-            else "another node is primary"
-        )
+        why = f"another node is primary, in reign {seen}"
+        if seen.node_id == self._node_id:
+            why = (
+                f"the journal here is older than reign {seen}, which this node itself began: it is "
+                "a copy, or a copy of it runs elsewhere"
+            )
         return (
-            f"fenced: epoch {seen.epoch} has begun: {whose} (reign {seen}); make this one a "
-            "mirror: 'fusejournal demote', or, where it cannot be mounted, 'fusejournal rejoin'"
+            f"fenced: {why}; make this one a mirror: 'fusejournal demote', or, where it cannot be "
+            "mounted, 'fusejournal rejoin'"
         )
 
     def new_epoch_reason(self, epoch: Epoch) -> str | None:

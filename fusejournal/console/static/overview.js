@@ -120,7 +120,7 @@ function volumeOf(agent, volume, away) {
     volume.problems.map((one) => h("p", { class: `note ${one.severity} small` }, one.words)),
     facts([
       ["role", volume.role ? `${volume.role}, epoch ${volume.epoch ?? "–"}` : null],
-      ["serves", volume.mountpoint ? `${volume.mountpoint}${volume.exported ? ", exported by NFS" : ""}` : null],
+      ["serves", volume.mountpoint ? `${volume.mountpoint}${exportOf(volume)}` : null],
       ["head", volume.head_seq === undefined ? null : `entry ${number(volume.head_seq)}${volume.entries_per_second ? `, ${number(volume.entries_per_second)} a second` : ""}`],
       ["covered", covered ? h("span", {}, "every moment since ", time(covered.first_time_ns), ` (entry ${number(covered.first_seq)})`) : null],
       ["space", volume.disk_free_bytes === undefined ? null : `${size(volume.disk_free_bytes)} left, the journal has ${size(volume.journal_bytes)}`],
@@ -130,6 +130,11 @@ function volumeOf(agent, volume, away) {
     h("div", { class: "row" },
       h("a", { class: "button", href: to("timeline") }, "Timeline"),
       h("a", { class: "button", href: to("browse") }, "Browse")));
+}
+
+function exportOf(volume) {
+  if (!volume.exported) return "";
+  return volume.export_lacks ? `, exported in a file only: ${volume.export_lacks}` : ", exported by NFS";
 }
 
 function peersOf(agent, volume, replication) {

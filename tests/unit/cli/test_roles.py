@@ -1,6 +1,7 @@
 """Words in which commands tell of a role: a mount's, a rejoin's, and why a primary cannot turn."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -8,15 +9,20 @@ from uuid import uuid4
 import pytest
 import trio
 
-from fusejournal.admin.demote import demoted_words, described_role, is_fenced
+from fusejournal.admin.demote import await_primary, demoted_words, is_fenced
 from fusejournal.admin.rejoin import Rejoined
+from fusejournal.admin.start import mounted_words
 from fusejournal.cli.rejoin import _show
 from fusejournal.control.server import serve_control
 from fusejournal.errors import UsageError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replication.local_node import check_becomes_mirror
+from fusejournal.replication.states import MirrorState
 from fusejournal.roles.plan import PromotionPlan
-from tests.golden.statuses import PRIMARY
+from fusejournal.roles.role import Role
+from tests.golden.statuses import MIRROR, MIRROR_NODE, PRIMARY
+
+FENCED = replace(PRIMARY, degraded=("read-only: fenced: another node is primary",))
 
 LEVEL = Rejoined(
     volume="data",
@@ -90,30 +96,64 @@ def test_a_plan_says_what_may_be_lost_and_what_is() -> None:
     assert "Known to be lost: 2 entries that north told of (4712 to 4713)." in more
 
 
-def test_a_fenced_primary_that_was_demoted_is_to_be_looked_at() -> None:
-    fenced = replace(PRIMARY, degraded=("read-only: fenced: epoch 2 has begun",))
-    assert (is_fenced(PRIMARY), is_fenced(fenced)) == (False, True)
-    plain = demoted_words("data", 438, was_fenced=False)
-    assert plain == "data is a mirror now, and holds entries up to 438"
-    words = demoted_words("data", 438, was_fenced=True)
-    assert words.startswith(plain)
-    assert words.endswith(
-        "see 'fusejournal status data': where it says diverged: 'fusejournal umount data', "
-        "'fusejournal rejoin data', 'fusejournal mount data'"
-    )
+def test_a_demoted_primary_says_what_is_known() -> None:
+    assert (is_fenced(PRIMARY), is_fenced(FENCED)) == (False, True)
+    unknown = demoted_words("data", 438, None)
+    assert unknown.startswith("data is a mirror now, with the entries up to 438; whether its")
+    level = "'fusejournal umount data', 'fusejournal rejoin data', 'fusejournal mount data'"
+    assert unknown.endswith(f"where that says diverged: {level}")
+    mirror = replace(MIRROR, primary="east", state=MirrorState.STREAMING)
+    assert demoted_words("data", 438, mirror).endswith("up to 438, and follows east")
+    parted = demoted_words("data", 438, replace(mirror, state=MirrorState.DIVERGED))
+    assert parted.endswith(f"up to 438, which east has not all: it has diverged: {level}")
+    refused = demoted_words("data", 438, replace(mirror, state=MirrorState.REFUSED))
+    assert refused.endswith("; east: refused: see 'fusejournal status data'")
 
 
-async def test_a_mount_that_is_fenced_says_so(tmp_path: Path) -> None:
+async def test_a_primary_to_follow_is_waited_for(tmp_path: Path) -> None:
+    """Until the two have compared their journals, or for a time."""
+    state = VolumeState(tmp_path, uuid4(), "data", tmp_path, tmp_path, 1, Role.MIRROR)
+    told = [PRIMARY]
+    assert MIRROR_NODE.replication is not None
+    for one in (MirrorState.WAITING, MirrorState.CONNECTING, MirrorState.DIVERGED):
+        replication = replace(MIRROR_NODE.replication, mirror=replace(MIRROR, state=one))
+        told.append(replace(MIRROR_NODE, replication=replication))
+
+    async def status(_: dict[str, Any]) -> dict[str, Any]:
+        return (told.pop(0) if len(told) > 1 else told[0]).to_json()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, tmp_path / "control.sock", {"status": status})
+        found = await trio.to_thread.run_sync(await_primary, state, 60.0)
+        assert found is not None
+        assert found.state is MirrorState.DIVERGED
+        told[:] = [PRIMARY]
+        assert await trio.to_thread.run_sync(await_primary, state, 0.0) is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_mount_says_what_comes_of_changes(tmp_path: Path) -> None:
     state = VolumeState(tmp_path, uuid4(), "data", tmp_path, tmp_path, 1)
-    assert described_role(state) == "a primary"
-    told = [PRIMARY, replace(PRIMARY, degraded=("read-only: fenced: epoch 2 has begun",))]
+    mounted = f"volume data is mounted at {tmp_path}"
+    assert mounted_words(state, read_only=True) == f"{mounted}, to be read only"
+    assert mounted_words(state, read_only=False) == f"{mounted}: changes there are journaled"
+    mirror = replace(state, role=Role.MIRROR)
+    assert mounted_words(mirror, read_only=False).endswith(
+        ": a mirror, which only its primary changes"
+    )
+    new = replace(state, role=Role.UNINITIALIZED)
+    assert mounted_words(new, read_only=False).endswith("'fusejournal pair data' here first")
+    told = [PRIMARY, FENCED]
 
     async def status(_: dict[str, Any]) -> dict[str, Any]:
         return told.pop(0).to_json()
 
+    words = partial(mounted_words, state, read_only=False)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, tmp_path / "control.sock", {"status": status})
-        assert await trio.to_thread.run_sync(described_role, state) == "a primary"
-        words = await trio.to_thread.run_sync(described_role, state)
-        assert words.startswith("a primary that is fenced and so read-only")
+        assert await trio.to_thread.run_sync(words) == f"{mounted}: changes there are journaled"
+        fenced = await trio.to_thread.run_sync(words)
+        assert (
+            fenced == f"{mounted}, but takes no change: 'fusejournal status data' says what to do"
+        )
         nursery.cancel_scope.cancel()

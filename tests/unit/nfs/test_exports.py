@@ -185,6 +185,19 @@ def test_find(server: Path) -> None:
     assert exports.waits(HERE)
 
 
+def test_what_is_still_to_be_done(server: Path) -> None:
+    """A file alone exports nothing: an NFS server has to be there, run, and have read it."""
+    (server / "etc/exports").write_text(f"{HERE} h(rw)\n")
+    (server / "usr/sbin/exportfs").rename(server / "exportfs")
+    assert "apt install nfs-kernel-server" in (exports.lacking(HERE) or "")
+    (server / "exportfs").rename(server / "usr/sbin/exportfs")
+    assert "systemctl start nfs-server" in (exports.lacking(HERE) or "")
+    (server / "proc/fs/nfsd/threads").write_text("8\n")
+    assert "exportfs -ra" in (exports.lacking(HERE) or "")
+    (server / "var/lib/nfs/etab").write_text(f"{HERE}\th(rw,sync)\n")
+    assert exports.lacking(HERE) is None
+
+
 def test_a_parent_that_crosses_mounts(server: Path) -> None:
     def say(options: str) -> None:
         (server / "etc/exports").write_text(f"{HERE.parent} h({options})\n{HERE}x h(crossmnt)\n")

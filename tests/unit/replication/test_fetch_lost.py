@@ -231,7 +231,7 @@ async def test_primary_whose_reign_is_over_does_not_begin_another(tmp_path: Path
             shutil.copytree(tmp_path / "kept", primary.journal_dir)
             crash_system(directory / "state", head_seq)
             with open_volume(directory, begin=False, orderly=False) as primary:
-                with pytest.raises(RefusedError, match="epoch 2"):
+                with pytest.raises(RefusedError, match="reign 2/"):
                     await _begin(primary, peers={"east": address}, take_back_seconds=2.0)
                 assert _epochs(primary) == [(1, 1)]
 

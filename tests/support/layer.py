@@ -107,6 +107,8 @@ class Layer:
                     stderr=log,
                 )
         else:
+            # What is forked runs the program that is loaded here.
+            assert environment.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
             self._process = Forked(
                 arguments, environment, out=self.log, err=self.log, program=self.program,
                 namespace=self.namespace,

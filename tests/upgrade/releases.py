@@ -54,8 +54,10 @@ def unpack(release: str, directory: Path) -> Path:
 def run_release(node: Node, program: Path | None) -> None:
     """Let *node* run the program in *program* from its next start on; None: the one of today."""
     node.environment.pop("PYTHONPATH", None)
+    node.prefix = ()
     if program is not None:
         node.environment["PYTHONPATH"] = str(program)
+        node.prefix = node.host.prefix  # a process of its own: a forked one has today's loaded
 
 
 def program_of(node: Node) -> Path:

@@ -4,12 +4,13 @@ users.
 It has the volume's UUID, the fid and the backing handle. A copy of the attribute is told by a
 handle that is not its file's. (The root's has more behind it: root_mark.py.) Source: xattr(7)."""
 
+import errno
 import os
 import struct
 from uuid import UUID
 
 from fusejournal.disk import syscalls
-from fusejournal.disk.acls import XFS_OWN_XATTRS
+from fusejournal.disk.acls import ACLS, XFS_OWN_XATTRS
 from fusejournal.native.kernel import FileStat
 from fusejournal.types import ROOT_FID, Fid
 
@@ -47,6 +48,16 @@ def xattr_names(target: int | str) -> list[bytes]:
     OSError."""
     names = map(os.fsencode, os.listxattr(target))
     return sorted(name for name in names if name not in HIDDEN_XATTRS)
+
+
+def remove_xattr(target: int | str, name: bytes) -> None:
+    """Takes attribute *name* off *target*, unless it is a label that the kernel keeps for itself.
+    Raises OSError."""
+    try:
+        os.removexattr(target, name)
+    except OSError as error:
+        if name in ACLS or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
 
 
 def remove_tag(directory: int, name: bytes) -> None:

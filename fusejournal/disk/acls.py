@@ -11,6 +11,7 @@ import struct
 
 ACCESS_ACL_XATTR = b"system.posix_acl_access"
 DEFAULT_ACL_XATTR = b"system.posix_acl_default"
+ACLS = frozenset({ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR})
 CAPABILITY_XATTR = b"security.capability"
 """The attribute of a file's capabilities (capabilities(7)), which are kept and cleared as ACLs."""
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fusejournal.disk.acls import (
     ACCESS_ACL_XATTR,
+    ACLS,
     CAPABILITY_XATTR,
     DEFAULT_ACL_XATTR,
     XFS_OWN_XATTRS,
@@ -40,7 +41,6 @@ from fusejournal.operations import (
 )
 from fusejournal.types import ROOT_FID, Fid, Seq
 
-ACLS = frozenset({ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR})
 _NOT_PLAIN = ACLS | XFS_OWN_XATTRS
 """Imports of earlier versions had those of XFS."""
 _EMPTY_ACL_BYTES = 4

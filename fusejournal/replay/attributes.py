@@ -7,8 +7,8 @@ from contextlib import suppress
 from functools import partial
 
 from fusejournal.disk import syscalls
-from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
-from fusejournal.history.file_states import ACLS, State
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, ACLS, DEFAULT_ACL_XATTR
+from fusejournal.history.file_states import State
 
 
 def set_new_attributes(fd: int, state: State, mode: int) -> None:

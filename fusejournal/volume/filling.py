@@ -20,11 +20,10 @@ from stat import S_IFDIR, S_IFMT, S_IFREG, S_ISDIR, S_ISREG
 from typing import Final
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES
-from fusejournal.backing.fid_tag import FoundEntry, xattr_names
+from fusejournal.backing.fid_tag import FoundEntry, remove_xattr, xattr_names
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.errors import RecoveryError
 from fusejournal.file_operations import LOCKING_FLAGS, SetFlags
-from fusejournal.history.file_states import ACLS
 from fusejournal.journal.base import BaseFile, BaseNode, BasePiece, BaseTree
 from fusejournal.operations import Import, ImportLink, Setattr, Setxattr
 from fusejournal.types import ROOT_FID, Fid, StageProgress
@@ -254,12 +253,7 @@ class Filling:
         for name in xattr_names(fd):
             if name not in wanted:
                 failpoints.reached("level.root.removexattr")
-                try:
-                    os.removexattr(fd, name)
-                except OSError as error:
-                    if name in ACLS or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
-                        raise
-                    # A label that the kernel keeps for itself.
+                remove_xattr(fd, name)
         for operation in operations:
             self._applier.apply(operation, 0, b"", True)
 

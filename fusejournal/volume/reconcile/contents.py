@@ -5,16 +5,15 @@ checkpoint are carried out again, in order, which leaves every byte as the last 
 whichever of them the disk had; and where entries that lost wrote to such a file, those ranges are
 made from the entries before that, too."""
 
-import errno
 import os
 from collections.abc import Mapping, Set
 from stat import S_IFDIR, S_IFREG
 
 from fusejournal.backing.apply_space import change_space
-from fusejournal.backing.fid_tag import xattr_names
+from fusejournal.backing.fid_tag import remove_xattr, xattr_names
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.file_operations import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, Fallocate, SetFlags
-from fusejournal.history.file_states import ACLS, State, lacks_maker
+from fusejournal.history.file_states import State, lacks_maker
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.mtimes import mtimes_before
 from fusejournal.journal.index import Posting
@@ -240,12 +239,7 @@ class Contents:
         is_whole = self._volume.tree.node(state.fid).complete or fits_one_entry(state.xattrs)
         for name in names - state.xattrs.keys() if is_whole else ():
             failpoints.reached("reconcile.removexattr")
-            try:
-                os.removexattr(target, name)
-            except OSError as error:
-                if name in ACLS or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
-                    raise
-                # A label that the kernel keeps for itself.
+            remove_xattr(target, name)
         for name, value in state.xattrs.items():
             if name not in names or os.getxattr(target, name) != value:
                 failpoints.reached("reconcile.setxattr")

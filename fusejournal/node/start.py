@@ -340,6 +340,11 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
     report = _reporting(reporter, local)
     given = [fence.highest_epoch]
     """Epochs that this one has to be beyond."""
+    alone = local.may_begin
+    if alone is not None and alone.node_id == local.node_id:
+        # The start that named it knew of higher reigns that came to nothing. This one does not: it
+        # would ask for a lower, and then, refused for its own votes of then, for one beyond it.
+        given.append(Epoch(alone.epoch - 1))
     while True:
         try:
             fetched = await ask_peers(

@@ -4,6 +4,8 @@ epoch."""
 import errno
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -14,11 +16,13 @@ from fusejournal.address import parse_remote
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import ConfigError, HookFailedError, PromotionRefusedError
 from fusejournal.journal.frame_range import FrameRangeReader
+from fusejournal.node import start
 from fusejournal.operations import Mkdir
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.canvass import ask_positions, ask_votes, has_votes
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
+from fusejournal.roles.role import Role
 from fusejournal.types import EPOCH_MAX, ROOT_FID, Epoch, Reign, Seq, reign_of_text
 from fusejournal.wire.batches import RAW, batch_of, frame_range_of
 from fusejournal.wire.identity import node_id_of
@@ -34,7 +38,7 @@ from tests.support.pairs import (
     running,
     until,
 )
-from tests.support.volumes import SOMEBODY, OpenVolume, applied, open_volume
+from tests.support.volumes import SOMEBODY, OpenVolume, Quiet, applied, open_volume
 
 pytestmark = pytest.mark.mount
 
@@ -354,6 +358,36 @@ async def test_a_primary_asks_beyond_a_word_that_came_to_nothing(tmp_path: Path)
         assert not await may_begin(3)
         assert given == [3, 3]
         assert await may_begin(4)
+
+
+async def test_a_start_begins_alone_the_reign_that_an_earlier_one_has_named(tmp_path: Path) -> None:
+    """That had asked for higher and higher reigns, because others did, too; its own votes for the
+    last, which mirrors have on their disks, do not stand in the way."""
+    block = ReplicationConfig(mirrors=1, on_timeout="block", take_back_seconds=0.2)
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            block = block._replace(peers={"east": listens_at(mirror), "west": "127.0.0.1:1"})
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.replicate(block)
+                async with running(primary):
+                    primary.work(1)
+                    await until("the mirror is level", level(primary, mirror))
+                reign = Reign(Epoch(5), node_id(primary))
+            begin_another_boot(tmp_path / "primary" / "state")
+            await mirror.receiver.give_vote(reign, "primary")
+            with open_volume(tmp_path / "primary", begin=False) as primary:
+                primary.replicate(block._replace(begin_alone=str(reign)))
+                local = primary.replication.local
+                parts: Any = SimpleNamespace(
+                    startup=primary.opening, local=local, role=Role.PRIMARY
+                )
+                reporter: Any = Quiet()
+                with trio.fail_after(10):
+                    standing = await start._ask_peers(reporter, parts, has_asked=False)
+                due = primary.opening.due_epoch(standing)
+                assert due is not None
+                assert due.epoch == reign.epoch
 
 
 async def test_a_person_may_have_a_primary_begin_alone(tmp_path: Path) -> None:

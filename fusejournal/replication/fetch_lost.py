@@ -82,6 +82,12 @@ _NOBODY = (
     "part their journals from this one"
 )
 
+_WAITS = (
+    "no peer has answered yet: waiting for one, as 'without_peers' says; where none can, because "
+    "all are gone for good, or each is a primary that waits as this one does, have the one that "
+    'was promoted last go on: stop this start, and mount it with without_peers = "new-epoch"'
+)
+
 
 class UnsignedError(FusejournalError):
     """A peer hands back what this node has not signed."""
@@ -241,7 +247,7 @@ class LostEntryFetcher:
                 raise self._fence
             if positions or not waits:
                 return positions
-            self.report("no peer has answered yet: waiting for one, as 'without_peers' says")
+            self.report(_WAITS)
 
     async def _ask(
         self, peer: Peer, positions: dict[str, Position], everybody: trio.CancelScope

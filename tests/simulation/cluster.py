@@ -148,7 +148,7 @@ class Cluster:
                 await node.stop()
                 node.rejoin()
             elif node.is_gone_by and trio.current_time() > self._retry_at:
-                await node.stop()
+                await node.kill()  # (A start that waits heeds no other stop here.)
                 await node.ask_where_parted()
                 with suppress(RejoinError):  # the new primary may not be up yet
                     node.rejoin()
@@ -188,9 +188,14 @@ class Cluster:
 
     async def _begin_where_needed(self) -> None:
         """Do as an admin does whose primary waits for votes that are not to be had, as where a
-        mirror was put back: none was promoted since, so it may begin alone."""
+        mirror was put back: none was promoted since, so it may begin alone; or for peers, each of
+        which is a primary that waits, too."""
         node, waited = self.newest, trio.current_time() - self._healing_since
-        if node.could_begin and node.side is None and waited > _PATIENCE_SECONDS:
+        if node.side is not None or waited < _PATIENCE_SECONDS:
+            return
+        if node.waits_for_peers and not any(one.is_mirror for one in self.nodes):
+            await node.go_on_without_peers()
+        elif node.could_begin:
             await node.begin_alone()
 
     def _primaries(self) -> list[Node]:

@@ -50,7 +50,9 @@ _FENCE: Final = slice(40, 56)
 _ROOTED: Final = slice(64, 72)
 """The places of these in a page of watermarks."""
 _ASKING_SECONDS: Final = 3.0
+_OUTCOME_SECONDS: Final = 30.0
 _OVERRULE: Final = re.compile(r'overrule = "(\S+)"')
+_WAITS: Final = "no peer has answered yet"
 _BEGIN_ALONE: Final = re.compile(r'begin_alone = "([^"]*)"')
 
 
@@ -66,6 +68,7 @@ class Noting(Quiet):
     def warning(self, message: str) -> None:
         if (told := _BEGIN_ALONE.search(message)) is not None:
             self._node.could_begin = told[1]
+        self._node.waits_for_peers = _WAITS in message
         if message != self._last:
             self._last = message
             self._node.cluster.world.note(f"{self._node.name}: {message}")
@@ -146,6 +149,9 @@ class Node:
         """Why its last start was refused."""
         self.could_begin = ""
         """The reign that its start has said it may be told to begin alone."""
+        self.waits_for_peers = False
+        """True if its start has heard of none."""
+        self._goes_on_without_peers = False
         self._begin_alone: str | None = None
         self._overrule: str | None = None
         self._commands: dict[str, Command] = {}
@@ -217,7 +223,7 @@ class Node:
                 mirrors=self.cluster.mirrors_wanted,
                 on_timeout="block",
                 take_back_seconds=_ASKING_SECONDS,
-                without_peers="wait" if self.cluster.waits_for_peers else "new-epoch",
+                without_peers="wait" if self._waits_for_peers() else "new-epoch",
                 begin_alone=self._begin_alone,
                 overrule=self._overrule,
             )
@@ -237,6 +243,7 @@ class Node:
             async with running(side), trio.open_nursery() as tasks:
                 self._commands = handoffs.commands(side.replication, tasks)
                 self.side, self.refusal = side, ""
+                self._goes_on_without_peers = False
                 handoffs.goes_on()
                 await self._stopping.wait()
                 self.side = None
@@ -244,6 +251,9 @@ class Node:
             side.orderly = True
         next_role: tuple[Event, Reign] | None = owner.next_role
         return next_role
+
+    def _waits_for_peers(self) -> bool:
+        return self.cluster.waits_for_peers and not self._goes_on_without_peers
 
     def leave(self) -> None:
         """End its process in an orderly way, soon."""
@@ -325,16 +335,18 @@ class Node:
 
     async def hand_over(self, other: "Node", seconds: float) -> bool:
         """Hand this primary's reign over to *other*, which may take so many seconds. Returns False
-        where that is known to have come to nothing."""
+        where that is known to have come to nothing. An admin does not wait for ever to hear what
+        has: a target that is gone tells it once it is back."""
         name, commands = self.name, self._commands
         if not commands:
             return False
         try:
             with at(self.machine):
                 told = await commands["handoff"]({"peer": other.name, "timeout_seconds": seconds})
-            while not told["is_over"] and self._commands is commands:
-                await trio.sleep(0.01)
-                told = await commands["handoff-progress"]({})
+            with trio.move_on_after(seconds + _OUTCOME_SECONDS):
+                while not told["is_over"] and self._commands is commands:
+                    await trio.sleep(0.01)
+                    told = await commands["handoff-progress"]({})
         except FusejournalError as error:
             self.cluster.world.note(f"{name} is not handed over: {error}")
             return False
@@ -361,6 +373,13 @@ class Node:
         await self.kill()
         self._begin_alone, self.could_begin = self.could_begin, ""
         self.cluster.world.note(f"{self.name} may begin {self._begin_alone} alone")
+        self.start()
+
+    async def go_on_without_peers(self) -> None:
+        """Do as its start has advised: each of the others is a primary that waits, too."""
+        await self.kill()
+        self._goes_on_without_peers, self.waits_for_peers = True, False
+        self.cluster.world.note(f"{self.name} goes on without peers")
         self.start()
 
     async def ask_where_parted(self) -> None:

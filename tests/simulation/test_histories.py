@@ -35,8 +35,9 @@ _FIRST_SEED = int(os.environ.get("FUSEJOURNAL_SIMULATION_SEED", "1"))
 _DAY_SECONDS = 86400.0
 
 KNOWN_SEEDS: tuple[int, ...] = (12, 28, 47, 111, 116, 118, 352, 356, 1070, 1083, 1215, 2312)
-"""Seeds of runs that found a bug."""
-
+"""Seeds of runs of FIRST_STEPS that found a bug."""
+LATER_SEEDS: tuple[int, ...] = (20083, 30209)
+"""The same of all steps."""
 
 FIRST_STEPS: Mapping[str, int] = {
     "work": 6, "cut": 2, "mend": 2, "kill": 1, "die": 2, "crash": 2, "stop": 1, "start": 3,
@@ -227,6 +228,11 @@ def _close_left(base: Path) -> None:
 @pytest.mark.parametrize("seed", KNOWN_SEEDS)
 def test_a_history_that_found_a_bug_ends_well(seed: int) -> None:
     assert play(seed, FIRST_STEPS)[-1].endswith("ends")
+
+
+@pytest.mark.parametrize("seed", LATER_SEEDS)
+def test_a_history_of_all_steps_that_found_a_bug_ends_well(seed: int) -> None:
+    assert play(seed)[-1].endswith("ends")
 
 
 @pytest.mark.parametrize("seed", range(_FIRST_SEED, _FIRST_SEED + _RUNS))

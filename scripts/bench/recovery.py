@@ -5,20 +5,18 @@ memory of each command.
 Two journals are made: one of a source tree (files of /usr) that ``cp -a`` wrote through a layer,
 and one of many small entries, with a few that belong together spread over all of it. Every command
 is run as users run it, start of the interpreter included, but for verify's rate, where it is told
-apart. Files are in the page cache before they
-are read. Of several rounds the median counts; what is compared takes turns.
+apart. Files are in the page cache before they are read. Of several rounds the median counts; what
+is compared takes turns.
 
 Memory is that of the largest process of a command (the kernel's count, workers included), not their
 sum. Needs some 5 GB at --where, which should be a disk: in /dev/shm a flush costs nothing. On ext4,
 wait five minutes after many files were deleted there, for creating files is slow until then."""
 
 import argparse
-import ctypes
 import hashlib
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import statistics
@@ -26,33 +24,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
-from stat import S_ISDIR, S_ISLNK, S_ISREG
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 from uuid import uuid4
 
-from fusejournal.journal.index import has_index
-from fusejournal.journal.index_making import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.operations import (
-    Clean,
-    Create,
-    Mkdir,
-    NewEpoch,
-    Operation,
-    Rename,
-    Setattr,
-    Unlink,
-    Write,
+from fusejournal.operations import NewEpoch
+from fusejournal.types import SYSTEM_CALLER, Epoch
+from scripts.bench.recovery_runner import MB, Ran, Runner, warm
+from scripts.bench.recovery_work import (
+    BIG_PATH,
+    LINE,
+    LOG_ENTRIES,
+    LOG_PATH,
+    PIECES,
+    big_piece,
+    make_indexes,
+    make_journal,
+    make_source,
+    path_of,
 )
-from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Caller, Epoch, Fid
 from tests.support.layer import Layer
 
-_MB = 10**6
 _VERIFY_MARK = 0.5
 _DUMP_MARK = 200_000
 _HISTORY_SECONDS = 1.0
@@ -62,233 +58,6 @@ _UNDO_MARK = 3.0
 _UNDO_SPARSE_SECONDS = 2.0
 _UNDO_FILES_EACH = 100
 _RSS_MARK_MB = 300
-
-_PR_SET_CHILD_SUBREAPER = 36
-
-# -- the source tree -------------------------------------------------------------------------------
-
-_SOURCES = ("/usr/share", "/usr/include", "/usr/lib/python3", "/usr/lib")
-_FILE_BYTES_MAX = 16 << 20
-
-
-def make_source(target: Path, files_max: int, bytes_max: int) -> tuple[int, int]:
-    """Copy files, directories and symlinks of this machine until there are so many; files and
-    bytes."""
-    files = size = 0
-    made: list[tuple[str, Path]] = []
-    for directory, names, directories in _walk():
-        below = target / directory.lstrip("/")
-        below.mkdir(parents=True, exist_ok=True)
-        made.append((directory, below))
-        for name in directories:
-            names.append(name) if os.path.islink(f"{directory}/{name}") else None
-        for name in names:
-            info = os.lstat(f"{directory}/{name}")
-            is_link = S_ISLNK(info.st_mode)
-            if not is_link and not (S_ISREG(info.st_mode) and info.st_size <= _FILE_BYTES_MAX):
-                continue
-            if (below / name).is_symlink() or (below / name).exists():
-                continue  # one source is part of another
-            shutil.copy2(f"{directory}/{name}", below / name, follow_symlinks=False)
-            os.lchown(below / name, info.st_uid, info.st_gid)
-            files += 1
-            size += 0 if is_link else info.st_size
-        if files >= files_max or size >= bytes_max:
-            break
-    for directory, below in reversed(made):
-        shutil.copystat(directory, below)
-    return files, size
-
-
-def _walk() -> Iterator[tuple[str, list[str], list[str]]]:
-    for source in _SOURCES:
-        for directory, directories, names in os.walk(source):
-            assert S_ISDIR(os.lstat(directory).st_mode)
-            directories.sort()
-            yield directory, sorted(names), directories
-
-
-# -- the journal of small entries ------------------------------------------------------------------
-
-_DIRECTORIES = 1000
-_PIECE_BYTES = 128 << 10
-_PIECES = 80  # 10 MiB
-_LOG_ENTRIES = 200
-BIG_PATH = "d0500/big"
-LOG_PATH = "d0501/log"
-_BIG, _LOG = Fid(2), Fid(3)
-_FIRST_DIRECTORY = 10
-_FIRST_FILE = _FIRST_DIRECTORY + _DIRECTORIES
-_USER = Caller(1000, 1000, 4711)
-_LINE = b"forty bytes, as many as a short line has"
-assert len(_LINE) == 40
-
-
-def big_piece(number: int) -> bytes:
-    """The content of one piece of the large file."""
-    return random.Random(number).randbytes(_PIECE_BYTES)
-
-
-def _directory_of(number: int) -> Fid:
-    return Fid(_FIRST_DIRECTORY + number % _DIRECTORIES)
-
-
-def _path_of(fid: Fid) -> bytes | None:
-    if fid == ROOT_FID:
-        return b""
-    if fid in (_BIG, _LOG):
-        return (BIG_PATH if fid == _BIG else LOG_PATH).encode()
-    if fid < _FIRST_FILE:
-        return b"d%04d" % (fid - _FIRST_DIRECTORY)
-    number = fid - _FIRST_FILE
-    return b"d%04d/file-%08d" % (number % _DIRECTORIES, number)
-
-
-def _small_entries() -> Iterator[tuple[Operation, bytes]]:
-    """The lives of small files, one after the other, without end."""
-    number = 0
-    while True:
-        fid, parent, name = Fid(_FIRST_FILE + number), _directory_of(number), b"file-%08d" % number
-        yield Create(fid, parent, name, 0o100644, 1000, 1000, 0, None), b""
-        yield Write(fid, 0, None), _LINE
-        yield Setattr(fid, 0o640, None, None, None, None), b""
-        yield Setattr(fid, None, None, None, number * 10**9, number * 10**9), b""
-        if number % 4 == 0:
-            yield Unlink(fid, parent, name), b""
-        elif number % 4 == 1:
-            other = _directory_of(number + number % 3)
-            yield Rename(fid, parent, name, other, b"renamed-%08d" % number, 0, Fid(0)), b""
-        number += 1
-
-
-def _all_entries(count: int) -> Iterator[tuple[Operation, bytes]]:
-    """*count* entries and a few more: small ones, and between them, evenly, the pieces of the large
-    file and the lines of the log."""
-    yield NewEpoch(Epoch(1), "measured"), b""
-    for number in range(_DIRECTORIES):
-        yield (
-            Mkdir(_directory_of(number), ROOT_FID, b"d%04d" % number, 0o755, 0, 0, None, None),
-            b"",
-        )
-    for fid, path in ((_BIG, BIG_PATH), (_LOG, LOG_PATH)):
-        directory, name = path.encode().split(b"/")
-        parent = _directory_of(int(directory[1:]))
-        yield Create(fid, parent, name, 0o100644, 1000, 1000, 0, None), b""
-    small = _small_entries()
-    spread = sorted(
-        [(count * number // _PIECES, _BIG, number) for number in range(_PIECES)]
-        + [(count * number // _LOG_ENTRIES, _LOG, number) for number in range(_LOG_ENTRIES)]
-    )
-    done = 0
-    for at, fid, number in spread:
-        yield from islice(small, at - done)
-        done = at
-        data = big_piece(number) if fid == _BIG else _LINE
-        yield Write(fid, number * len(data), None), data
-    yield from islice(small, count - done)
-    yield Clean(), b""
-
-
-def make_journal(directory: str, count: int) -> int:
-    """The journal in *directory*, which is made; its head."""
-    os.mkdir(directory)
-    journal = Journal.create(Path(directory), uuid4(), JournalOptions())
-    time_ns = time.time_ns() - count * 10**6
-    for operation, data in _all_entries(count):
-        time_ns += 10**6
-        who = _USER if operation.kind < 16 else SYSTEM_CALLER
-        journal.append(operation, who, time_ns, _path_of, data)
-    journal.sync()
-    journal.close()
-    return journal.head_seq
-
-
-def make_indexes(pool: Any, directory: Path) -> None:
-    """The sidecars of all sealed segments, as the layer makes them in the background."""
-    paths = list_segments(directory)[:-1]
-    pool.map(write_index, [path for path in paths if not has_index(path)], chunksize=1)
-
-
-# -- running commands ------------------------------------------------------------------------------
-
-
-class Ran(NamedTuple):
-    """The time, the memory and the output of a command."""
-
-    seconds: float
-    rss_mb: float
-    output: bytes
-
-
-class Runner:
-    """Runs commands and keeps the peak memory of each kind of them."""
-
-    def __init__(self, base: Path, environment: dict[str, str]) -> None:
-        self._base = base
-        self._environment = environment
-        self.rss_mb: dict[str, float] = {}
-        # Workers whose parent ended first become ours, so that their memory is counted, too.
-        if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-            raise OSError("prctl")
-
-    def fusejournal(self, label: str, *arguments: object, keep: bool = True) -> Ran:
-        """Run a fusejournal command; *keep* its output or throw it away."""
-        ran = self.run(sys.executable, "-m", "fusejournal", *arguments, keep=keep)
-        self.rss_mb[label] = max(self.rss_mb.get(label, 0), ran.rss_mb)
-        return ran
-
-    def run(self, *command: object, keep: bool = True) -> Ran:
-        """Run a command to its end. Raises SystemExit when it fails."""
-        with tempfile.TemporaryFile(dir=self._base) as output:
-            begun = time.perf_counter()
-            process = subprocess.Popen(
-                [str(word) for word in command],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output if keep else subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            try:
-                seconds, rss_mb = self._wait(process, begun)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                while _reap(process.pid) is not None:
-                    pass
-                process.returncode = -signal.SIGKILL
-                raise
-            if process.returncode != 0:
-                raise SystemExit(f"{process.args!r}: ended with {process.returncode}")
-            output.seek(0)
-            return Ran(seconds, rss_mb, output.read())
-
-    def _wait(self, process: subprocess.Popen[bytes], begun: float) -> tuple[float, float]:
-        """Wait for *process* and all that it leaves behind; seconds until its own end, and peak
-        memory."""
-        seconds = rss_mb = 0.0
-        while (ended := _reap(process.pid)) is not None:
-            pid, status, usage = ended
-            rss_mb = max(rss_mb, usage.ru_maxrss * 1024 / _MB)
-            if pid == process.pid:
-                seconds = time.perf_counter() - begun
-                process.returncode = os.waitstatus_to_exitcode(status)
-        return seconds, rss_mb
-
-
-def _reap(group: int) -> tuple[int, int, Any] | None:
-    try:
-        return os.wait4(-group, 0)
-    except ChildProcessError:
-        return None
-
-
-def warm(paths: Iterable[Path]) -> None:
-    """Have these files in the page cache."""
-    buffer = bytearray(1 << 20)
-    for path in paths:
-        if path.is_file() and not path.is_symlink():
-            with open(path, "rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -318,7 +87,7 @@ def verify(runner: Runner, what: str, directory: Path, rounds: int, mark: float 
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as tiny:
         journal = Journal.create(Path(tiny), uuid4(), JournalOptions())
-        journal.append(NewEpoch(Epoch(1), "one"), SYSTEM_CALLER, time.time_ns(), _path_of)
+        journal.append(NewEpoch(Epoch(1), "one"), SYSTEM_CALLER, time.time_ns(), path_of)
         journal.close()
         starts = [
             runner.fusejournal("start", "journal", "verify", tiny).seconds for _ in range(rounds)
@@ -333,15 +102,15 @@ def verify(runner: Runner, what: str, directory: Path, rounds: int, mark: float 
     ratio = other / seconds
     show(
         f"verify, {what}",
-        f"{size / seconds / _MB:,.0f} MB/s",
-        f"xxhsum {size / other / _MB:,.0f} MB/s",
+        f"{size / seconds / MB:,.0f} MB/s",
+        f"xxhsum {size / other / MB:,.0f} MB/s",
         f"{ratio:.2f}" + (f" (mark {mark})" if mark is not None else ""),
         ratio >= mark if mark is not None else None,
     )
     show(
         "",
         f"{entries / seconds:,.0f} entry/s",
-        f"{size / _MB:,.0f} MB, {entries:,} entries",
+        f"{size / MB:,.0f} MB, {entries:,} entries",
         f"and {start:.2f} s to start",
     )
 
@@ -358,9 +127,9 @@ def history(runner: Runner, directory: Path) -> None:
     """The life of a path that has a few entries in every segment."""
     ran = runner.fusejournal("history", "history", directory, LOG_PATH)
     lines = ran.output.count(b"\n")
-    show(f"history, {_LOG_ENTRIES} entries", f"{ran.seconds:.2f} s", f"{lines} lines",
+    show(f"history, {LOG_ENTRIES} entries", f"{ran.seconds:.2f} s", f"{lines} lines",
          f"mark {_HISTORY_SECONDS} s",
-         ran.seconds <= _HISTORY_SECONDS and lines == 1 + 1 + _LOG_ENTRIES)  # fmt: skip
+         ran.seconds <= _HISTORY_SECONDS and lines == 1 + 1 + LOG_ENTRIES)  # fmt: skip
 
 
 def restore(runner: Runner, base: Path, directory: Path, head_seq: int) -> None:
@@ -370,7 +139,7 @@ def restore(runner: Runner, base: Path, directory: Path, head_seq: int) -> None:
         "restore", "restore", directory, BIG_PATH, "--to-seq", head_seq, "--target", target
     )
     wanted = hashlib.sha256()
-    for number in range(_PIECES):
+    for number in range(PIECES):
         wanted.update(big_piece(number))
     found = hashlib.sha256((target / Path(BIG_PATH).name).read_bytes())
     same = found.digest() == wanted.digest()
@@ -419,7 +188,7 @@ def undo(runner: Runner, layer: Layer, files: int) -> None:
         directory = tree / str(number // _UNDO_FILES_EACH)
         if number % _UNDO_FILES_EACH == 0:
             directory.mkdir(parents=True)
-        (directory / str(number)).write_bytes(_LINE)
+        (directory / str(number)).write_bytes(LINE)
     first = layer.ask()["head_seq"] + 1
     rm = runner.run("rm", "-rf", tree).seconds
     last = layer.ask()["head_seq"]
@@ -492,9 +261,9 @@ def _small(base: Path, entries: int, rounds: int) -> Runner:
 
 def _tree(base: Path, files: int, size: int, rounds: int) -> Runner:
     source = base / "source"
-    note(f"making a source tree of some {files:,} files or {size / _MB:,.0f} MB")
+    note(f"making a source tree of some {files:,} files or {size / MB:,.0f} MB")
     files, size = make_source(source, files, size)
-    note(f"writing its {files:,} files, {size / _MB:,.0f} MB, through a layer")
+    note(f"writing its {files:,} files, {size / MB:,.0f} MB, through a layer")
     with Layer(base / "volume", config="[journal]\ncompress = false\n") as layer:
         runner = Runner(base, layer.environment)
         layer.start()
@@ -561,7 +330,7 @@ def main() -> None:
         if options.only in (None, "small"):
             memory(_small(base, options.entries // share, options.rounds))
         if options.only in (None, "tree"):
-            size = options.megabytes * _MB // share
+            size = options.megabytes * MB // share
             memory(_tree(base, options.files // share, size, options.rounds))
         if options.only in (None, "undo"):
             memory(_undo(base, options.undone // share))

@@ -15,8 +15,8 @@ from fusejournal.journal.reader import END, JournalReader
 from fusejournal.operations import ControlOperation, NewEpoch, Rename, made_by
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.types import ROOT_FID, Fid, Seq
-from tests.simulation.node import Node, at, chains
-from tests.simulation.world import Died, World, current
+from tests.simulation.node import Node, chains
+from tests.simulation.world import Died, World, at, current
 from tests.support.trees import difference, image
 from tests.support.volumes import SOMEBODY, OpenVolume, content
 

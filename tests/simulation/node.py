@@ -1,8 +1,7 @@
 """A node in a :class:`~tests.simulation.world.World`: its process, its roles, its crashes."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.branches import list_branches
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.node import node as mounted
 from fusejournal.node import start
 from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.hooks import RoleHooks
@@ -37,10 +35,11 @@ from fusejournal.types import Reign, Seq, reign_of_text
 from fusejournal.volume.rollback import REJOIN_FILE
 from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.session import HandshakeState
-from tests.simulation.world import Died, Machine, current
+from tests.simulation.owner import Noting, Owner
+from tests.simulation.world import Died, at, current
 from tests.support.losses import crash_system
 from tests.support.pairs import running
-from tests.support.volumes import OpenVolume, Quiet, open_volume
+from tests.support.volumes import OpenVolume, open_volume
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
@@ -52,77 +51,6 @@ _ROOTED: Final = slice(64, 72)
 _ASKING_SECONDS: Final = 3.0
 _OUTCOME_SECONDS: Final = 30.0
 _OVERRULE: Final = re.compile(r'overrule = "(\S+)"')
-_WAITS: Final = "no peer has answered yet"
-_BEGIN_ALONE: Final = re.compile(r'begin_alone = "([^"]*)"')
-
-
-class Noting(Quiet):
-    """Has what a start of *node* warns of in the world's trace, once."""
-
-    def __init__(self, node: "Node") -> None:
-        self._node = node
-        self._last = ""
-
-    def ready(self, imported: int) -> None: ...
-
-    def warning(self, message: str) -> None:
-        if (told := _BEGIN_ALONE.search(message)) is not None:
-            self._node.could_begin = told[1]
-        self._node.waits_for_peers = _WAITS in message
-        if message != self._last:
-            self._last = message
-            self._node.cluster.world.note(f"{self._node.name}: {message}")
-
-
-class Owner:
-    """Stands in for the mounted node that *node*'s process would be, which has *side* open, where
-    handoffs ask for one: the record of its role, and its end."""
-
-    note_offered = mounted.Node.note_offered
-    become_primary = mounted.Node.become_primary
-
-    def __init__(self, node: "Node", side: OpenVolume) -> None:
-        self._node = node
-        self._side = side
-        self.saving = trio.Lock()
-        self.next_role: tuple[Event, Reign] | None = None
-
-    @property
-    def state(self) -> VolumeState:
-        """The record."""
-        return self._node.record
-
-    @state.setter
-    def state(self, record: VolumeState) -> None:
-        self._node.record = record
-
-    def end_in_role(self, event: Event, reign: Reign) -> None:
-        """End, and go on in another role."""
-        self.next_role = event, reign
-        self._side.volume.refuse_changes()
-        self._side.becomes_mirror = event is Event.DEMOTED
-        self._node.leave()
-
-    def listens_at(self) -> str:
-        """The place where other nodes connect to."""
-        return str(self._node.machine.address)
-
-    async def call_after_hooks(self) -> None:
-        """Return at once: it has none."""
-        await trio.lowlevel.checkpoint()
-
-    def serve_held(self) -> None:
-        """Nothing is held but by its callers."""
-
-
-@contextmanager
-def at(machine: Machine) -> Iterator[None]:
-    """Does the block in a process of *machine*."""
-    token = current.set(machine)
-    try:
-        yield
-    finally:
-        current.reset(token)
 
 
 class Node:

@@ -375,3 +375,13 @@ class World:
             finally:
                 failpoints.listen(None)
                 random.setstate(random_state)
+
+
+@contextmanager
+def at(machine: Machine) -> Iterator[None]:
+    """Does the block in a process of *machine*."""
+    token = current.set(machine)
+    try:
+        yield
+    finally:
+        current.reset(token)

@@ -23,6 +23,7 @@ from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.role import Role
 from tests.support.forked import Forked
 from tests.support.mirrors import CONFIG, Node, await_level, check_equal, nodes, wait_for
+from tests.support.promotions import serves
 
 pytestmark = pytest.mark.mount
 
@@ -131,12 +132,6 @@ def pair(
             found[0].await_peer(mirror, "streaming")
         await_level(*found)
         yield found
-
-
-def serves(node: Node) -> bool:
-    """Returns True if *node* takes changes."""
-    status = node.ask()
-    return bool(status["role"] == "primary" and status["state"] == "running")
 
 
 def check_one_serves(one: Node, other: Node) -> tuple[Node, Node]:

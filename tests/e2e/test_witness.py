@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.test_promotions import BLOCKING, promote, serves, work
 from tests.support.forked import Forked, run
 from tests.support.mirrors import PORT, Node, await_level, wait_for
 from tests.support.network import Host, network
+from tests.support.promotions import BLOCKING, promote, serves, work
 
 pytestmark = pytest.mark.mount
 

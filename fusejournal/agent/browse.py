@@ -15,9 +15,10 @@ from fusejournal.agent.kept_versions import TYPES
 from fusejournal.agent.zips import archived
 from fusejournal.errors import PathNotFoundError, UsageError
 from fusejournal.history.changes import find_changes
-from fusejournal.history.file_states import State, read_states, target_of, type_of
+from fusejournal.history.file_states import State, target_of, type_of
 from fusejournal.history.json_values import exact, match_to_json
 from fusejournal.history.life import find_lives, read_life
+from fusejournal.history.tree_cache import TreeCache
 from fusejournal.operations import NAME_KINDS
 from fusejournal.replay.fold import find_file
 from fusejournal.replay.images import read_images, unknown_fid
@@ -45,13 +46,13 @@ def before_of(source: JournalSource, fields: Fields) -> Seq:
     return source.end_of(to_seq=at, to_time=time, to_mark=mark)
 
 
-def tree(source: JournalSource, fields: Fields) -> dict[str, Any]:
+def tree(source: JournalSource, fields: Fields, trees: TreeCache) -> dict[str, Any]:
     """Returns a directory at a moment: its names from ``after`` (a name) on, with what each was.
     Raises PathNotFoundError, FusejournalError."""
     path, before = path_of(source, fields), before_of(source, fields)
     lookup = source.lookup
     fid = find_file(lookup, path, before)
-    names = lookup.children(fid, before)
+    names = trees.children(lookup, fid, before)
     ordered = sorted(names)
     after = fields.text_or_none("after")
     start = 0
@@ -59,8 +60,8 @@ def tree(source: JournalSource, fields: Fields) -> dict[str, Any]:
         raw = after.encode("utf-8", "surrogateescape")
         start = bisect_left(ordered, raw) + (raw in names)
     shown = ordered[start : start + _NAMES_MAX]
-    states = read_states(lookup, {names[name] for name in shown}, before, Seq(0))
-    own = read_states(lookup, {fid}, before, Seq(0))[fid]
+    states = trees.states(lookup, {fid, *(names[name] for name in shown)}, before)
+    own = states[fid]
     shown_path = exact(path)
     options = [("--to-seq", int(before - 1)), ("--target", "DIR")]
     words = [source.name, *([shown_path] if path else [])]
@@ -74,7 +75,7 @@ def tree(source: JournalSource, fields: Fields) -> dict[str, Any]:
         "is_directory": fid == ROOT_FID or _type(own) in ("directory", "unknown"),
         "file": _describe(path.rpartition(b"/")[2], fid, own),
         "names": [_describe(name, names[name], states[names[name]]) for name in shown],
-        "users": account_names(state.uid for state in (own, *states.values())),
+        "users": account_names(state.uid for state in states.values()),
         "count": len(ordered),
         "more": start + len(shown) < len(ordered),
         "command": command_line("restore", *words, options=options),

@@ -29,6 +29,7 @@ from fusejournal.agent.sums import Sums
 from fusejournal.agent.timeline import Scans
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import FusejournalError, UsageError, WireError
+from fusejournal.history.tree_cache import TreeCache
 from fusejournal.journal.reader import JournalReader
 from fusejournal.node.registry import find_named
 from fusejournal.wire.connection import Connection
@@ -45,10 +46,13 @@ Download = Callable[[JournalSource, Fields], Iterator[bytes]]
 
 
 class _Volume:
-    """The reader of one volume's journal, for one thread at a time."""
+    """The reader of one volume's journal, and what is kept of it from call to call, for one thread
+    at a time."""
 
     def __init__(self, source: JournalSource) -> None:
         self.reader = source.reader
+        self.scans = Scans()
+        self.trees = TreeCache()
         self.turn = trio.Lock()
 
 
@@ -68,13 +72,10 @@ class Calls:
         self._overview = Overview(mass_files)
         self._overview_turn = trio.Lock()
         self._sums = Sums()
-        self._scans: dict[str, Scans] = {}
         self._volumes: OrderedDict[str, _Volume] = OrderedDict()
         self._of_volume: dict[str, OfVolume] = {
-            "entries": self._entries,
             "entry": timeline.entry,
             "histogram": self._sums.histogram,
-            "tree": browse.tree,
             "moments": browse.moments,
             "life": browse.life,
             "difference": browse.difference,
@@ -92,11 +93,6 @@ class Calls:
             "version-delete": kept_versions.delete,
             **more,
         }
-
-    def _entries(self, source: JournalSource, fields: Fields) -> dict[str, Any]:
-        # Calls about one volume take turns, and so do its scans.
-        scans = self._scans.setdefault(str(source.reader.uuid), Scans())
-        return timeline.entries(source, fields, scans)
 
     async def serve(self, connection: Connection) -> None:
         """Answers a console's calls, one after the other, until it ends the connection. Cancelling
@@ -139,10 +135,12 @@ class Calls:
             async with self._overview_turn:
                 volumes = await trio.to_thread.run_sync(self._overview.volumes)
             return {"node": self._node, "volumes": volumes}
-        if (of_volume := self._of_volume.get(what)) is not None:
+        if what in self._of_volume or what in _OF_KEPT:
             volume = await self._volume(fields.text("volume"))
             async with volume.turn:
-                return await trio.to_thread.run_sync(_ask, of_volume, volume.reader, fields)
+                of_kept = _OF_KEPT.get(what)
+                ask = self._of_volume[what] if of_kept is None else partial(of_kept, volume)
+                return await trio.to_thread.run_sync(_ask, ask, volume.reader, fields)
         if (of_machine := self._of_machine.get(what)) is not None:
             return await trio.to_thread.run_sync(of_machine, fields)
         raise UsageError(f"the agent knows no call {what!r}: bring it to the console's release")
@@ -169,6 +167,18 @@ class Calls:
         finally:
             _close(pieces)
         await connection.send(CallPart("end", b""))
+
+
+def _entries(volume: _Volume, source: JournalSource, fields: Fields) -> dict[str, Any]:
+    return timeline.entries(source, fields, volume.scans)
+
+
+def _tree(volume: _Volume, source: JournalSource, fields: Fields) -> dict[str, Any]:
+    return browse.tree(source, fields, volume.trees)
+
+
+_OF_KEPT: Final = {"entries": _entries, "tree": _tree}
+"""Questions about a volume that go on from what is kept of it."""
 
 
 def _of_journal(what: Download, fields: Fields) -> Iterator[bytes]:

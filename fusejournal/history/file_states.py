@@ -130,6 +130,14 @@ class State:
         state.floor = state.size
         return state
 
+    def copy(self) -> "State":
+        """Returns another one that is the same, and takes what this one does not."""
+        other = State(self.fid, self.flags)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.steps, other.xattrs = list(self.steps), dict(self.xattrs)
+        return other
+
     def take_mtime(self, mtime_ns: int | None) -> None:
         """Have another mtime than entries about itself tell: of a directory, by a name in it."""
         self.mtime_ns = mtime_ns

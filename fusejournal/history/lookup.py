@@ -141,17 +141,19 @@ class Lookup:
         before_seq: Seq,
         wanted: Callable[[Posting], bool],
         is_read: IsRead = all_read,
+        from_seq: Seq = Seq(0),
     ) -> Iterator[tuple[Entry, Outcome]]:
-        """The entries below *before_seq* that name any of *fids* and for which *wanted* holds, in
-        order: each segment is read once. *is_read*: as in BaseTree.entries."""
-        yield from self._from_base(fids, before_seq, wanted, is_read)
-        for span in self.segments(to_seq=before_seq):
+        """The entries in [from_seq, before_seq) that name any of *fids* and for which *wanted*
+        holds, in order: each segment is read once. *is_read*: as in BaseTree.entries."""
+        if self.base is not None and from_seq <= self.base.base.seq:
+            yield from self._from_base(fids, before_seq, wanted, is_read)
+        for span in self.segments(from_seq, before_seq):
             index = self.index(span)
             numbers = {
                 posting.number
                 for fid in index.which_of(fids)
                 for posting in index.of_fid(fid)
-                if wanted(posting) and index.first_seq + posting.number < before_seq
+                if wanted(posting) and from_seq <= index.first_seq + posting.number < before_seq
             }
             yield from self.reader.pick(span.path, sorted(numbers))
 
@@ -266,24 +268,27 @@ class Lookup:
     def children(self, directory: Fid, before_seq: Seq) -> dict[bytes, Fid]:
         """The names in *directory* and what they stood for."""
         names: dict[bytes, Fid] = {}
-        for change in self.changes_in(directory, before_seq):
+        for _, change in self.changes_in(directory, before_seq):
             if change.after is None:
                 names.pop(change.name, None)
             else:
                 names[change.name] = change.after
         return names
 
-    def changes_in(self, directory: Fid, before_seq: Seq) -> Iterator[NameChange]:
-        """Returns the changes of names in *directory*, in order."""
-        entries = self.entries_of(
-            directory,
+    def changes_in(
+        self, directory: Fid, before_seq: Seq, from_seq: Seq = Seq(0)
+    ) -> Iterator[tuple[Seq, NameChange]]:
+        """Returns the changes of names in *directory* in [from_seq, before_seq), in order."""
+        entries = self.entries_of_many(
+            (directory,),
             before_seq,
-            wanted=lambda one: one.is_parent and one.kind in NAME_KINDS and not one.refused,
+            lambda one: one.is_parent and one.kind in NAME_KINDS and not one.refused,
+            from_seq=from_seq,
         )
         for entry, _ in entries:
             for change in name_changes(entry.operation):
                 if change.parent == directory:
-                    yield change
+                    yield entry.seq, change
 
     def dentries(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*, the oldest first."""

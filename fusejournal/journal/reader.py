@@ -66,6 +66,8 @@ class JournalReader:
         """The seq up to which the journal is known to go: an end before it is damage."""
         self._left: tuple[Seq, Point] | None = None
         """The segment in which reading ended last, and where."""
+        self._last_at: tuple[Path, Point] | None = None
+        """The segment whose last frame was asked for last, and where that is."""
         self.on_scan: Callable[[Path], None] | None = None
         """Receives each segment that has no index and is read whole instead."""
         self._base: BaseTree | None = None
@@ -117,14 +119,7 @@ class JournalReader:
         """The last seq, and whether its outcome is known from the journal alone, because it is no
         operation that a VOID could still follow. Raises JournalDamagedError."""
         for path in reversed(self.segments()):
-            last: Frame | None = None
-            try:
-                with self._open(path) as reader:
-                    for last in reader.frames():  # noqa: B007 -- the last one is wanted
-                        pass
-            except BadFrameError as bad:
-                if not (bad.torn and path == self.segments()[-1]):
-                    raise bad.in_segment(path) from None
+            last = self._last_frame(path)
             if last is not None:
                 try:
                     operation = decode_entry(last).operation
@@ -133,6 +128,29 @@ class JournalReader:
                     undecodable = BadFrameError.undecodable(last.offset, last.seq, error)
                     raise undecodable.in_segment(path) from None
         return Seq(self.first_seq - 1), True
+
+    def _last_frame(self, path: Path) -> Frame | None:
+        """Returns the last frame of segment *path*, if it has one: found from the one that was the
+        last when it was asked for before, where that is still there."""
+        known = self._last_at[1] if self._last_at is not None and self._last_at[0] == path else None
+        for start in (known, None):
+            last: Frame | None = None
+            try:
+                with self._open(path) as reader:
+                    point = start or reader.start
+                    chain = point.chain_before
+                    for frame in reader.frames(start):
+                        last, point = frame, Point(frame.seq, frame.offset, chain)
+                        chain = frame.checksum
+            except BadFrameError as bad:
+                if last is None and start is not None:
+                    continue  # it was cut back, or is damaged: that is for who reads all of it
+                if not (bad.torn and path == self.segments()[-1]):
+                    raise bad.in_segment(path) from None
+            if last is not None:
+                self._last_at = path, point
+                return last
+        return None
 
     # -- in order ----------------------------------------------------------------------------------
 

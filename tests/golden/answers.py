@@ -10,6 +10,7 @@ from fusejournal.agent.calls import OfVolume
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.sums import Sums
 from fusejournal.agent.timeline import Scans
+from fusejournal.history.tree_cache import TreeCache
 from tests.golden.files import NOW_NS
 from tests.support.entries import write_samples
 
@@ -64,7 +65,7 @@ def make_answers(directory: Path) -> object:
         "entries": lambda source, fields: timeline.entries(source, fields, Scans()),
         "entry": timeline.entry,
         "histogram": Sums().histogram,
-        "tree": browse.tree,
+        "tree": lambda source, fields: browse.tree(source, fields, TreeCache()),
         "moments": browse.moments,
         "life": browse.life,
         "difference": browse.difference,

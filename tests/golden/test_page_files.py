@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from fusejournal.agent.calls import _DOWNLOADS, Calls
+from fusejournal.agent.calls import _DOWNLOADS, _OF_KEPT, Calls
 from fusejournal.agent.consoles import ConsoleBook
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_kinds import KINDS, check_request
@@ -111,7 +111,7 @@ def test_what_a_console_asks_is_what_the_agent_answers(tmp_path: Path) -> None:
     book = JobBook(tmp_path)
     jobs = {"job-create": book.create, "job-list": book.list_all}
     calls = Calls("node", dict, {**jobs, "job-show": book.show, "job-order": book.order})
-    answered = {"overview", *calls._of_volume, *calls._of_machine, *_DOWNLOADS}
+    answered = {"overview", *calls._of_volume, *_OF_KEPT, *calls._of_machine, *_DOWNLOADS}
     assert set(golden("calls-v1")) == answered
 
 

@@ -4,17 +4,24 @@ layer that begins a segment."""
 import os
 from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from fusejournal.admin.source import open_reader
 from fusejournal.journal import reader as reader_module
 from fusejournal.journal import segment
+from fusejournal.journal.cut_back import cut_back
 from fusejournal.journal.frame_range import FrameRangeReader
+from fusejournal.journal.journal import Journal
+from fusejournal.journal.positions import position_at
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.segment import SegmentReader, first_seq_of, list_segments, segment_path
+from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.journal.verify import verify
-from fusejournal.types import Seq
+from fusejournal.operations import Mark
+from fusejournal.types import SYSTEM_CALLER, Seq
+from tests.support.entries import append_directories, make_directories
 from tests.support.volumes import open_volume
 
 
@@ -47,6 +54,34 @@ def test_what_a_journal_gains_is_read_without_what_was_before(tmp_path: Path) ->
             assert seen == list(range(1, len(seen) + 1))
             assert not list(reader.read(Seq(len(seen) + 1), END))
         assert len(reader.segments()) > 2
+
+
+def test_the_head_is_found_from_where_it_was(tmp_path: Path) -> None:
+    """And anew where what was there is there no more."""
+    journal = make_directories(tmp_path, 10)
+    journal.sync()
+    reader = JournalReader(tmp_path)
+    fourth = position_at(reader, Seq(4))
+    assert reader.head()[0] == 10
+    append_directories(journal, 5)
+    journal.sync()
+    with mock.patch.object(SegmentReader, "frames", autospec=True, side_effect=_frames) as asked:
+        assert reader.head()[0] == 15
+    assert [call.args[1].seq for call in asked.call_args_list] == [10]
+    append_directories(journal, 400)  # into another segment
+    journal.close()
+    assert reader.head()[0] == 415
+    cut_back(tmp_path, fourth)
+    assert reader.head()[0] == 4
+    again = Journal.open(tmp_path, journal.uuid, JournalOptions(), unclean_machine=False)
+    for _ in range(12):
+        now = again.next_time()
+        again.append(Mark("other"), SYSTEM_CALLER, now, lambda _: None)
+    again.close()
+    assert reader.head()[0] == again.head_seq == 16
+
+
+_frames = SegmentReader.frames
 
 
 def _begin_next(journal_dir: Path) -> Path:

@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 _COARSE: Final = 5
 """CLOCK_REALTIME_COARSE, which Python's time module does not name."""
 _TICK_NS: Final = int(time.clock_getres(_COARSE) * 1e9)
+LAG_NS: Final = 5 * _TICK_NS
+"""The time by which an entry is at most behind what the backing's kernel gives to the file that the
+entry makes: a tick, one that begins between the two, and what a busy machine moves its coarse clock
+on too late, which the kernel is ahead of then (since 6.13, for files that are looked at)."""
 SLACK_NS: Final = 10**9
 """A clock that is put back by less, as time servers do all the time, is waited for."""
 _LEAP_NS: Final = 3600 * 10**9

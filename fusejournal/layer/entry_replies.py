@@ -12,6 +12,7 @@ import logging
 from collections.abc import Container, Iterator
 
 from fusejournal.disk import syscalls
+from fusejournal.journal.clock import LAG_NS
 from fusejournal.layer.kernel_cache import KernelCache
 from fusejournal.layer.kernel_replies import KEEP_SECONDS, encode_statx
 from fusejournal.layer.resolve import refusal
@@ -52,10 +53,14 @@ class EntryReplies:
 
     def attributes_and_birth(self, fid: Fid) -> bytes:
         """The same with the time of birth, which is the backing's: a copy on a mirror, and a file
-        that was restored, were born when that was done. Raises OSError ESTALE."""
+        that was restored, were born when that was done. It is told earlier by as much as entries
+        are behind the backing's clock, so that it is not later than the times that they give.
+        Raises OSError ESTALE."""
         stat, ctime_ns = self._tree.stat(fid), self._tree.node(fid).ctime_ns
         nlink = stat.st_nlink - self._tree.hidden_links(fid)
         birth_ns = syscalls.birth_time(self._tree.descriptor(fid))
+        if birth_ns is not None:
+            birth_ns -= LAG_NS
         return encode_statx(fid, stat, ctime_ns, nlink, birth_ns)
 
     def entry(self, fid: Fid) -> bytes:

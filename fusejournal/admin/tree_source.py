@@ -37,8 +37,9 @@ from fusejournal.versions.creators import reading
 from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import Version, list_versions
 from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeReport
-from fusejournal.wire.frames import Decoder, Message, Refusal, WireError, encode_parts
-from fusejournal.wire.session import COPY
+from fusejournal.wire.frames import Decoder, Message, Refusal, encode_parts
+from fusejournal.wire.session import COPY, expect
+from fusejournal.wire.session_states import SessionState, Side
 
 _NICE: Final = 10
 _SIGN_SECONDS: Final = 2.0
@@ -55,6 +56,7 @@ class TreeSource:
         """Raises FusejournalError."""
         self._versions = VolumeVersions(name, config=config)
         self._send = send
+        self._state = SessionState.ASKING
         self._blocks: BlockReader | None = None
         self._reading = ExitStack()
         self._is_reading = False
@@ -65,16 +67,16 @@ class TreeSource:
 
     def answer(self, message: Message) -> None:
         """Answers one message. Raises FusejournalError, OSError."""
-        if isinstance(message, AskTree):
-            self._send(self._report(make=bool(message.make)))
-        elif isinstance(message, AskBlocks):
+        question: AskTree | AskBlocks = expect(message, self._state, Side.LISTENER)
+        if isinstance(question, AskTree):
+            self._send(self._report(make=bool(question.make)))
+            self._state = SessionState.COPYING
+        else:
             if self._blocks is None:
                 # What is asked for together lies together, mostly.
                 self._blocks = BlockReader(self._versions.store()).by_windows()
-            for blocks in answer_blocks(self._blocks, message):
+            for blocks in answer_blocks(self._blocks, question):
                 self._send(blocks)
-        else:
-            raise WireError(f"{type(message).__name__} where it may not be")
 
     def _report(self, *, make: bool) -> TreeReport:
         versions = self._versions

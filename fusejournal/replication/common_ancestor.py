@@ -5,6 +5,7 @@ Reading chains blocks on the disk, and so is done in threads."""
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -23,8 +24,9 @@ from fusejournal.journal.segment import (
 from fusejournal.types import Position, Reign, Seq
 from fusejournal.wire.comparison import Comparison
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import AskChains, Chains
+from fusejournal.wire.frames import AskChains, Begin, Chains, Diverged, End, WireError
 from fusejournal.wire.session import Claim, expect, is_proven
+from fusejournal.wire.session_states import SessionState, Side
 
 log = logging.getLogger(__name__)
 
@@ -114,11 +116,22 @@ async def is_bound_by(claim: Claim, mine: Reign, chains: ChainFinder) -> bool:
 
 
 async def find_common(
-    connection: Connection, chains: ChainFinder, my_head: Seq, theirs: Position
+    connection: Connection,
+    state: SessionState,
+    chains: ChainFinder,
+    my_head: Seq,
+    theirs: Position,
 ) -> Seq:
     """Returns, as the source, the last seq at which both journals are the same, of those that both
-    still have. Cancelling ends the
-    comparison. Raises WireError, JournalDamagedError."""
+    still have. Cancelling ends the comparison.
+
+    Args:
+        connection, state: to the sink, and that of the session, which is not left.
+        chains, my_head: of this node's journal.
+        theirs: the end of the sink's.
+
+    Raises RefusedError, WireError, JournalDamagedError, trio.TooSlowError."""
+    ask = partial(_ask, connection, state, chains)
     seq = min(theirs.seq, my_head)
     if theirs.seq <= my_head:
         (mine,) = await chains.at((seq,))
@@ -129,16 +142,16 @@ async def find_common(
         comparison = Comparison(Seq(0), seq)
     else:
         comparison = Comparison(Seq(0), Seq(my_head + 1))
-        await _ask(connection, chains, comparison, (seq,))
+        await ask(comparison, (seq,))
         if comparison.agreed_seq == my_head:
             return my_head
     # Of what came before this one's base nothing can be compared but its last entry. (The other's
     # is found by what is told.)
     base_seq = Seq(await chains.first_seq() - 1)
     if 0 < base_seq < comparison.differ_seq:
-        await _ask(connection, chains, comparison, (base_seq,))
+        await ask(comparison, (base_seq,))
     while not comparison.is_over:
-        await _ask(connection, chains, comparison, comparison.probes())
+        await ask(comparison, comparison.probes())
     if not comparison.is_told:
         log.warning(
             "%s: where the two journals part cannot be told: of one, all up to entry %d is gone",
@@ -149,12 +162,33 @@ async def find_common(
 
 
 async def _ask(
-    connection: Connection, chains: ChainFinder, comparison: Comparison, seqs: tuple[Seq, ...]
+    connection: Connection,
+    state: SessionState,
+    chains: ChainFinder,
+    comparison: Comparison,
+    seqs: tuple[Seq, ...],
 ) -> None:
     if not seqs or seqs == (0,):
         return
     await connection.send(AskChains(seqs))
     mine = await chains.at(seqs)
     with trio.fail_after(SILENCE_SECONDS):
-        theirs = expect(await connection.receive(), Chains)
+        theirs: Chains = expect(await connection.receive(), state, Side.SOURCE)
     comparison.told(seqs, mine, theirs.chains)
+
+
+async def answer_chains(
+    connection: Connection, state: SessionState, chains: ChainFinder
+) -> Begin | Diverged | End:
+    """Answers, as the sink, the source's questions, and returns what the source says at last.
+    Cancelling ends the session. Raises RefusedError, WireError, JournalDamagedError, OSError,
+    trio.TooSlowError."""
+    for _ in range(ASKED_MAX):
+        with trio.fail_after(SILENCE_SECONDS):
+            message: AskChains | Begin | Diverged | End = expect(
+                await connection.receive(), state, Side.SINK
+            )
+        if not isinstance(message, AskChains):
+            return message
+        await connection.send(Chains(await chains.at(message.seqs)))
+    raise WireError(f"{connection.where}: asks for chains again and again")

@@ -38,9 +38,10 @@ from fusejournal.journal.journal import Journal
 from fusejournal.journal.received import with_key
 from fusejournal.journal.segment import BadFrameError
 from fusejournal.replication.common_ancestor import (
-    ASKED_MAX,
+    SILENCE_SECONDS,
     ChainFinder,
     DivergedError,
+    answer_chains,
     find_common,
     first_error,
 )
@@ -50,7 +51,7 @@ from fusejournal.types import Position, Seq
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import RAW, batch_of, frame_range_of
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import AskChains, Batch, Begin, Chains, Diverged, End, Hello, Welcome
+from fusejournal.wire.frames import Batch, Begin, Diverged, End, Hello, Welcome
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     COPY,
@@ -67,6 +68,7 @@ from fusejournal.wire.session import (
     position_of,
     welcome,
 )
+from fusejournal.wire.session_states import SessionState, Side
 from fusejournal.wire.signatures import SegmentSigner, SignatureCheck, signing_key
 from fusejournal.wire.transport import connect
 
@@ -75,7 +77,6 @@ log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 10.0
 _LOOK_SECONDS = 2.0
 """The time that a start waits for peers that may be away."""
-_SILENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 _NOBODY = (
     "the system crashed, and no peer answered: entries that only they have are not here, and "
@@ -319,7 +320,7 @@ class LostEntryFetcher:
 
     async def _greet(self, connection: Connection) -> Welcome:
         me = self.me()
-        with trio.fail_after(_SILENCE_SECONDS):
+        with trio.fail_after(SILENCE_SECONDS):
             await connection.send(hello(me, FETCH))
             return check_welcome(me, await connection.receive(), FETCH)
 
@@ -331,44 +332,19 @@ class LostEntryFetcher:
             await self._greet(connection)
             me = self.me()
             sink = Sink(journal.head, *me.reign)
-            check, asked = self._check(peer), 0
-            try:
-                while True:
-                    with trio.fail_after(_SILENCE_SECONDS):
-                        message: AskChains | Begin | Batch | Diverged | End = expect(
-                            await connection.receive(), AskChains, Begin, Batch, Diverged, End
-                        )
-                    if isinstance(message, AskChains):
-                        asked += 1
-                        if asked > ASKED_MAX:
-                            raise WireError("it asks for chains again and again")
-                        await connection.send(Chains(await chains.at(message.seqs)))
-                    elif isinstance(message, Begin):
-                        sink.begin(message)
-                        connection.expect_batches()
-                    elif isinstance(message, Batch):
-                        if sink.take(message):
-                            frame_range = await trio.to_thread.run_sync(
-                                _readable,
-                                message,
-                                journal.handle_key if journal.head_seq else NO_HANDLE_KEY,
-                            )
-                            good = [frame_range]
-                            if check is not None:
-                                good = await trio.to_thread.run_sync(
-                                    check.take, frame_range, message.signature
-                                )
-                            for one in good:
-                                journal.receive(one)
-                            sink.appended(message)
-                    elif isinstance(message, Diverged):
-                        raise DivergedError(peer.name, message.seq, journal.head_seq, upto_seq)
-                    else:
-                        if message.seq <= journal.head_seq:
-                            self._held_seq = max(self._held_seq, message.seq)
-                        break
-            finally:
-                await self._keep()
+            check = self._check(peer)
+            message = await answer_chains(connection, SessionState.SEARCHING, chains)
+            if isinstance(message, Diverged):
+                raise DivergedError(peer.name, message.seq, journal.head_seq, upto_seq)
+            if isinstance(message, Begin):
+                sink.begin(message)
+                connection.expect_batches()
+                try:
+                    message = await self._take_batches(connection, sink, check)
+                finally:
+                    await self._keep()
+            if message.seq <= journal.head_seq:
+                self._held_seq = max(self._held_seq, message.seq)
         if check is not None and check.held:
             raise UnsignedError(
                 f"entries {check.held[0].first_seq} to {check.held[-1].last_seq} are not what this "
@@ -377,6 +353,29 @@ class LostEntryFetcher:
             )
         if journal.head_seq < upto_seq:
             raise WireError(f"it gave entries up to {journal.head_seq} only")
+
+    async def _take_batches(
+        self, connection: Connection, sink: Sink, check: SignatureCheck | None
+    ) -> End:
+        """Append what follows in *sink* and *check* vouches for, and return what comes at its
+        end."""
+        journal = self.journal
+        while True:
+            with trio.fail_after(SILENCE_SECONDS):
+                message: Batch | End = expect(
+                    await connection.receive(), SessionState.FETCHING, Side.SINK
+                )
+            if isinstance(message, End):
+                return message
+            if not sink.take(message):
+                continue
+            key = journal.handle_key if journal.head_seq else NO_HANDLE_KEY
+            good = [await trio.to_thread.run_sync(_readable, message, key)]
+            if check is not None:
+                good = await trio.to_thread.run_sync(check.take, good[0], message.signature)
+            for one in good:
+                journal.receive(one)
+            sink.appended(message)
 
     def _check(self, peer: Peer) -> SignatureCheck | None:
         """Returns what has to vouch for what *peer* hands back; None where nothing has to."""
@@ -442,7 +441,7 @@ async def serve_fetch(
         await connection.send(End(Seq(0)))
         return
     chains = ChainFinder(journal.directory, journal.uuid)
-    agreed_seq = await find_common(connection, chains, upto_seq, theirs)
+    agreed_seq = await find_common(connection, SessionState.SEARCHING, chains, upto_seq, theirs)
     if agreed_seq != theirs.seq:
         await connection.send(Diverged(agreed_seq, upto_seq))
         return

@@ -18,20 +18,20 @@ import trio
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, remove, write_atomically
 from fusejournal.disk.json_records import checked, read_object, reign_of_list
 from fusejournal.errors import FusejournalError
-from fusejournal.replication.common_ancestor import ASKED_MAX, SILENCE_SECONDS, ChainFinder
+from fusejournal.replication.common_ancestor import SILENCE_SECONDS, ChainFinder, answer_chains
 from fusejournal.replication.peers import Peer
 from fusejournal.types import Position, Reign, Seq
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import AskChains, Begin, Chains, Diverged, End, Welcome, WireError
+from fusejournal.wire.frames import Diverged, End, Welcome, WireError
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     FETCH,
     HandshakeState,
     check_followed,
-    expect,
     hello,
     reign_of,
 )
+from fusejournal.wire.session_states import SessionState
 from fusejournal.wire.transport import connect
 
 PARTED_FILE: Final = "parted.json"
@@ -134,21 +134,14 @@ class PartingInquiry:
         parting = Parting(
             peer.name, theirs.node, reign_of(theirs), mine.seq, mine.chain, theirs.seq
         )
-        for _ in range(ASKED_MAX):
-            with trio.fail_after(SILENCE_SECONDS):
-                message: AskChains | Begin | Diverged | End = expect(
-                    await connection.receive(), AskChains, Begin, Diverged, End
-                )
-            if isinstance(message, Diverged):
-                (chain,) = await self._chains.at((message.seq,))
-                if not message.seq < mine.seq or chain is None:
-                    raise WireError(f"{peer.name}: parts at {message.seq}, which cannot be")
-                return replace(parting, seq=message.seq, chain=chain)
-            if isinstance(message, Begin):
-                if (message.seq, message.chain) != mine[1:]:
-                    raise WireError(f"{peer.name}: begins at {message.seq}, not at {mine.seq}")
-                return parting
-            if isinstance(message, End):
-                raise WireError(f"{peer.name}: its journal has become shorter: try again")
-            await connection.send(Chains(await self._chains.at(message.seqs)))
-        raise WireError(f"{peer.name}: asks for chains again and again")
+        message = await answer_chains(connection, SessionState.SEARCHING, self._chains)
+        if isinstance(message, Diverged):
+            (chain,) = await self._chains.at((message.seq,))
+            if not message.seq < mine.seq or chain is None:
+                raise WireError(f"{peer.name}: parts at {message.seq}, which cannot be")
+            return replace(parting, seq=message.seq, chain=chain)
+        if isinstance(message, End):
+            raise WireError(f"{peer.name}: its journal has become shorter: try again")
+        if (message.seq, message.chain) != mine[1:]:
+            raise WireError(f"{peer.name}: begins at {message.seq}, not at {mine.seq}")
+        return parting

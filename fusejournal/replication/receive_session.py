@@ -37,6 +37,7 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Batch, MembersReport, Message, Ping
 from fusejournal.wire.instances import Instances
 from fusejournal.wire.session import FAILED, FULL, OK, Sink, check_members, expect
+from fusejournal.wire.session_states import SessionState, Side
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,9 @@ class ReceiveSession:
         record = self._receiving.record
         while (received := await self._next()) is not None:
             self._on_heard()
-            message: Batch | Ping | MembersReport = expect(received, Batch, Ping, MembersReport)
+            message: Batch | Ping | MembersReport = expect(
+                received, SessionState.STREAMING, Side.SINK
+            )
             if isinstance(message, MembersReport):
                 await self._keep_members(message)
                 continue

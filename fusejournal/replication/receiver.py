@@ -24,9 +24,8 @@ import trio
 
 from fusejournal.errors import FusejournalError, JournalFailedError
 from fusejournal.replication.common_ancestor import (
-    ASKED_MAX,
-    SILENCE_SECONDS,
     ChainFinder,
+    answer_chains,
     first_error,
     is_bound_by,
 )
@@ -38,9 +37,7 @@ from fusejournal.replication.status import MirrorStatus
 from fusejournal.types import Reign, Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
-    AskChains,
     Begin,
-    Chains,
     Diverged,
     Hello,
     Offer,
@@ -59,10 +56,10 @@ from fusejournal.wire.session import (
     Sink,
     check_reign,
     claim_of,
-    expect,
     reign_of,
     welcome,
 )
+from fusejournal.wire.session_states import SessionState
 
 log = logging.getLogger(__name__)
 
@@ -407,19 +404,13 @@ class Receiver:
     async def _compare(self, connection: Connection, greeting: Hello) -> Begin | None:
         """Answer the sender's questions, until it begins; None when it will not."""
         journal = self._volume.journal
-        for _ in range(ASKED_MAX):
-            with trio.fail_after(SILENCE_SECONDS):
-                message: AskChains | Begin | Diverged = expect(
-                    await connection.receive(), AskChains, Begin, Diverged
-                )
-            if isinstance(message, Begin):
-                return message
-            if isinstance(message, Diverged):
-                await self._diverged(message, connection.peer or greeting.node, greeting)
-                return None
-            chains = ChainFinder(journal.directory, journal.uuid)
-            await connection.send(Chains(await chains.at(message.seqs)))
-        raise WireError(f"{greeting.node} asks for chains again and again")
+        chains = ChainFinder(journal.directory, journal.uuid)
+        message = await answer_chains(connection, SessionState.COMPARING, chains)
+        if isinstance(message, Begin):
+            return message
+        assert isinstance(message, Diverged)
+        await self._diverged(message, connection.peer or greeting.node, greeting)
+        return None
 
     async def _diverged(self, message: Diverged, who: str, greeting: Hello) -> None:
         """The journal of peer *who* parts from this one; *message* is believed as far as it can be

@@ -14,6 +14,7 @@ from fusejournal.replication.common_ancestor import first_error
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.session import RefusedError, expect
+from fusejournal.wire.session_states import SessionState, Side
 
 _GREETING_SECONDS: Final = 30.0
 _FAREWELL_SECONDS: Final = 1.0
@@ -48,7 +49,7 @@ class Reception:
     async def _greet(self, connection: Connection) -> None:
         try:
             with trio.fail_after(_GREETING_SECONDS):
-                greeting = expect(await connection.receive(), Hello)
+                greeting = expect(await connection.receive(), SessionState.GREETING, Side.LISTENER)
         except trio.TooSlowError:
             words = f"no greeting within {_GREETING_SECONDS:g} s"
             raise PeerLostError(connection.where, words) from None

@@ -53,6 +53,7 @@ from fusejournal.wire.session import (
     hello,
     position_of,
 )
+from fusejournal.wire.session_states import SessionState, Side
 from fusejournal.wire.signatures import SegmentSigner, signing_key
 
 PING_SECONDS = 2.0
@@ -129,7 +130,9 @@ class ShipSession:
         # Not only what is applied: after a loss, a mirror of this mirror may have more of it.
         head_seq = shared.volume.journal.head_seq
         chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
-        agreed_seq = await find_common(connection, chains, head_seq, position_of(theirs))
+        agreed_seq = await find_common(
+            connection, SessionState.COMPARING, chains, head_seq, position_of(theirs)
+        )
         is_ahead = agreed_seq == head_seq < theirs.seq
         is_newer = theirs.held_epoch > shared.volume.journal.epoch
         if shared.me().role == MIRROR and (is_ahead or is_newer):
@@ -159,7 +162,7 @@ class ShipSession:
         source = Source(Seq(0), self._shared.config.window_bytes)
         self._record.begin(source, self._shared.applied_seq)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_acks, source)
+            nursery.start_soon(self._take_acks, source, SessionState.INFORMING)
             nursery.start_soon(self._ping)
             await self._send_members()
 
@@ -180,7 +183,7 @@ class ShipSession:
             source = Source(seq, shared.config.window_bytes)
             self._record.begin(source, head_seq)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_acks, source)
+                nursery.start_soon(self._take_acks, source, SessionState.STREAMING)
                 nursery.start_soon(self._ping)
                 if self._record.facts.sends_members:
                     nursery.start_soon(self._send_members)
@@ -251,10 +254,10 @@ class ShipSession:
 
     # -- beside them -------------------------------------------------------------------------------
 
-    async def _take_acks(self, source: Source) -> None:
+    async def _take_acks(self, source: Source, state: SessionState) -> None:
         while True:
             with trio.move_on_after(SILENCE_SECONDS) as waiting:
-                ack: Ack = expect(await self._connection.receive(), Ack)
+                ack: Ack = expect(await self._connection.receive(), state, Side.SOURCE)
             if waiting.cancelled_caught:
                 raise WireError(f"{self._connection.where}: no word for {SILENCE_SECONDS:g} s")
             source.acked(ack)

@@ -53,6 +53,7 @@ from fusejournal.wire.session import (
     wanted_reign,
     welcome,
 )
+from fusejournal.wire.session_states import SessionState, Side
 from fusejournal.wire.versions import versions_of
 
 log = logging.getLogger(__name__)
@@ -239,7 +240,7 @@ class Witness:
                 received = await connection.receive()
             if received is None:
                 return
-            message: MembersReport | Ping = expect(received, MembersReport, Ping)
+            message: MembersReport | Ping = expect(received, SessionState.INFORMING, Side.SINK)
             if isinstance(message, MembersReport) and self.members.note(
                 check_members(message.members, reign)
             ):

@@ -37,6 +37,7 @@ from fusejournal.wire.session import (
     hello,
     reign_of,
 )
+from fusejournal.wire.session_states import SessionState, Side
 from fusejournal.wire.transport import connect
 from fusejournal.wire.versions import HANDOFF_VERSION
 
@@ -222,7 +223,9 @@ class HandOver:
             timeout_seconds=_ANSWER_SECONDS,
         ) as connection:
             await connection.send(self._hello(self.reign.epoch))
-            agreed: Welcome = expect(await connection.receive(), Welcome)
+            agreed: Welcome = expect(
+                await connection.receive(), SessionState.ANSWERING, Side.CONNECTOR
+            )
             self.reign = Reign(self.reign.epoch, agreed.node_id)
             await self._seams.before(str(self.reign), self._name)
             failpoints.reached("handoff.agreed")
@@ -237,7 +240,9 @@ class HandOver:
             await connection.send(Offer(*self.reign, head.seq, head.chain))
             failpoints.reached("handoff.offered")
             try:
-                answer: Welcome = expect(await connection.receive(), Welcome)
+                answer: Welcome = expect(
+                    await connection.receive(), SessionState.OFFERED, Side.CONNECTOR
+                )
             except RefusedError:
                 self._take(Move.DECLINED)
                 raise
@@ -330,7 +335,8 @@ async def ask_outcome(local: LocalNode, peer: Peer, me: HandshakeState, offered:
                 timeout_seconds=_ANSWER_SECONDS,
             ) as connection:
                 await connection.send(hello(me, HANDOFF))
-                return move_by_answer(offered, expect(await connection.receive(), Welcome))
+                answer = expect(await connection.receive(), SessionState.ANSWERING, Side.CONNECTOR)
+                return move_by_answer(offered, answer)
     except* (FusejournalError, OSError, trio.TooSlowError) as group:
         log.warning("peer %s does not say if it has taken over: %s", peer.name, first_error(group))
     return Move.BROKEN_OFF

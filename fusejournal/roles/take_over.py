@@ -27,6 +27,7 @@ from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello, Offer
 from fusejournal.wire.instances import instance_of
 from fusejournal.wire.session import HANDOFF, RefusedError, expect, welcome
+from fusejournal.wire.session_states import SessionState, Side
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,9 @@ class TakeOver:
             failpoints.reached("handoff.prepared")
             await connection.send(welcome(me, greeting, is_mirror=True))
             with trio.fail_after(_OFFER_SECONDS):
-                offer: Offer = expect(await connection.receive(), Offer)
+                offer: Offer = expect(
+                    await connection.receive(), SessionState.AGREED, Side.LISTENER
+                )
             if Reign(offer.epoch, offer.reign_node) != reign:
                 raise RefusedError(HANDOFF, f"{me.node} agreed to reign {reign}, and to no other")
             with trio.CancelScope(shield=True):

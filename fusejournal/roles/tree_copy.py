@@ -35,7 +35,7 @@ from fusejournal.versions.trees import Trees
 from fusejournal.wire.batches import frame_range_of
 from fusejournal.wire.block_messages import AskTree, Blocks, TreeReport
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Batch, Begin, WireError
+from fusejournal.wire.frames import AskChains, Batch, Begin, Diverged, End, WireError
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     FETCH,
@@ -47,6 +47,7 @@ from fusejournal.wire.session import (
     hello,
     reign_of,
 )
+from fusejournal.wire.session_states import SessionState, Side
 from fusejournal.wire.transport import connect
 from fusejournal.wire.versions import WHOLE_VERSION, common_version, versions_of
 
@@ -171,7 +172,9 @@ class TreeCopy:
         await connection.send(AskTree(int(make)))
         while True:
             with trio.fail_after(SILENCE_SECONDS):
-                told: TreeReport = expect(await connection.receive(), TreeReport)
+                told: TreeReport = expect(
+                    await connection.receive(), SessionState.ASKING, Side.CONNECTOR
+                )
             raw = parse_report(connection.where, told)
             if "version" in raw:
                 break
@@ -197,7 +200,9 @@ class TreeCopy:
                 if walk.is_done:
                     break
                 with trio.fail_after(SILENCE_SECONDS):
-                    answer: Blocks = expect(await connection.receive(), Blocks)
+                    answer: Blocks = expect(
+                        await connection.receive(), SessionState.COPYING, Side.CONNECTOR
+                    )
                 walk.take(answer)
                 self._report(walk, version)
                 if time.monotonic() > kept_at + _KEEP_SECONDS:
@@ -230,17 +235,28 @@ class TreeCopy:
         journal = Journal(directory, base.uuid, JournalOptions(), after=position)
         try:
             async with await self._open(FETCH) as connection:
-                sink = Sink(position, *me.reign)
-                with trio.fail_after(SILENCE_SECONDS):
-                    begin: Begin = expect(await connection.receive(), Begin)
-                sink.begin(begin)
-                connection.expect_batches()
-                with trio.fail_after(SILENCE_SECONDS):
-                    batch: Batch = expect(await connection.receive(), Batch)
-                if not sink.take(batch):
-                    raise WireError(f"{connection.where}: its journal does not go on from there")
+                batch = await _first_batch(connection, Sink(position, *me.reign))
                 journal.receive(await trio.to_thread.run_sync(frame_range_of, batch))
             await trio.to_thread.run_sync(journal.sync)
         finally:
             self._me = me
             journal.close()
+
+
+async def _first_batch(connection: Connection, sink: Sink) -> Batch:
+    """Returns the batch that follows in *sink*, where the source goes on from there. Raises
+    RefusedError, WireError, PeerLostError, trio.TooSlowError."""
+    with trio.fail_after(SILENCE_SECONDS):
+        begin: AskChains | Begin | Diverged | End = expect(
+            await connection.receive(), SessionState.SEARCHING, Side.SINK
+        )
+    if isinstance(begin, Begin):
+        sink.begin(begin)
+        connection.expect_batches()
+        with trio.fail_after(SILENCE_SECONDS):
+            batch: Batch | End = expect(
+                await connection.receive(), SessionState.FETCHING, Side.SINK
+            )
+        if isinstance(batch, Batch) and sink.take(batch):
+            return batch
+    raise WireError(f"{connection.where}: its journal does not go on from there")

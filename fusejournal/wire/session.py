@@ -1,23 +1,9 @@
-"""The rules of a session: which message may come when, and what follows from it. Pure: no sockets
+"""The rules of a session: what follows from each message, and which is refused. Pure: no sockets
 and no journal; the caller gives messages in, and carries out what is returned.
 
 One side, the *source*, has the journal; the other, the *sink*, gets it. Mostly the source has
 connected (``ship``); a primary that lost entries by a system crash connects to fetch them, and is
-then the sink (``fetch``)::
-
-    connector                            listener
-    HELLO  who, purpose, position   ->
-                                    <-   WELCOME  who, position     or  REFUSAL  why
-    (the source looks where the sink's position is in its own journal)
-    source                               sink
-    ASK_CHAINS  seqs                ->                              only where they differ
-                                    <-   CHAINS
-    BEGIN  the position in common   ->                              or  DIVERGED, or REFUSAL
-    BATCH  BATCH  BATCH ...         ->
-                                    <-   ACK  watermarks            whenever they have grown
-    PING                            ->                              when there is nothing to say
-                                    <-   ACK
-    END                             ->                              of a fetch: that was all
+then the sink (``fetch``). Which message may come when is a table: session_states.py.
 
 A batch that comes twice is acknowledged again. One that does not follow, or of a lower reign than
 was seen, ends the session with an error that names it; the connector comes back, and the
@@ -60,6 +46,7 @@ from fusejournal.wire.frames import (
     uuid_of,
 )
 from fusejournal.wire.members import Members, members_of
+from fusejournal.wire.session_states import SESSION_TRANSITIONS, SessionState, Side, kind_name
 from fusejournal.wire.versions import (
     MEMBERS_VERSION,
     OWN_VERSIONS,
@@ -231,7 +218,7 @@ def wanted_reign(me: HandshakeState, greeting: Hello) -> Reign:
 def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> Welcome:
     """Returns *answer*, which came after the greeting, if the session may go on. Raises
     RefusedError, WireError."""
-    theirs: Welcome = expect(answer, Welcome)
+    theirs: Welcome = expect(answer, SessionState.ANSWERING, Side.CONNECTOR)
     _check_same(me, theirs)
     mine, seen = me.reign, reign_of(theirs)
     if seen.epoch > EPOCH_MAX:
@@ -253,7 +240,7 @@ def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> W
 def check_asked(me: HandshakeState, answer: Message | None) -> Welcome:
     """Returns *answer*, of a peer that was asked before a reign begins, if it can be true. Raises
     RefusedError; WireError where it goes by an epoch that cannot be, or that none can follow."""
-    theirs: Welcome = expect(answer, Welcome)
+    theirs: Welcome = expect(answer, SessionState.ANSWERING, Side.CONNECTOR)
     _check_same(me, theirs)
     if max(theirs.epoch, theirs.held_epoch) >= EPOCH_MAX:
         raise _impossible(theirs.node, reign_of(theirs))
@@ -279,7 +266,7 @@ def sends_members(mine: Versions, theirs: Versions) -> bool:
 def check_followed(me: HandshakeState, answer: Message | None) -> Welcome:
     """Returns *answer*, of a peer that this node may follow. Raises RefusedError where that goes by
     a lower reign than this node has seen, or by another of the same epoch; WireError."""
-    theirs: Welcome = expect(answer, Welcome)
+    theirs: Welcome = expect(answer, SessionState.ANSWERING, Side.CONNECTOR)
     _check_same(me, theirs)
     check_reign(me, reign_of(theirs), theirs.node)
     return theirs
@@ -365,18 +352,24 @@ def _check_same(me: HandshakeState, other: Hello | Welcome) -> None:
         )
 
 
-def expect(message: Message | None, *kinds: type[Message]) -> Any:
-    """Returns *message* if it is of one of *kinds*, which the caller names again as its type.
-    Raises RefusedError for a refusal, WireError for anything else."""
-    if isinstance(message, kinds):
-        return message
+def expect(message: Message | None, state: SessionState, side: Side) -> Any:
+    """Returns *message* if it may come to *side* of a session in *state*; the caller names the
+    kinds that may as its type. Raises RefusedError for a refusal that may come, WireError for
+    anything else."""
+    row = SESSION_TRANSITIONS[state][side]
+    if message is None:
+        raise WireError("the other side closed the connection")
+    if type(message) not in row:
+        names = ", ".join(map(kind_name, row))
+        raise WireError(
+            f"{kind_name(type(message))} may not come while {state.value}: the {side.value} takes "
+            f"{names}"
+        )
     if isinstance(message, Refusal):
         reign = Reign(message.epoch, message.reign_node)
         claim = Claim(reign, message.held_epoch, message.seq, message.chain)
         raise RefusedError(message.code, message.reason, claim if message.epoch else None)
-    if message is None:
-        raise WireError("the other side closed the connection")
-    raise WireError(f"{type(message).__name__} where it may not be")
+    return message
 
 
 class Sink:

@@ -48,6 +48,7 @@ from fusejournal.wire.session import (
     reign_of,
     welcome,
 )
+from fusejournal.wire.session_states import SessionState, Side
 from fusejournal.wire.versions import OWN_VERSIONS, Versions, common_version, versions_of
 from tests.support.mirrors import unlike_journals
 from tests.support.random_workloads import workloads
@@ -97,10 +98,10 @@ class Mirror:
         def take(message: Message) -> None:
             nonlocal begun
             if not begun:
-                sink.begin(expect(message, Begin))
+                sink.begin(expect(message, SessionState.COMPARING, Side.SINK))
                 begun = True
                 return
-            received: Batch | Ping = expect(message, Batch, Ping)
+            received: Batch | Ping = expect(message, SessionState.STREAMING, Side.SINK)
             if isinstance(received, Batch) and sink.take(received):
                 self.journal.receive(frame_range_of(received))
                 sink.appended(received)
@@ -338,7 +339,7 @@ def test_greetings(
             assert common_version(one.versions, other.versions) is None
             assert refused.reason.endswith((f": upgrade {one.node}", f": upgrade {other.node}"))
         with pytest.raises(RefusedError, match=re.escape(refused.reason)):
-            expect(refused.message(), Begin)
+            expect(refused.message(), SessionState.ANSWERING, Side.CONNECTOR)
         return
     assert None in (one.uuid, other.uuid) or one.uuid == other.uuid
     assert common_version(one.versions, other.versions) is not None
@@ -447,4 +448,4 @@ def test_acknowledgements(start: int, steps: list[int | Ack], window: int) -> No
 @given(message=st.sampled_from((None, Ping(Seq(1), Seq(2)), Refusal("busy", "later"))))
 def test_what_may_not_be_said(message: Message | None) -> None:
     with pytest.raises(WireError):
-        expect(message, Begin, Batch)
+        expect(message, SessionState.FETCHING, Side.SINK)

@@ -63,6 +63,7 @@ from fusejournal.wire.session import (
     speaks_of_same,
     welcome,
 )
+from fusejournal.wire.session_states import SessionState, Side
 from tests.support.decoding import Decoding, check_types
 from tests.support.objects import MemoryStore
 from tests.support.record_decoders import RECORD_DECODERS
@@ -111,7 +112,7 @@ def _use(message: Message) -> None:
             assert all(note.isprintable() for note in facts.notes)
         case Refusal():
             try:
-                expect(message, Welcome)
+                expect(message, SessionState.ANSWERING, Side.CONNECTOR)
             except RefusedError as error:
                 encode(error.message())
                 raise

@@ -27,6 +27,7 @@ from fusejournal.replication.states import MIRROR_TRANSITIONS, PEER_TRANSITIONS,
 from fusejournal.roles.handoff import HANDOFF_TRANSITIONS
 from fusejournal.roles.role import ROLE_TRANSITIONS
 from fusejournal.volume.acceptance import ACCEPTANCE_TRANSITIONS
+from fusejournal.wire.session_states import session_diagram
 from tests.support.assignments import assigned_from_outside
 
 _PACKAGE = Path(fusejournal.__file__).parent
@@ -275,7 +276,7 @@ def _by_state(table: Mapping[tuple[S, E], S]) -> dict[S, dict[E, S]]:
 def test_the_state_diagrams_are_the_tables() -> None:
     page = (_PACKAGE / "wire" / "PROTOCOL.md").read_text()
     blocks = re.findall(r"^```mermaid\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
-    assert blocks == [diagram(PEER_TRANSITIONS), diagram(MIRROR_TRANSITIONS)]
+    assert blocks == [session_diagram(), diagram(PEER_TRANSITIONS), diagram(MIRROR_TRANSITIONS)]
     page = (_PACKAGE / "ARCHITECTURE.md").read_text()
     blocks = re.findall(r"^```mermaid\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
     assert blocks == [

@@ -48,6 +48,8 @@ from fusejournal.volume.base import prepare_base
 from fusejournal.volume.checkpoint import CheckpointFile
 from fusejournal.wire.block_messages import AskTree
 from fusejournal.wire.frames import Message
+from fusejournal.wire.session_states import SESSION_TRANSITIONS, SessionState, Side
+from tests.golden.samples import MESSAGES
 from tests.support.losses import Died, failing_at
 from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 
@@ -419,3 +421,20 @@ def test_what_was_found_damaged_is_read_again(
     later = load_base(state)
     assert later is not None
     assert later.seq > base.seq
+
+
+def test_a_source_of_a_tree_takes_what_the_table_has(state: Path) -> None:
+    """Questions for blocks once it has told of a tree, and nothing else but those for trees."""
+    for first, side_state in (([], SessionState.ASKING), ([AskTree(0)], SessionState.COPYING)):
+        row = SESSION_TRANSITIONS[side_state][Side.LISTENER]
+        for message in MESSAGES:
+            ended = ""
+            with closing(TreeSource(str(state), None, lambda _: None)) as source:
+                for one in first:
+                    source.answer(one)
+                try:
+                    source.answer(message)
+                except (FusejournalError, OSError) as error:
+                    ended = str(error)
+            is_refused = f"may not come while {side_state.value}: the listener takes" in ended
+            assert is_refused is (type(message) not in row), (message, ended)

@@ -14,11 +14,9 @@ done, the next opening either refuses, in one line and with nothing changed, or 
 ``FUSEJOURNAL_MODEL_LIVES`` says how many runs to make (20 by default)."""
 
 import errno
-import hashlib
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -30,9 +28,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError, ShortWriteError
-from fusejournal.journal.reader import JournalReader
-from fusejournal.operations import ControlOperation, TreeOperation, Void
+from fusejournal.operations import ControlOperation, TreeOperation
 from fusejournal.types import Caller, Seq
+from tests.model.copies import Copies, aside, contents_of, copy_tree, rsync_tree
+from tests.model.meaning import model_of
 from tests.support.losses import begin_another_boot, crash_system, failing_at
 from tests.support.model import Model, Refused
 from tests.support.random_workloads import Builder, Dice
@@ -42,57 +41,8 @@ from tests.support.workload import Workload
 
 _ASKED = "FUSEJOURNAL_MODEL_LIVES" in os.environ
 _STEPS = 40
-_RSYNC_PARTIAL = 23
 _ROLLS = st.binary(min_size=12, max_size=12)
 _SEQ_MAX = Seq(1 << 40)
-
-
-def model_of(journal: Path) -> Model:
-    """The tree that the journal in *journal* means, by the model's rules alone."""
-    model = Model()
-    entries = [
-        (one.seq, one.operation, one.time_ns, bytes(one.data))
-        for one in JournalReader(journal).read(Seq(1), _SEQ_MAX)
-    ]
-    voids = {one[1].seq: one[1] for one in entries if isinstance(one[1], Void)}
-    for seq, operation, time_ns, data in entries:
-        if isinstance(operation, ControlOperation):
-            continue
-        void = voids.get(seq)
-        if void is None:
-            model.apply(operation, time_ns, data)
-        elif void.written:
-            model.apply(operation, time_ns, data[: void.written])
-    return model
-
-
-class Copies:
-    """The copies that an admin keeps of a volume's directories."""
-
-    def __init__(self, base: Path) -> None:
-        self._base = base
-        self._made = 0
-        self.found: list[Path] = []
-
-    def take(self, places: dict[str, Path]) -> None:
-        """Keep state and backing as they are now."""
-        target = self._base / f"copy{self._made}"
-        self._made += 1
-        target.mkdir()
-        for name, place in places.items():
-            _copy(place, target / name)
-        self.found.append(target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    subprocess.run(["cp", "-a", str(source), str(target)], check=True)
-
-
-def _rsync(source: Path, target: Path) -> None:
-    command = ["rsync", "-aHAX", "--delete", f"{source}/", f"{target}/"]
-    done = subprocess.run(command, check=False, capture_output=True)
-    # (It asks for a directory's ACL where it has a file, and says that something was left out.)
-    assert done.returncode in (0, _RSYNC_PARTIAL), done
 
 
 def refusing(label: str, number: int, count: int) -> AbstractContextManager[list[int]]:
@@ -352,11 +302,11 @@ class Lives(RuleBasedStateMachine):
             if name not in what and what != "both":
                 continue
             if what.startswith("rsync"):
-                _copy(place, _good(place))
-                _rsync(older / name, place)
+                copy_tree(place, aside(place))
+                rsync_tree(older / name, place)
             else:
-                place.rename(_good(place))
-                _copy(older / name, place)
+                place.rename(aside(place))
+                copy_tree(older / name, place)
         if other_boot:
             begin_another_boot(self.volume / "state")
         self._flush()
@@ -381,7 +331,7 @@ class Lives(RuleBasedStateMachine):
         kept = contents_of(*self.places.values())
         assert contents <= kept, (what, reported)
         for place in self.places.values():
-            shutil.rmtree(_good(place), ignore_errors=True)
+            shutil.rmtree(aside(place), ignore_errors=True)
 
     def _swap_back(self, what: str) -> None:
         """The admin heeds the message: what was there comes back, and works."""
@@ -389,9 +339,9 @@ class Lives(RuleBasedStateMachine):
             self._begin_anew()  # what was overwritten in place cannot come back
         else:
             for place in self.places.values():
-                if _good(place).exists():
+                if aside(place).exists():
                     shutil.rmtree(place)
-                    _good(place).rename(place)
+                    aside(place).rename(place)
             self._flush()
             self._open(expect_quiet=False)
 
@@ -456,7 +406,7 @@ class Lives(RuleBasedStateMachine):
 
     def _begin_anew(self) -> None:
         for place in self.places.values():
-            for directory in (place, _good(place)):
+            for directory in (place, aside(place)):
                 shutil.rmtree(directory, ignore_errors=True)
             place.mkdir()
         self.copies.found.clear()
@@ -483,23 +433,6 @@ class Lives(RuleBasedStateMachine):
                     self._close("kill")
             self._leave_places()
             shutil.rmtree(self.base)
-
-
-def _good(place: Path) -> Path:
-    """The path that what was in *place* has while something else is there."""
-    return place.with_name(f"good {place.name}")
-
-
-def contents_of(*roots: Path) -> set[str]:
-    """The checksums of every file's content below *roots*, but for empty ones."""
-    found = set()
-    for root in roots:
-        for directory, _, files in os.walk(root):
-            for name in files:
-                path = Path(directory, name)
-                if path.is_file() and not path.is_symlink() and path.stat().st_size:
-                    found.add(hashlib.sha256(path.read_bytes()).hexdigest())
-    return found
 
 
 def live(machine: type[Lives], examples: int) -> None:

@@ -13,22 +13,18 @@ import resource
 import shutil
 import stat
 import struct
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
 from fusejournal.disk import calls, syscalls
 from fusejournal.file_operations import FLAG_IMMUTABLE, FLAG_NODUMP
-from tests.support.layer import Layer
+from tests.model.twins import Twins
 from tests.support.trees import difference, fids, image
-from tests.support.users import enter_namespace, in_process
+from tests.support.users import enter_namespace
 from tests.support.xattrs import CAPABILITIES
 
 pytestmark = pytest.mark.mount
@@ -64,15 +60,6 @@ def _acl(user: int, mask: int) -> bytes:
     )
 
 
-_REASONS = frozenset({*errno.errorcode.values(), *map(str.encode, errno.errorcode.values())})
-
-
-def _without_reasons(result: object) -> object:
-    if isinstance(result, list):
-        return [_without_reasons(one) for one in result]
-    return "refused" if isinstance(result, str | bytes) and result in _REASONS else result
-
-
 def _answer(deed: Callable[[], object]) -> object:
     """Does *deed*. Returns its result, or the name of its error."""
     try:
@@ -81,75 +68,8 @@ def _answer(deed: Callable[[], object]) -> object:
         return errno.errorcode[error.errno or 0]
 
 
-@contextmanager
-def _as(uid: int, umask: int = 0o022) -> Iterator[None]:
-    """Do what is inside as another user."""
-    old = os.umask(umask)
-    if uid:
-        os.setegid(uid)
-        os.seteuid(uid)
-    try:
-        yield
-    finally:
-        if uid:
-            os.seteuid(0)
-            os.setegid(0)
-        os.umask(old)
-
-
-class Twins(RuleBasedStateMachine):
-    """The two trees. ``self.roots[0]`` is the backing until the first mount, then the mount."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.base = Path(tempfile.mkdtemp(prefix="fusejournal-model."))
-        self.base.chmod(0o755)
-        self.layer = Layer(self.base)
-        self.plain = self.base / "plain"
-        self.plain.mkdir()
-        (self.base / "elsewhere").mkdir()
-        for root in (self.layer.backing, self.plain):
-            root.chmod(0o777)
-        self.roots = [os.fsencode(self.layer.backing), os.fsencode(self.plain)]
-        self.held: dict[int, list[int]] = {}
-        self.locked = 0
-        """So many files are immutable."""
-        self.steps_since_stop = 0
-
-    def both(self, act: Callable[[bytes], object], uid: int = 0, umask: int = 0o022) -> None:
-        """Do *act* under both roots, and compare what comes of it."""
-        self.steps_since_stop += 1
-        results: list[object] = []
-        for root in self.roots:
-            try:
-                with _as(uid, umask):
-                    results.append(act(root + b"/"))
-            except OSError as error:
-                results.append(errno.errorcode[error.errno or 0])
-        if self.locked:
-            # Which of several reasons to refuse something comes first, is the kernel's affair.
-            results = [_without_reasons(result) for result in results]
-        assert results[0] == results[1]
-
-    def write_to(self, fd: int, data: bytes, offset: int | None = None) -> int:
-        """Write *data*, where *fd* stands without an *offset*. In the plain directory root's writes
-        then clear setuid and setgid, too, as everybody's do in a layer."""
-        count = os.write(fd, data) if offset is None else os.pwrite(fd, data, offset)
-        if count:
-            self.clear_privileges(fd)
-        return count
-
-    def clear_privileges(self, fd: int) -> None:
-        """Do what a layer does after a write, if *fd* is in the plain directory."""
-        info = os.fstat(fd)
-        # (Not whether the layer lives: of that, a process that was forked here knows nothing.)
-        has_layer = self.roots[0] == os.fsencode(self.layer.mountpoint)
-        is_twin = info.st_dev == self.plain.stat().st_dev and has_layer
-        if is_twin and os.geteuid() == 0:
-            mode = stat.S_IMODE(info.st_mode)
-            setgid = stat.S_ISGID if mode & stat.S_IXGRP else 0
-            if mode & (stat.S_ISUID | setgid):
-                os.fchmod(fd, mode & ~(stat.S_ISUID | setgid))
+class Changes(Twins):
+    """All that is done to the two trees."""
 
     # -- names -------------------------------------------------------------------------------------
 
@@ -298,7 +218,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(path=PATHS, slot=HELD)
     def hold(self, path: bytes, slot: int) -> None:
-        self.let_go(slot)
+        self.close_held(slot)
         opened: list[int] = []
 
         def act(root: bytes) -> None:
@@ -309,12 +229,6 @@ class Twins(RuleBasedStateMachine):
         self.both(act)
         if opened:
             self.held[slot] = opened
-
-    def both_held(self, slot: int, act: Callable[[int], object]) -> None:
-        """Do *act* on both descriptors of *slot*, if it is taken."""
-        if slot in self.held:
-            descriptors = iter(self.held[slot])
-            self.both(lambda _: act(next(descriptors)))
 
     @rule(slot=HELD, offset=OFFSETS, size=SIZES)
     def write_held(self, slot: int, offset: int, size: int) -> None:
@@ -339,9 +253,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule(slot=HELD)
     def let_go(self, slot: int) -> None:
-        for fd in self.held.pop(slot, ()):
-            with suppress(OSError):
-                os.close(fd)
+        self.close_held(slot)
 
     # -- attributes --------------------------------------------------------------------------------
 
@@ -413,12 +325,6 @@ class Twins(RuleBasedStateMachine):
             self.locked += bool(flags & FLAG_IMMUTABLE) - bool(before[0])
 
     # -- users with limits, and with namespaces of their own ---------------------------------------
-
-    def both_in_process(
-        self, uid: int, act: Callable[[bytes], object], limits: dict[int, int] | None = None
-    ) -> None:
-        """Does :meth:`both` in a process that is limited."""
-        self.both(lambda root: in_process(uid, lambda: act(root), limits))
 
     @rule(
         path=PATHS,
@@ -523,7 +429,7 @@ class Twins(RuleBasedStateMachine):
         self.steps_since_stop = 0
         self.layer.prefix = _IN_A_LIMITED_SHELL if is_limited else ()
         for slot in tuple(self.held):
-            self.let_go(slot)
+            self.close_held(slot)
         if self.roots[0] == os.fsencode(self.layer.backing):
             before = image(self.layer.backing)
             self.layer.start()
@@ -541,36 +447,10 @@ class Twins(RuleBasedStateMachine):
         assert fids(self.layer.mountpoint) == known
         self.compare()
 
-    def compare(self) -> None:
-        """Both trees are the same but for times."""
-        found = difference(
-            image(self.layer.mountpoint, times=False), image(self.plain, times=False)
-        )
-        assert not found, found
-
-    def teardown(self) -> None:
-        """The journal alone gives the backing's tree."""
-        try:
-            for slot in tuple(self.held):
-                self.let_go(slot)
-            if self.layer.is_alive():
-                self.compare()
-                self.layer.stop()
-                assert "ERROR" not in self.layer.words(), self.layer.words()
-                self.layer.check_rebuilt(self.base / "rebuilt")
-        finally:
-            self.layer.kill()
-            self.layer.detach()
-            if self.locked:
-                trees = str(self.plain), str(self.base / "rebuilt")
-                command = "chattr", "-R", "-f", "-i", *trees
-                subprocess.run(command, check=False, capture_output=True)
-            shutil.rmtree(self.base)
-
 
 def test_twins() -> None:
     run_state_machine_as_test(
-        Twins,
+        Changes,
         settings=settings(
             max_examples=_EXAMPLES,
             stateful_step_count=_STEPS,

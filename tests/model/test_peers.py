@@ -15,11 +15,9 @@ change.
 
 import logging
 import os
-import random
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from fusejournal.address import Address, node_name, parse_address
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.reader import JournalReader
-from fusejournal.operations import NewEpoch, TreeOperation
+from fusejournal.operations import TreeOperation
 from fusejournal.replication import fetch_lost, shipper
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.replication.parting import load_parting
@@ -43,11 +41,14 @@ from fusejournal.volume.standing import Standing
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import FETCH, SHIP, RefusedError
-from tests.model.test_lives import model_of
+from tests.model.meaning import model_of
+from tests.support.bad_line import Line
+from tests.support.bugs import Bugs
 from tests.support.disks import SmallDisk
 from tests.support.liar import Liar, answering, each_session
 from tests.support.pairs import level, listens_at, mirror_status, peer_status, running, until
 from tests.support.random_workloads import Builder, Dice
+from tests.support.reigns import last_epoch_seq
 from tests.support.trees import difference, image
 from tests.support.users import own_mounts
 from tests.support.volumes import OpenVolume, check_copies, content, open_volume
@@ -63,96 +64,6 @@ _IN_ORDER = st.booleans()
 _LIES_SECONDS = 0.3
 _ASKING_SECONDS = 2.0
 _SEQ_MAX = Seq(1 << 40)
-_CHUNK_BYTES = 1 << 16
-_HANDSHAKE_PIECES = 4
-_RECORD_HEAD_BYTES = 5
-"""The head of a TLS record: with another length in it, the reader waits for long."""
-
-
-class Bugs(logging.Handler):
-    """Keeps what was logged as a bug."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info or "bug" in record.getMessage():
-            self.found.append(f"{record.getMessage()} {record.exc_info and record.exc_info[1]!r}")
-
-
-class Line:
-    """A line to *address* on which not all is well: *wrongs* times a piece of what passes is
-    changed, said twice, said again later, or lost, wholly or in part, with the connection; then it
-    works."""
-
-    def __init__(self, address: str, seed: int, wrongs: int) -> None:
-        self._address = parse_address(address)
-        self._dice = random.Random(seed)
-        self._left = wrongs
-        self._passed: list[bytes] = []
-
-    @asynccontextmanager
-    async def laid(self) -> AsyncIterator[str]:
-        """The address of its near end, until the block ends."""
-        async with trio.open_nursery() as nursery:
-            (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-            nursery.start_soon(trio.serve_listeners, self._carry, [listener])
-            port = listener.socket.getsockname()[1]
-            yield str(Address("127.0.0.1", port))
-            nursery.cancel_scope.cancel()
-
-    async def _carry(self, near: trio.SocketStream) -> None:
-        try:
-            far = await trio.open_tcp_stream(self._address.host, self._address.port)
-        except OSError:
-            await near.aclose()
-            return
-        async with near, far, trio.open_nursery() as nursery:
-            for one, other in ((near, far), (far, near)):
-                nursery.start_soon(self._pass_on, one, other, nursery.cancel_scope)
-
-    async def _pass_on(
-        self, one: trio.SocketStream, other: trio.SocketStream, scope: trio.CancelScope
-    ) -> None:
-        passed = 0
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while piece := await one.receive_some(_CHUNK_BYTES):
-                self._passed.append(piece)
-                passed += 1
-                wrong = self._wrong() if passed > _HANDSHAKE_PIECES else ""
-                for said in self._changed(piece, wrong):
-                    await other.send_all(said)
-                if wrong in ("lose", "cut"):
-                    break
-        scope.cancel()
-
-    def _wrong(self) -> str:
-        """Chooses what is to be wrong with the next piece."""
-        if not self._left or self._dice.random() < 0.4:
-            return ""
-        self._left -= 1
-        return self._dice.choice(("flip", "flip", "flip", "lose", "twice", "again", "cut"))
-
-    def _changed(self, piece: bytes, wrong: str) -> list[bytes]:
-        """Returns what is said in the place of *piece*."""
-        dice = self._dice
-        match wrong:
-            case "flip":
-                changed = bytearray(piece)
-                for _ in range(dice.choice((1, 1, 8))):
-                    at = dice.randrange(min(_RECORD_HEAD_BYTES, len(piece) - 1), len(piece))
-                    changed[at] ^= 1 << dice.randrange(8)
-                return [bytes(changed)]
-            case "lose":
-                return []
-            case "twice":
-                return [piece, piece]
-            case "again":
-                return [piece, dice.choice(self._passed)]
-            case "cut":
-                return [piece[: dice.randrange(len(piece))]]
-        return [piece]
 
 
 class Peers(RuleBasedStateMachine):
@@ -425,7 +336,7 @@ class Peers(RuleBasedStateMachine):
         self.primary = self._enter("primary", begin=False)
         assert self.primary.opening.system_crash
         trio.run(self._begin_after_loss, liar, there)
-        epoch_seq = self._last_epoch_seq()
+        epoch_seq = last_epoch_seq(JournalReader(self.primary.journal_dir))
         assert self._chains()[:epoch_seq] == before[:epoch_seq]
         assert epoch_seq > durable_seq
         if "mirror" in there and self._unsigned_seq <= durable_seq:
@@ -446,11 +357,6 @@ class Peers(RuleBasedStateMachine):
                 peers["west"] = str(await nursery.start(answering, self.base, liar, 9))
             await self._begin(self.primary, peers)
             nursery.cancel_scope.cancel()
-
-    def _last_epoch_seq(self) -> Seq:
-        """The entry with which the present epoch begins."""
-        entries = JournalReader(self.primary.journal_dir).read(Seq(1), _SEQ_MAX)
-        return [entry.seq for entry in entries if isinstance(entry.operation, NewEpoch)][-1]
 
     async def _part(self) -> None:
         """The mirror has entries that the primary lost: both say so, and it keeps them."""

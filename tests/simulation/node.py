@@ -23,7 +23,6 @@ from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
-from fusejournal.operations import NewEpoch
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.member_record import MEMBERS_FILE
 from fusejournal.replication.parting import PartingInquiry
@@ -39,6 +38,7 @@ from tests.simulation.owner import Noting, Owner
 from tests.simulation.world import Died, at, current
 from tests.support.losses import crash_system
 from tests.support.pairs import running
+from tests.support.reigns import last_epoch_seq
 from tests.support.volumes import OpenVolume, open_volume
 
 if TYPE_CHECKING:
@@ -445,12 +445,6 @@ class Node:
             return False
         status = self.side.replication.status().mirror
         return status is not None and status.state == "diverged"
-
-
-def last_epoch_seq(reader: JournalReader) -> Seq:
-    """Returns the entry with which the newest epoch in *reader*'s journal begins."""
-    entries = reader.read(Seq(1), END)
-    return max(entry.seq for entry in entries if isinstance(entry.operation, NewEpoch))
 
 
 def chains(directory: Path) -> set[tuple[int, int]]:

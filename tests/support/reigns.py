@@ -4,6 +4,7 @@ import trio
 
 from fusejournal.address import parse_address
 from fusejournal.config import ReplicationConfig
+from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.operations import NewEpoch
 from fusejournal.types import Epoch, Reign, Seq
@@ -96,3 +97,9 @@ class Liar:
 def welcome(epoch: int, held: int, seq: int, chain: int) -> Welcome:
     where = Epoch(epoch), Seq(seq), chain
     return Welcome(1, b"", "liar", *where, Seq(0), 77, Epoch(held))
+
+
+def last_epoch_seq(reader: JournalReader) -> Seq:
+    """Returns the entry with which the newest epoch in *reader*'s journal begins."""
+    entries = reader.read(Seq(1), END)
+    return max(entry.seq for entry in entries if isinstance(entry.operation, NewEpoch))

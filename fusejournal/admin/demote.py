@@ -2,9 +2,11 @@
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from fusejournal.admin.live import follow_layer, live_status, wait_for_role
+from fusejournal.control.reply import Reply
 from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
@@ -15,6 +17,16 @@ _POLL_SECONDS: Final = 0.05
 _FOLLOW_SECONDS: Final = 5.0
 """The time that a demotion waits for the primary that the node is to follow."""
 _NOT_COMPARED: Final = (MirrorState.WAITING, MirrorState.CONNECTING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demoted(Reply):
+    """A primary that is a mirror now, with the entries up to ``head_seq``."""
+
+    volume: str
+    role: str
+    """Its role from now on."""
+    head_seq: int
 
 
 def is_fenced(status: VolumeStatus) -> bool:
@@ -57,17 +69,18 @@ def demoted_words(volume: str, head_seq: int, mirror: MirrorStatus | None) -> st
 
 def demote_in_words(
     state: VolumeState, *, force: bool, drain_seconds: float, timeout_seconds: float
-) -> tuple[int, str]:
-    """Does what :func:`demote` does, and returns the end of the journal, and what it came to in
-    words. A primary that was fenced has another to follow, which is waited for a while, because it
-    may have entries that this one lacks, and the other way round. Raises the same."""
+) -> tuple[Demoted, str]:
+    """Does what :func:`demote` does, and returns what it came to, as data and in words. A primary
+    that was fenced has another to follow, which is waited for a while, because it may have entries
+    that this one lacks, and the other way round. Raises the same."""
     was_fenced = is_fenced(live_status(state))
     head_seq = demote(
         state, force=force, drain_seconds=drain_seconds, timeout_seconds=timeout_seconds
     )
+    demoted = Demoted(volume=state.name, role="mirror", head_seq=head_seq)
     if not was_fenced:
-        return head_seq, f"{state.name} is a mirror now, with the entries up to {head_seq}"
-    return head_seq, demoted_words(state.name, head_seq, await_primary(state, _FOLLOW_SECONDS))
+        return demoted, f"{state.name} is a mirror now, with the entries up to {head_seq}"
+    return demoted, demoted_words(state.name, head_seq, await_primary(state, _FOLLOW_SECONDS))
 
 
 def demote(state: VolumeState, *, force: bool, drain_seconds: float, timeout_seconds: float) -> int:

@@ -2,10 +2,12 @@
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from fusejournal.control.client import ask
+from fusejournal.control.reply import Reply
 from fusejournal.disk import mounts
 from fusejournal.errors import (
     NotRunningError,
@@ -14,8 +16,10 @@ from fusejournal.errors import (
     VolumeBusyError,
     VolumeNotFoundError,
 )
+from fusejournal.history.json_values import exact
 from fusejournal.node.registry import find_volume
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.replay.digest import TreeDigest
 
 
 class TreePart(NamedTuple):
@@ -25,6 +29,26 @@ class TreePart(NamedTuple):
     name: bytes
     place: Path
     path: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigestReport(Reply):
+    """The digest of a part of a tree, with the counts of what it covers."""
+
+    digest: str
+    of: str
+    """The tree, and"""
+    path: str
+    """the path in it; empty: all of it. Names are as json_values.exact makes them."""
+    entries: int
+    files: int
+    directories: int
+    bytes: int
+
+    @classmethod
+    def of_part(cls, part: TreePart, found: TreeDigest) -> "DigestReport":
+        """Returns the report on *part*, whose digest is *found*."""
+        return cls(of=exact(part.name), path=exact(part.path), **found._asdict())
 
 
 def find_tree(source: str, within: str) -> TreePart:

@@ -63,11 +63,21 @@ class ExportResult(NamedTuple):
     """The lack of an NFS server: the file is written, but nothing is exported."""
 
 
-class ExportRemoved(NamedTuple):
-    """The outcome of :func:`remove_export`."""
+@dataclass(frozen=True, kw_only=True)
+class ExportRemoved(Reply):
+    """An export that was taken away."""
 
+    name: str
     removed: bool
     """False where the volume was not exported."""
+    left: tuple[str, ...]
+    """The places of exports that other files make."""
+
+
+class RemovalResult(NamedTuple):
+    """The outcome of :func:`remove_export`."""
+
+    report: ExportRemoved
     left: list[exports.Export]
     """Exports that other files make."""
 
@@ -168,13 +178,15 @@ def _warn_of_rest(missing: NoNfsServerError | None, warnings: list[str]) -> None
         warnings.append("nfsd does not run: systemctl start nfs-server")
 
 
-def remove_export(state: VolumeState) -> ExportRemoved:
+def remove_export(state: VolumeState) -> RemovalResult:
     """Takes a volume's file of exports away, and unexports it now. Raises OSError."""
     try:
         removed = exports.remove(state.name, state.mountpoint)
     finally:
         _notify_layer(state, [])
-    return ExportRemoved(removed, exports.find(state.mountpoint))
+    left = exports.find(state.mountpoint)
+    report = ExportRemoved(name=state.name, removed=removed, left=tuple(one.where for one in left))
+    return RemovalResult(report, left)
 
 
 def _notify_layer(state: VolumeState, warnings: list[str]) -> None:

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fusejournal.admin.live import ask_layer, live_status, wait_for_role
 from fusejournal.control.client import RemoteError
+from fusejournal.control.reply import Reply
 from fusejournal.errors import FusejournalError, HandoffRefusedError, NotRunningError
 from fusejournal.node.state_dir import VolumeState, load_state
 from fusejournal.roles.plan import HandoffProgress
@@ -15,6 +16,20 @@ _POLL_SECONDS = 0.02
 _PATIENCE_SECONDS = 15.0
 """The time that a handoff may be in doubt beyond its own before the command reports it."""
 _ROLE_SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandedOver(Reply):
+    """A volume whose reign another node has now."""
+
+    volume: str
+    peer: str
+    """The node that reigns now, as the admin named it."""
+    reign: str
+    follows: str | None
+    """The peer that ships to this node; None where none does yet."""
+    head_seq: int
+    """The end of the journal when it was handed over."""
 
 
 def hand_over(

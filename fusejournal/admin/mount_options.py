@@ -15,8 +15,8 @@ from fusejournal.config import Config, find_config
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.disk.mount_flags import FLAGS, REVERSE, is_context, with_words
 from fusejournal.disk.mounts import mounts
-from fusejournal.errors import UsageError
-from fusejournal.node.registry import check_name, default_name, state_root
+from fusejournal.errors import UntrustedStateError, UsageError, VolumeNotFoundError
+from fusejournal.node.registry import check_name, default_name, find_volume, state_root
 from fusejournal.node.spec import MountSpec, load_checked
 from fusejournal.node.state_dir import VolumeState
 
@@ -110,6 +110,21 @@ def new_spec(
     mountpoint = _resolve(mountpoint)
     name = check_name(name or (_name_in(state) if state else None) or default_name(mountpoint))
     return _spec(name, _resolve(state or state_root() / name), _resolve(backing), mountpoint, asked)
+
+
+def find_known(volume: str) -> VolumeState:
+    """Returns the volume that was mounted before, as :func:`find_volume` does. Raises the same;
+    VolumeNotFoundError says how a new one is mounted."""
+    try:
+        return find_volume(volume)
+    except UntrustedStateError:
+        raise
+    except VolumeNotFoundError:
+        raise VolumeNotFoundError(
+            volume,
+            " was mounted before (see 'status'): "
+            "a new one needs BACKING and MOUNTPOINT, which may be the same directory",
+        ) from None
 
 
 def known_spec(volume: VolumeState, mountpoint: Path | None, asked: MountOptions) -> MountSpec:

@@ -3,12 +3,27 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fusejournal.admin.live import ask_layer, follow_layer, wait_for_role
 from fusejournal.errors import FusejournalError, NotRunningError, PromotionRefusedError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.roles.plan import PromotionPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromotionOutcome(PromotionPlan):
+    """The plan of a promotion, and what came of it."""
+
+    promoted: bool
+    """True if it was carried out, and the node serves as primary."""
+
+    @classmethod
+    def of_plan(cls, plan: PromotionPlan, *, promoted: bool) -> "PromotionOutcome":
+        """Returns the outcome of *plan*."""
+        values = {one.name: getattr(plan, one.name) for one in fields(plan)}
+        return cls(**values, promoted=promoted)
 
 
 def plan_promotion(state: VolumeState) -> PromotionPlan:

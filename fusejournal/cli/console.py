@@ -1,7 +1,6 @@
 """``fusejournal console``: the page for the admin."""
 
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,8 +47,10 @@ def console(
     """
     if context.invoked_subcommand is not None:
         return
-    if lacking := _lacking():
-        raise FusejournalError(lacking)
+    from fusejournal.console.libraries import missing_libraries
+
+    if missing := missing_libraries():
+        raise FusejournalError(missing)
     from fusejournal.console.serve import run_console
 
     def ready(url: str, fingerprint: str) -> None:
@@ -61,17 +62,11 @@ def console(
     run_console(parse_address(listen), certificate, key, own_certificate=tls, ready=ready)
 
 
-def _lacking() -> str:
-    """Returns what the page lacks here, in words; nothing where it can be served."""
-    missing = [name for name in ("hypercorn", "starlette") if find_spec(name) is None]
-    if not missing:
-        return ""
-    return f"the console needs {' and '.join(missing)}: pip install 'fusejournal[console]'"
+def _warn_of_missing() -> None:
+    from fusejournal.console.libraries import missing_libraries
 
-
-def _warn_of_lacking() -> None:
-    if lacking := _lacking():
-        text.echo(f"fusejournal: {lacking}", err=True)
+    if missing := missing_libraries():
+        text.echo(f"fusejournal: {missing}", err=True)
 
 
 @console.group(short_help="The people who may log in.")
@@ -113,7 +108,7 @@ def add_user(name: str, role: str, as_json: bool) -> None:
     text.echo(f"user {name}, {role}")
     text.echo(f"one-time code, for a day: {code}")
     text.echo("On the page: 'I have a one-time code'")
-    _warn_of_lacking()
+    _warn_of_missing()
 
 
 @user.command("remove")
@@ -180,7 +175,7 @@ def pair(agent: str, code: str | None, as_json: bool) -> None:
         text.echo_json({"agent": name, "node": paired.node, "fingerprint": paired.fingerprint})
         return
     text.echo(f"paired with the agent {name} at {address}: {paired.fingerprint}")
-    _warn_of_lacking()
+    _warn_of_missing()
 
 
 @console.command(short_help="The agents that are paired.")

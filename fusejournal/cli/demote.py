@@ -38,10 +38,10 @@ def demote_command(volume: str, timeout: float, force: bool, as_json: bool) -> N
       fusejournal promote srv-data                   then, on the new one
     """
     state = find_volume(volume)
-    head_seq, words = demote_in_words(
+    demoted, words = demote_in_words(
         state, force=force, drain_seconds=timeout, timeout_seconds=timeout + 600.0
     )
     if as_json:
-        text.echo_json({"volume": state.name, "role": "mirror", "head_seq": head_seq})
+        text.echo_json(demoted.to_json())
     else:
         text.echo(words)

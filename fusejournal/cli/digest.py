@@ -7,9 +7,8 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fusejournal.admin.digest import find_tree
+from fusejournal.admin.digest import DigestReport, find_tree
 from fusejournal.cli import text
-from fusejournal.history.json_values import exact
 from fusejournal.replay.digest import TreeDigest, digest_tree
 
 _REDRAW_SECONDS = 0.1
@@ -41,14 +40,12 @@ def digest(source: str, within: str, as_json: bool) -> None:
       fusejournal digest /srv/data --path home/ann/thesis.tex
       fusejournal digest /restored/data --json
     """
-    name, place, path = find_tree(source, within)
-    found = _digest(place, quiet=as_json)
+    part = find_tree(source, within)
+    found = _digest(part.place, quiet=as_json)
     if as_json:
-        counts = found._asdict()
-        del counts["digest"]
-        text.echo_json({"digest": found.digest, "of": exact(name), "path": exact(path), **counts})
+        text.echo_json(DigestReport.of_part(part, found).to_json())
     else:
-        shown = text.name(name) + (f", /{text.name(path)}" if path else "")
+        shown = text.name(part.name) + (f", /{text.name(part.path)}" if part.path else "")
         text.echo(f"{found.digest}  {shown}: {_counts(found)}")
 
 

@@ -80,10 +80,10 @@ def export(
 
 
 def _remove(state: VolumeState, as_json: bool) -> None:
-    removed, left = remove_export(state)
+    report, left = remove_export(state)
     if as_json:
-        text.echo_json({"name": state.name, "removed": removed, "left": [e.where for e in left]})
-    elif not removed:
+        text.echo_json(report.to_json())
+    elif not report.removed:
         text.echo(f"volume {state.name} was not exported", err=True)
     elif nfsd.tool("exportfs") is None:
         text.echo(f"took {own_file(state.name)} away; nothing was exported: no NFS server is here")

@@ -2,7 +2,7 @@
 
 import click
 
-from fusejournal.admin.handoff import hand_over, wait_for_primary
+from fusejournal.admin.handoff import HandedOver, hand_over, wait_for_primary
 from fusejournal.admin.promote import store_hint
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import orderly_interrupts
@@ -57,8 +57,14 @@ def handoff_command(volume: str, peer: str, timeout: float, quiet: bool, as_json
         told = hand_over(state, peer, timeout_seconds=timeout, check=check, progress=progress)
     follows = wait_for_primary(state, _FOLLOW_SECONDS)
     if as_json:
-        value = {"volume": state.name, "peer": peer, "reign": told.reign, "follows": follows}
-        text.echo_json({**value, "head_seq": told.head_seq})
+        handed = HandedOver(
+            volume=state.name,
+            peer=peer,
+            reign=told.reign,
+            follows=follows,
+            head_seq=told.head_seq,
+        )
+        text.echo_json(handed.to_json())
         return
     text.echo(f"{peer} is the primary of {state.name}, in reign {told.reign}")
     if follows is None:

@@ -12,6 +12,7 @@ import click
 
 from fusejournal.admin.mount_options import (
     MountOptions,
+    find_known,
     known_spec,
     new_spec,
     replication_options,
@@ -32,13 +33,10 @@ from fusejournal.config import parse_size
 from fusejournal.errors import (
     FusejournalError,
     PrivilegeError,
-    UntrustedStateError,
     UsageError,
-    VolumeNotFoundError,
 )
-from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import VolumeState, load_state
+from fusejournal.node.state_dir import load_state
 
 
 @click.command(short_help="Put a journaled layer over a directory.")
@@ -176,7 +174,7 @@ def mount(
         if len(places) == 2:
             spec = new_spec(*places, name, state, asked)
         elif name is None and state is None:
-            spec = known_spec(_find_known(str(places[0])), None, asked)
+            spec = known_spec(find_known(str(places[0])), None, asked)
         else:
             raise UsageError(
                 f"--name and --state need BACKING and MOUNTPOINT, not {str(places[0])!r} alone"
@@ -245,19 +243,6 @@ def _asked(
     config: Path | None, options: tuple[str, ...], replication: dict[str, Any]
 ) -> MountOptions:
     return MountOptions(config, split_words(options), replication_options(**replication))
-
-
-def _find_known(volume: str) -> VolumeState:
-    try:
-        return find_volume(volume)
-    except UntrustedStateError:
-        raise
-    except VolumeNotFoundError:
-        raise VolumeNotFoundError(
-            volume,
-            " was mounted before (see 'status'): "
-            "a new one needs BACKING and MOUNTPOINT, which may be the same directory",
-        ) from None
 
 
 def _set_up_log(spec: MountSpec) -> None:

@@ -3,7 +3,7 @@
 import click
 
 from fusejournal.admin.peers import list_peers
-from fusejournal.admin.promote import plan_promotion, promote, store_hint
+from fusejournal.admin.promote import PromotionOutcome, plan_promotion, promote, store_hint
 from fusejournal.cli import text
 from fusejournal.errors import PromotionRefusedError
 from fusejournal.node.registry import find_volume
@@ -54,13 +54,13 @@ def promote_command(volume: str, force: bool, dry_run: bool, timeout: float, as_
     refusal = plan.refusal if not force else ""
     if dry_run or refusal:
         if as_json:
-            text.echo_json({**plan.to_json(), "promoted": False})
+            text.echo_json(PromotionOutcome.of_plan(plan, promoted=False).to_json())
         if refusal:
             raise PromotionRefusedError(f"not promoted: {refusal}")
         return
     promote(state, force=force, timeout_seconds=timeout, applying=_print_applying)
     if as_json:
-        text.echo_json({**plan.to_json(), "promoted": True})
+        text.echo_json(PromotionOutcome.of_plan(plan, promoted=True).to_json())
     else:
         text.echo(f"{state.name} is the primary, in reign {plan.reign}")
         for peer in list_peers(state).peers:

@@ -165,9 +165,9 @@ def _restore_version(
 
 def _echo(done: "Restored", seq: int, as_json: bool, version: "Version | None" = None) -> None:
     if as_json:
-        of_version = {} if version is None else {"from_version": version.key}
-        found = {"target": str(done.path), "names": done.names, "as_of_seq": seq, **of_version}
-        text.echo_json(found)
+        from fusejournal.admin.restore_aside import RestoreReport
+
+        text.echo_json(RestoreReport.of_restored(done, seq, version).to_json())
         return
     of = ""
     if version is not None:

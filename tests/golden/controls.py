@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusejournal.admin.branch import BranchInfo
-from fusejournal.admin.export import ExportOption, ExportReport
+from fusejournal.admin.demote import Demoted
+from fusejournal.admin.digest import DigestReport
+from fusejournal.admin.export import ExportOption, ExportRemoved, ExportReport
+from fusejournal.admin.handoff import HandedOver
 from fusejournal.admin.mark import MarkMade
 from fusejournal.admin.pair import PairedWith, PairingCode, PairingState
 from fusejournal.admin.peers import PeerAdded, PeerChanged, PeerList, PeerRemoved
+from fusejournal.admin.promote import PromotionOutcome
 from fusejournal.admin.rejoin import Rejoined
+from fusejournal.admin.restore_aside import RestoreReport
 from fusejournal.backing.limits import BackingLimits
 from fusejournal.control.reply import Reply
 from fusejournal.node.version_record import WorkOutcome
@@ -83,6 +88,20 @@ REPLIES: tuple[Reply, ...] = (
         clients=("10.0.0.0/24",), options=(_OPTION,), line="/srv/data 10.0.0.0/24(no_wdelay)",
         file="/etc/exports.d/fusejournal.exports", written=True, nfsd_threads=8,
         mount="mount hall:/srv/data /mnt", warnings=("the disk is slow",),
+    ),
+    ExportRemoved(name="data", removed=True, left=("/etc/exports line 3",)),
+    PromotionOutcome.of_plan(_PLAN, promoted=True),
+    Demoted(volume="data", role="mirror", head_seq=4711),
+    HandedOver(
+        volume="data", peer="east", reign="3/00000000000000ab", follows="east-data", head_seq=4711,
+    ),
+    DigestReport(
+        digest="0123abcd", of="data", path="home/anna", entries=12, files=9, directories=3,
+        bytes=4096,
+    ),
+    RestoreReport(
+        target="/restore/data", names=12, as_of_seq=4711,
+        from_version="00000000-0000-0000-0000-00000000000a/0000000000004690",
     ),
 )  # fmt: skip
 """A sample of each kind of typed answer, with all of its fields."""

@@ -421,5 +421,5 @@ def test_the_export_of_a_volume_without_a_server(server: Path, tmp_path: Path) -
         f"wrote {own}; not exported: no exportfs here: apt install nfs-kernel-server exports what "
         "the files say"
     )
-    assert remove_export(state).removed
+    assert remove_export(state).report.removed
     assert not own.exists()

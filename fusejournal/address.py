@@ -1,8 +1,8 @@
 """Addresses at which a node listens or is reached, and names of peers, as people write them.
 Pure."""
 
+import os
 import re
-import socket
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ def default_node_name(hostname: str) -> str:
 
 def node_name(volume_name: str) -> str:
     """Returns the name of this node for others, of the machine and the volume."""
-    machine = socket.gethostname().partition(".")[0]
+    machine = os.uname().nodename.partition(".")[0]
     return default_node_name(f"{machine}-{volume_name}")
 
 

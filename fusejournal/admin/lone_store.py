@@ -22,7 +22,7 @@ from fusejournal.versions.manifest import (
 from fusejournal.versions.place import open_store, unsealed
 
 if TYPE_CHECKING:
-    from fusejournal.replay.restore import Restored
+    from fusejournal.replay.made_aside import Restored
     from fusejournal.versions.verify import Verified
 
 

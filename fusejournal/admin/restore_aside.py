@@ -10,7 +10,8 @@ from fusejournal.admin.source import JournalSource
 from fusejournal.control.reply import Reply
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectTraffic, StoreError
-from fusejournal.replay.restore import Restored, restore
+from fusejournal.replay.made_aside import Restored
+from fusejournal.replay.restore import restore
 from fusejournal.types import Progress, Seq
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusejournal.admin.volume_path import volume_path
 from fusejournal.config import StoreConfig, find_config
 from fusejournal.errors import (
     FusejournalError,
@@ -165,16 +166,8 @@ class JournalSource:
         return [found for found in find(self.lookup, criteria) if found.entry.seq < end][-1]
 
     def path(self, text: str) -> bytes:
-        """Parses a path in the volume as people type it: from the volume's root, or as it shows
-        where the volume is mounted. Raises UsageError."""
-        from fusejournal.history.query import parse_path
-
-        path = parse_path(text)
-        if self.state is not None and text.startswith("/"):
-            mountpoint = parse_path(str(self.state.mountpoint))
-            if path == mountpoint or path.startswith(mountpoint + b"/"):
-                path = path[len(mountpoint) + 1 :]
-        return path
+        """Returns the path in the volume that *text* means: see volume_path. Raises UsageError."""
+        return volume_path(self.state, text)
 
     def check_path(self, path: bytes) -> bytes:
         """Returns *path* if it is a pattern, or was ever there. Raises PathNotFoundError."""
@@ -326,10 +319,18 @@ def open_source(text: str, config: Path | None = None) -> JournalSource:
             raise
         state = None
     if state is not None:
-        reader = with_base(JournalReader(state.journal_dir, state.uuid), state, config)
-        source = JournalSource(state.name, reader, state)
-    else:
-        source = JournalSource(text, JournalReader(_find_segments([text])), None)
+        return source_of(state, config)
+    return _with_segments(JournalSource(text, JournalReader(_find_segments([text])), None))
+
+
+def source_of(state: VolumeState, config: Path | None = None) -> JournalSource:
+    """Opens the journal of *state*. *config* as for :func:`with_base`. Raises JournalError."""
+    reader = with_base(JournalReader(state.journal_dir, state.uuid), state, config)
+    return _with_segments(JournalSource(state.name, reader, state))
+
+
+def _with_segments(source: JournalSource) -> JournalSource:
+    """Returns *source*. Raises JournalError where there are no entries."""
     if not source.reader.segments():
         raise JournalError(f"{source.name}: there is no journal yet")
     return source

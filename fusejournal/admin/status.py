@@ -22,7 +22,6 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.version_record import load_version_status
 from fusejournal.node.volume_status import BranchesStatus, Condition, ScrubStatus, VolumeStatus
 from fusejournal.types import Seq
-from fusejournal.volume.rollback import load_intent
 
 
 def volume_status(state: VolumeState) -> VolumeStatus:
@@ -154,6 +153,9 @@ def _covered(base: JournalBase | None) -> dict[str, Any]:
 
 def _unfinished(state: VolumeState) -> list[str]:
     """Returns what was begun and is not at its end, a line each."""
+    # Only here: of a mounted volume nothing is asked of a rejoin.
+    from fusejournal.volume.rollback import load_intent
+
     begun = load_intent(state.directory)
     if begun is None:
         return []

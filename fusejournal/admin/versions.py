@@ -6,21 +6,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusejournal.address import node_name
-from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.version_store import VolumeStore
-from fusejournal.errors import UsageError
-from fusejournal.journal.base import load_base
+from fusejournal.admin.volume_path import volume_path
+from fusejournal.errors import JournalError, UsageError, VolumeNotFoundError
+from fusejournal.node.registry import find_volume
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectStore, ObjectTraffic, StoreError, probe
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.creators import reading, unregister, workers
-from fusejournal.versions.histories import History, histories, newest_usable
 from fusejournal.versions.manifest import (
     NoSuchVersionError,
     UnreadableVersion,
@@ -38,10 +38,12 @@ from fusejournal.versions.place import StorePlace
 from fusejournal.versions.verified_blocks import forget, forgetting
 
 if TYPE_CHECKING:
+    from fusejournal.admin.source import JournalSource
     from fusejournal.history.changes import Change
-    from fusejournal.replay.restore import Restored
+    from fusejournal.replay.made_aside import Restored
     from fusejournal.versions.collect import Collected
     from fusejournal.versions.create import Created
+    from fusejournal.versions.histories import History
     from fusejournal.versions.reindex import Reindexed
     from fusejournal.versions.verify import Verified
 
@@ -67,7 +69,7 @@ class ListedVersion:
 
     version: Version
     is_protected: bool
-    history: History
+    history: "History"
 
     def to_json(self) -> dict[str, Any]:
         """Returns what ``version list --json`` and ``show --json`` print."""
@@ -129,12 +131,33 @@ class VolumeVersions:
         """*waiting* is called now and then while a store that is no directory is waited for, and
         may raise. *config*: the configuration, where it is not the one that the volume has.
         Raises VolumeNotFoundError, JournalError, UsageError."""
-        self.source: JournalSource = open_source(volume, config)
-        if self.source.state is None:
-            raise UsageError(f"{volume} is a copy of a journal: versions are a volume's")
-        self.state: VolumeState = self.source.state
-        self.name = self.source.name
+        self._volume = volume
+        self._config = config
+        self.state = self._find_state()
+        self.name = self.state.name
         self.kept = VolumeStore(self.state, waiting, config)
+
+    def _find_state(self) -> VolumeState:
+        try:
+            state = find_volume(self._volume)
+        except (VolumeNotFoundError, PermissionError):
+            from fusejournal.admin.source import open_source
+
+            # It says what there is in its place.
+            open_source(self._volume)
+            raise UsageError(
+                f"{self._volume} is a copy of a journal: versions are a volume's"
+            ) from None
+        if not state.has_journal():
+            raise JournalError(f"{state.name}: there is no journal yet")
+        return state
+
+    @cached_property
+    def source(self) -> "JournalSource":
+        """The journal, opened by the first question to it. Raises JournalError."""
+        from fusejournal.admin.source import source_of
+
+        return source_of(self.state, self._config)
 
     # -- the store ---------------------------------------------------------------------------------
 
@@ -213,6 +236,8 @@ class VolumeVersions:
         store = self.store()
         protected = protected_keys(store)
         found = read_versions(store, self.state.uuid)
+        from fusejournal.versions.histories import histories
+
         stand = histories(found.versions, self.source.reader)
         listed = [
             ListedVersion(version, version.key in protected, stand[version.key])
@@ -241,7 +266,7 @@ class VolumeVersions:
         first, second = self._version(old), self._version(new)
         if first.seq > second.seq:
             raise UsageError(f"{old} is after {new}: the older one comes first")
-        below = self.source.path(path) if path else b""
+        below = self.path(path) if path else b""
         blocks = BlockReader(self.store())
         return find_version_changes(blocks, first.trees, second.trees, below, progress)
 
@@ -271,6 +296,7 @@ class VolumeVersions:
     def key_to_delete(self, wanted: str) -> tuple[str, str]:
         """Returns the key of a version, and a name for it. Raises UsageError where it is protected
         or the volume's journal begins with it; NoSuchVersionError, JournalError, StoreError."""
+        from fusejournal.journal.base import load_base
         from fusejournal.versions.bases import relied_on
 
         key, name = self._key_of(wanted)
@@ -308,6 +334,8 @@ class VolumeVersions:
     def nearest(self, seq: Seq, path: bytes) -> Version | None:
         """Returns the version from which on *path* (``b""``: the whole tree) is best restored as
         it was after entry *seq*; None where the journal alone is better. Raises StoreError."""
+        from fusejournal.versions.histories import newest_usable
+
         store = self.store()
         reader = self.source.reader
         version = newest_usable(list_versions(store, self.state.uuid), reader, seq)
@@ -353,8 +381,8 @@ class VolumeVersions:
             return restore_trees(blocks, version.uuid, trees, path, target, progress)
 
     def path(self, text: str) -> bytes:
-        """Returns the path below the root that *text* stands for: see JournalSource.path."""
-        return self.source.path(text)
+        """Returns the path below the root that *text* stands for: see volume_path."""
+        return volume_path(self.state, text)
 
     def restore(
         self, wanted: str, path: bytes, target: Path, progress: Progress

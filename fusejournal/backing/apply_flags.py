@@ -8,18 +8,11 @@ layer; an entry that another node made holds all the same.
 
 Source: ioctl_iflags(2)."""
 
-import errno
-from typing import Final
-
 from fusejournal.backing.apply_results import NOTHING_MADE, Made
+from fusejournal.backing.set_flags import set_flags, set_what_can_be
 from fusejournal.backing.tree import Tree
-from fusejournal.disk import failpoints, syscalls
-from fusejournal.file_operations import JOURNALED_FLAGS, LOCKING_FLAGS, SetFlags
-
-_NO_WAY: Final = frozenset(
-    (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF, errno.EPERM)
-)
-"""The file system has no such flag, not for this file, or no flags at all."""
+from fusejournal.disk import failpoints
+from fusejournal.file_operations import SetFlags
 
 
 class FlagsApplier:
@@ -36,35 +29,5 @@ class FlagsApplier:
         if redo:
             set_what_can_be(fd, operation.flags)
         else:
-            _set(fd, operation.flags)
+            set_flags(fd, operation.flags)
         return NOTHING_MADE
-
-
-def set_what_can_be(fd: int, flags: int) -> None:
-    """Have file *fd* have those of the journaled *flags* that its file system has. Raises
-    OSError."""
-    try:
-        _set(fd, flags)
-    except OSError as error:
-        if error.errno not in _NO_WAY:
-            raise
-    else:
-        return
-    left = JOURNALED_FLAGS & ~LOCKING_FLAGS
-    while left:
-        flag = left & -left
-        left ^= flag
-        try:
-            has = syscalls.get_file_flags(fd)
-            syscalls.set_file_flags(fd, has & ~flag | flags & flag)
-        except OSError as error:
-            if error.errno not in _NO_WAY:
-                raise
-
-
-def _set(fd: int, flags: int) -> None:
-    has = syscalls.get_file_flags(fd)
-    # Where root has locked the file in the backing, only the layer's lock counts from now on.
-    wanted = has & ~JOURNALED_FLAGS | flags & JOURNALED_FLAGS & ~LOCKING_FLAGS
-    if wanted != has:
-        syscalls.set_file_flags(fd, wanted)

@@ -13,7 +13,7 @@ from fusejournal.errors import UsageError
 from fusejournal.types import Seq, SeqOrPosition
 
 if TYPE_CHECKING:
-    from fusejournal.replay.restore import Restored
+    from fusejournal.replay.made_aside import Restored
     from fusejournal.versions.manifest import Version
 
 _ONE_OF = "give one of --to-version, --to-seq, --before-seq, --to-time and --to-mark"

@@ -8,7 +8,6 @@ Source: open(2), pwritev(2), fallocate(2), fdatasync(2), syncfs(2), statfs(2).
 
 import errno
 import fcntl
-import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,6 @@ from fusejournal.disk.failpoints import reached
 from fusejournal.native import kernel
 
 FALLOC_FL_KEEP_SIZE = 1
-
-log = logging.getLogger(__name__)
 
 _RESERVED = 8
 _reserve: list[int] = []
@@ -149,6 +146,10 @@ def overwrite_in_place(directory: str | os.PathLike[str]) -> None:
         if not flags & _FS_NOCOW_FL:
             fcntl.ioctl(fd, _FS_IOC_SETFLAGS, (flags | _FS_NOCOW_FL).to_bytes(4, "little"))
     except OSError as error:
+        # Only here: most commands have nothing to log, and should not wait for it to load.
+        import logging
+
+        log = logging.getLogger(__name__)
         log.warning("%s: not to be written in place: %s", directory, error.strerror)
     finally:
         os.close(fd)

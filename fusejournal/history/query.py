@@ -374,11 +374,3 @@ def parse_kinds(texts: Sequence[str]) -> frozenset[Kind]:
             known = ", ".join(kind.name.lower() for kind in Kind)
             raise UsageError(f"{word!r} is no operation; there are: {known}") from None
     return frozenset(found)
-
-
-def parse_path(text: str) -> bytes:
-    """Parses a path in a volume, from its root. Raises UsageError."""
-    steps = [step for step in text.encode("utf-8", "surrogateescape").split(b"/") if step]
-    if b".." in steps:
-        raise UsageError(f"{text!r}: a path from the volume's root, without '..'")
-    return b"/".join(step for step in steps if step != b".")

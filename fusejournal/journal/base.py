@@ -15,10 +15,9 @@ they are about: those of contents the fid and the offset (:func:`base_seq_of`)."
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
 
 import xxhash
@@ -28,10 +27,14 @@ from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, hash_of_hex, read_object
 from fusejournal.errors import JournalError
-from fusejournal.journal.format import Entry
-from fusejournal.journal.index import Posting
-from fusejournal.operations import Import
 from fusejournal.types import Epoch, Fid, Position, Seq
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from fusejournal.journal.format import Entry
+    from fusejournal.journal.index import Posting
+    from fusejournal.operations import Import
 
 _FORMAT = 1
 _FILE = "base.json"
@@ -188,7 +191,7 @@ class BaseNode(NamedTuple):
 class BaseFile(NamedTuple):
     """Everything of a file or directory at the base, but for its content."""
 
-    making: Import
+    making: "Import"
     """The operation that makes it under the oldest of its names."""
     node: BaseNode
 
@@ -249,7 +252,7 @@ class BaseTree(Protocol):
         ...
 
     def contents(
-        self, is_wanted: Callable[[BaseFile], bool], pool: Executor
+        self, is_wanted: Callable[[BaseFile], bool], pool: "Executor"
     ) -> Iterator[BasePiece]:
         """Yields the contents of files, which *pool* reads ahead: those of a file, at least one
         piece, together, and the files by fid. *is_wanted* is called with each file but the root, by
@@ -264,15 +267,15 @@ class BaseTree(Protocol):
     def entries(
         self,
         fids: Collection[Fid],
-        wanted: Callable[[Posting], bool],
+        wanted: "Callable[[Posting], bool]",
         is_read: IsRead = all_read,
-    ) -> Iterator[Entry]:
+    ) -> "Iterator[Entry]":
         """Yields those entries for *fids* for which *wanted* holds, a fid's together: of a
         directory, also one for each name in it. Contents for which *is_read* does not hold have as
         many zeros for data."""
         ...
 
-    def data(self, seq: Seq) -> Entry:
+    def data(self, seq: Seq) -> "Entry":
         """Returns the entry with a content that has this seq."""
         ...
 

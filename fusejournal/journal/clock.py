@@ -17,12 +17,9 @@ while, and is gone when the clock has caught up.
 Used by the journal's owner alone. Source: clock_gettime(2), utimensat(2);
 Documentation/core-api/timekeeping.rst of Linux."""
 
-import logging
 import time
 from datetime import UTC, datetime
 from typing import Final
-
-log = logging.getLogger(__name__)
 
 _COARSE: Final = 5
 """CLOCK_REALTIME_COARSE, which Python's time module does not name."""
@@ -134,6 +131,10 @@ class EntryClock:
             leapt = (now - self._seen_ns) - (boot - self._seen_boot_ns)
             if leapt > _LEAP_NS:
                 self._leapt_ns, self._leapt_boot_ns = leapt, boot
+                # Only here: who only reads a journal should not wait for it to load.
+                import logging
+
+                log = logging.getLogger(__name__)
                 log.warning("the clock leapt ahead by %d s", leapt // 10**9)
         self._seen_ns, self._seen_boot_ns = now, boot
 

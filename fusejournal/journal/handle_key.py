@@ -12,7 +12,7 @@ The kernel compares generations by itself, in 32 bits, and takes the root's for 
 Source: fs/fuse/inode.c, fuse_get_dentry and fuse_iget; fs/fuse/dir.c, fuse_lookup_name; RFC 7693
 (keyed BLAKE2)."""
 
-import secrets
+import os
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
@@ -32,7 +32,7 @@ class HandleKey(bytes):
     @classmethod
     def random(cls) -> "HandleKey":
         """A key for a new volume."""
-        return cls(secrets.token_bytes(HANDLE_KEY_BYTES))
+        return cls(os.urandom(HANDLE_KEY_BYTES))
 
     def generation(self, fid: Fid) -> int:
         """The generation of *fid*: 1 to 2^32 - 1; 0 for the root and where there is no key."""

@@ -8,7 +8,6 @@ segment to the next. It changes nothing and holds no file open between calls.
 The end: in the newest segment a frame that is not whole is the end of the journal (an append under
 way, or a torn tail). Anything else that is wrong is JournalDamagedError."""
 
-import random
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -357,6 +356,9 @@ class JournalReader:
             others = [one for one in self._indexes if one not in (path, self._growing)]
             if not others:
                 return
+            # Only here: it takes its time to load.
+            import random
+
             self._index_bytes -= len(self._indexes.pop(random.choice(others)).content)
 
     def pick(self, path: Path, numbers: Iterable[int]) -> Iterator[tuple[Entry, Outcome]]:

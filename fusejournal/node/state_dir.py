@@ -76,7 +76,6 @@ from fusejournal.errors import (
     UsageError,
     VolumeNotFoundError,
 )
-from fusejournal.journal.base import base_path
 from fusejournal.node.lock import holder_of
 from fusejournal.roles.role import NEW, Event, Role
 from fusejournal.types import NOWHERE, Reign, reign_of_text
@@ -126,7 +125,7 @@ class VolumeState:
     @property
     def format(self) -> int:
         """The format that it is written in."""
-        if base_path(self.directory).exists():
+        if _base_path(self.directory).exists():
             return _FORMAT_WITH_BASE
         is_old = self.reign is None and self.offered is None
         return _FORMAT if is_old else _FORMAT_WITH_REIGN
@@ -213,6 +212,13 @@ class VolumeState:
     def holder(self) -> dict[str, Any] | None:
         """Returns the holder of the volume: pid, name, mountpoint; None when there is none."""
         return holder_of(self.directory)
+
+
+def _base_path(directory: Path) -> Path:
+    # Only here: who asks what a volume is should not wait for a journal's libraries.
+    from fusejournal.journal.base import base_path
+
+    return base_path(directory)
 
 
 def load_state(directory: Path) -> VolumeState:
@@ -371,7 +377,7 @@ def bring_up_to_date(state: VolumeState, known: VolumeState) -> None:
         )
     if _format_of(directory) == _FORMAT_WITH_BASE != state.format:
         raise JournalError(
-            f"{base_path(directory)}: is missing, and nothing else tells the tree before the "
+            f"{_base_path(directory)}: is missing, and nothing else tells the tree before the "
             "journal's first entry: restore it"
         )
     with _explain_full(state, known):

@@ -12,6 +12,7 @@ from uuid import UUID
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import CatalogNode
 from fusejournal.backing.fid_tag import FoundEntry
+from fusejournal.backing.set_flags import set_locks
 from fusejournal.backing.tree import Tree
 from fusejournal.disk import syscalls
 from fusejournal.file_operations import LOCKING_FLAGS
@@ -109,13 +110,6 @@ class PlacedTree(Tree):
             if node is not None and node.ino == stat.st_ino:
                 return FoundEntry(stat, b"", fid, None)
         return FoundEntry(stat, b"", None, None)
-
-
-def set_locks(fd: int, flags: int) -> None:
-    """Makes the file or directory that *fd* is open on immutable or append-only, as *flags* say, or
-    neither. Raises OSError."""
-    left = syscalls.get_file_flags(fd) & ~LOCKING_FLAGS
-    syscalls.set_file_flags(fd, left | flags & LOCKING_FLAGS)
 
 
 def _open_name(node: CatalogNode, name: bytes, directory: int) -> int:

@@ -134,7 +134,7 @@ class Replay:
         Raises JournalDamagedError, ConflictError, TargetError and what Target.apply raises; the
         target then keeps what is done, to go on from there."""
         if self._criteria.from_seq == 1 and not target.done_seq:
-            target.clear_acls()
+            target.stage.clear_acls()
         self._prepare(target, progress)
         for result in self._results(target, progress):
             if result is None:

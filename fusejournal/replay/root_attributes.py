@@ -6,14 +6,11 @@ from stat import S_IMODE
 from typing import Any, NamedTuple
 
 from fusejournal.disk import syscalls
-from fusejournal.disk.acls import ACCESS_ACL_XATTR, mode_of
-from fusejournal.operations import Removexattr, Setattr, Setxattr
+from fusejournal.disk.acls import ACCESS_ACL_XATTR
 
 
 class RootAttributes(NamedTuple):
-    """The attributes that the target's root directory is to have at the end. Changes as the
-    kernel's own do: an ACL brings the permission bits, which are its owner's, its mask's and
-    others'."""
+    """The attributes that the target's root directory is to have at the end."""
 
     mode: int
     uid: int
@@ -42,21 +39,6 @@ class RootAttributes(NamedTuple):
         acl = kept["acl"]
         acl = None if acl is None else bytes.fromhex(acl)
         return cls(kept["mode"], kept["uid"], kept["gid"], acl)
-
-    def after(self, operation: Setattr | Setxattr | Removexattr) -> "RootAttributes":
-        """Returns those it is to have after *operation*, too."""
-        if isinstance(operation, Setattr):
-            return RootAttributes(
-                self.mode if operation.mode is None else operation.mode,
-                self.uid if operation.uid is None else operation.uid,
-                self.gid if operation.gid is None else operation.gid,
-                self.acl,
-            )
-        if isinstance(operation, Removexattr):
-            return self._replace(acl=None)
-        return self._replace(
-            acl=operation.value, mode=self.mode & 0o7000 | mode_of(operation.value)
-        )
 
     def set(self, fd: int) -> None:
         """Give them to the directory that *fd* is open on. Raises OSError."""

@@ -22,9 +22,7 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +31,6 @@ import xxhash
 
 from fusejournal.disk import syscalls
 from fusejournal.disk.files import NEW_SUFFIX, UNREADABLE_JSON, Outlives, write_atomically
-from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import TargetError
 
 TREE = "tree"
@@ -290,7 +287,12 @@ class Scratch:
         for name in map(os.fsdecode, syscalls.list_directory(self.fd)):
             if name in (but, _LOCK):
                 continue
+            # What removes these is loaded here only: mostly there is neither.
             if name == TREE:
+                import subprocess
+
+                from fusejournal.disk.process import WORKING_DIRECTORY
+
                 # Not by Python: trees can be deeper than it recurses.
                 path = f"/proc/self/fd/{self.fd}/{name}"
                 subprocess.run(
@@ -298,6 +300,8 @@ class Scratch:
                     check=True, pass_fds=[self.fd], cwd=WORKING_DIRECTORY,
                 )  # fmt: skip
             elif name == _CATALOG:
+                import shutil
+
                 shutil.rmtree(name, dir_fd=self.fd)
             else:
                 os.unlink(name, dir_fd=self.fd)

@@ -4,9 +4,7 @@ Files are found by their names (placed_tree.py), so any file system that takes t
 do, and nothing is left with the files. Which fid has which names is in a catalog in a scratch
 directory beside the target.
 
-While it is worked on, the target belongs to root and only root can enter it, because what it holds
-on its way through history is not for users to see or to touch: what the journal says of the root
-directory's own mode, owner and ACL is kept in the scratch directory, and set at the end.
+While it is worked on, the target belongs to root and only root can enter it (staged_tree.py).
 
 A target can be left half-way and gone on with: the scratch directory keeps the catalog, what is
 being done, and the last seq that was carried out (progress_page.py). The one entry that was in
@@ -23,11 +21,9 @@ from fusejournal.backing.apply import Applier
 from fusejournal.backing.apply_results import Made
 from fusejournal.backing.catalog import Catalog
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError
-from fusejournal.disk import calls, syscalls
-from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
-from fusejournal.disk.boot import boot_id
+from fusejournal.disk import syscalls
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, mode_of
 from fusejournal.disk.errnos import NO_SPACE
-from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.errors import (
     ApplyBrokenError,
     ConflictError,
@@ -53,43 +49,40 @@ from fusejournal.operations import (
     Setxattr,
     TreeOperation,
 )
-from fusejournal.replay.placed_tree import PlacedTree, set_locks
+from fusejournal.replay.placed_tree import PlacedTree
 from fusejournal.replay.progress_page import ProgressPage
 from fusejournal.replay.root_attributes import RootAttributes
-from fusejournal.replay.scratch import MARKS, REPLAY, TREE, Scratch, Spot, find_spot
+from fusejournal.replay.scratch import REPLAY, Scratch, Spot, find_spot
+from fusejournal.replay.staged_tree import StagedTree, check_root
 from fusejournal.replay.target_root import is_empty, not_empty, open_root
 from fusejournal.types import ROOT_FID, Fid, Seq, clamp_time
 
 _DESCRIPTORS_MAX = 512
 _PROGRESS_FILE = "progress"
-_ROOT_FILE = "root.json"
 _MTIME_KEPT = Import | ImportLink
 _NOTED = MOVES | REMOVALS | {Kind.IMPORT, Kind.IMPORT_LINK, Kind.LINK}
 """Operations of which only a look at inode numbers or times tells whether they were done."""
 _REFUSED = frozenset({errno.EPERM, errno.EACCES})
-_FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def can_go_on(scratch: Scratch, purpose: dict[str, Any]) -> bool:
-    """Returns whether the tree in *scratch* was begun for *purpose*, and can be gone on with."""
-    try:
-        fd = os.open(TREE, _FLAGS_DIRECTORY, dir_fd=scratch.fd)
-    except OSError:
-        return False
-    try:
-        return scratch.purpose == _full_purpose(fd, purpose)
-    finally:
-        os.close(fd)
+def _put_page(scratch: Scratch) -> None:
+    """Puts the page of a target that is begun into its scratch directory. Raises OSError."""
+    fd = scratch.open(_PROGRESS_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    with open(fd, "wb") as file:
+        file.write(ProgressPage.EMPTY)
 
 
-def _full_purpose(root_fd: int, purpose: dict[str, Any]) -> dict[str, Any]:
-    """*purpose*, and what must be as it was for it to be gone on with."""
-    found = os.fstat(root_fd)
-    root = f"{found.st_dev} {found.st_ino}"
-    with suppress(OSError):
-        # An inode number is given again; a handle has a generation, too.
-        root += " " + syscalls.handle_of(root_fd).hex()
-    return {**purpose, "boot": boot_id(), "root": root}
+def _stage_at(spot: Spot, purpose: dict[str, Any], from_seq: int | None) -> StagedTree:
+    """The directory at *spot*, which may be made: see Target. Raises TargetError."""
+    with ExitStack() as unused:
+        scratch = Scratch.find(spot, REPLAY)
+        if scratch is not None:
+            unused.callback(scratch.close)
+        root_fd = open_root(spot, from_seq, scratch)
+        unused.callback(os.close, root_fd)
+        scratch = scratch or Scratch.make(spot, REPLAY)
+        unused.pop_all()
+    return StagedTree(spot.path, root_fd, scratch, purpose, _put_page)
 
 
 class Target:
@@ -108,27 +101,18 @@ class Target:
         where a replay begins, a target for seq 1 is made if it is not there, or must be empty. With
         *scratch*, which goes over to this object, the target is the tree in that. Raises
         TargetError, PrivilegeError."""
-        if os.geteuid() != 0:
-            raise PrivilegeError("restoring owners and devices needs root: try sudo")
+        check_root()
+        self._is_finished = False
         with ExitStack() as stack:
             if scratch is None:
                 self._spot: Spot | None = stack.enter_context(find_spot(path))
-                self.path = self._spot.path
-                found = Scratch.find(self._spot, REPLAY)
-                if found is not None:
-                    stack.callback(found.close)
-                self._root_fd = open_root(self._spot, from_seq, found)
-                stack.callback(os.close, self._root_fd)
-                self._scratch = found or Scratch.make(self._spot, REPLAY)
-                if found is None:
-                    stack.callback(self._scratch.close)
+                self.stage = _stage_at(self._spot, purpose, from_seq)
             else:
-                stack.callback(scratch.close)
-                self._spot, self._scratch = None, scratch
-                self.path = scratch.path / TREE
-                self._root_fd = os.open(TREE, _FLAGS_DIRECTORY, dir_fd=scratch.fd)
-                stack.callback(os.close, self._root_fd)
-            self.resumed = self._claim(purpose)
+                self._spot = None
+                self.stage = StagedTree.within(scratch, purpose, _put_page)
+            stack.callback(self.stage.close)
+            self.path = self.stage.path
+            self.resumed = self.stage.resumed
             self._page = self._open_page()
             stack.callback(self._page.close)
             self.done_seq, self._begun_seq = self._page.read()
@@ -136,7 +120,7 @@ class Target:
                 self._check_still_empty()
             self._open_catalog(stack)
             self._open = stack.pop_all()
-        self.tree = PlacedTree(os.dup(self._root_fd), self.catalog, _DESCRIPTORS_MAX)
+        self.tree = PlacedTree(os.dup(self.stage.root_fd), self.catalog, _DESCRIPTORS_MAX)
         self._open.callback(self.tree.close)
         self._applier = Applier(self.tree)
         self._has_unbound = self.resumed
@@ -162,28 +146,15 @@ class Target:
         where the rest *is_flushed*) and delete the scratch directory, if it is the target's own:
         else :meth:`lock` is to follow, when the tree has its place. Raises OSError, TargetError."""
         try:
-            self._root.set(self._root_fd)
+            self.stage.open_root()
             if self._spot is not None:
                 self.lock()
         except OSError as error:
             raise TargetError(self.path, error.strerror or "cannot be changed") from None
-        if is_flushed:
-            calls.fsync("target.sync", self._root_fd)
-        else:
-            calls.syncfs("target.syncfs", self._root_fd)
+        self.stage.flush(is_flushed=is_flushed)
         self._is_finished = True
         if self._spot is not None:
-            self._scratch.remove(self._spot)
-
-    @property
-    def root_fd(self) -> int:
-        """The descriptor of the directory, good until :meth:`close`."""
-        return self._root_fd
-
-    def open_marks(self) -> int:
-        """Returns a descriptor of the file in the scratch directory in which the caller notes what
-        is done, where that is no seq. Raises OSError."""
-        return self._scratch.open(MARKS, os.O_RDWR | os.O_CREAT)
+            self.stage.discard(self._spot)
 
     def lock(self) -> None:
         """Make files immutable and append-only that are to be, as far as the file system has that.
@@ -195,116 +166,44 @@ class Target:
     def discard(self, spot: Spot) -> None:
         """Delete the scratch directory beside *spot*, with a tree that is in it. Raises OSError."""
         self._is_finished = True
-        self._scratch.remove(spot)
-
-    def _claim(self, purpose: dict[str, Any]) -> bool:
-        """Returns whether this goes on with what was begun earlier."""
-        scratch = self._scratch
-        wanted = _full_purpose(self._root_fd, purpose)
-        self._is_finished = False
-        try:
-            begun = scratch.purpose
-            if begun is not None:
-                self._check_purpose(wanted, begun)
-            else:
-                scratch.empty(but=TREE)
-                progress = scratch.open(_PROGRESS_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-                with open(progress, "wb") as file:
-                    file.write(ProgressPage.EMPTY)
-                scratch.write(_ROOT_FILE, RootAttributes.of(self._root_fd).to_json())
-                scratch.note_purpose(wanted)
-            self._root: RootAttributes = self._kept_root()
-            self._shut_root()
-        except OSError as error:
-            raise TargetError(
-                self.path, f"{scratch.path} cannot be made: {error.strerror}"
-            ) from None
-        return begun is not None
+        self.stage.discard(spot)
 
     def _open_page(self) -> ProgressPage:
         try:
-            return ProgressPage(self._scratch.open(_PROGRESS_FILE, os.O_RDWR))
+            return ProgressPage(self.stage.scratch.open(_PROGRESS_FILE, os.O_RDWR))
         except (OSError, ValueError):
             raise self._spoilt_error() from None
 
     def _spoilt_error(self) -> TargetError:
         return TargetError(
-            self.path, f"cannot be gone on with: {self._scratch.path} is spoilt; delete both"
+            self.path, f"cannot be gone on with: {self.stage.scratch.path} is spoilt; delete both"
         )
 
     def _open_catalog(self, stack: ExitStack) -> None:
         try:
-            self.catalog = Catalog(self._scratch.catalog)
+            self.catalog = Catalog(self.stage.scratch.catalog)
             stack.callback(self.catalog.close)
             if self.catalog.node(ROOT_FID) is None:
-                self.catalog.add_root(b"", os.fstat(self._root_fd).st_ino)
+                self.catalog.add_root(b"", os.fstat(self.stage.root_fd).st_ino)
         except OSError as error:
             raise self._scratch_error(error) from None
         except CatalogSpoiltError:
             raise self._spoilt_error() from None
-
-    def _check_purpose(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-        if found.get("boot") != wanted["boot"]:
-            raise TargetError(
-                self.path,
-                "was begun before the machine was restarted, and may lack what was written then: "
-                f"delete it and {self._scratch.path}, and begin again",
-            )
-        if found.get("root") != wanted["root"]:
-            raise TargetError(
-                self.path,
-                f"is not the directory that was begun in: to begin again, delete "
-                f"{self._scratch.path}",
-            )
-        if found != wanted:
-            different = sorted(
-                key for key in {*wanted, *found} if found.get(key) != wanted.get(key)
-            )
-            raise TargetError(
-                self.path,
-                f"is half done with other options ({', '.join(different)}): finish that, or delete "
-                f"it and {self._scratch.path}",
-            )
 
     # -- the root directory ------------------------------------------------------------------------
 
     def _check_still_empty(self) -> None:
         """Raises TargetError, with all as it was before, if its owner has made a name in it between
         the first look and when it was closed to him."""
-        if is_empty(self._root_fd):
+        if is_empty(self.stage.root_fd):
             return
         assert self._spot is not None
         try:
-            self._root.set(self._root_fd)
-            self._scratch.remove(self._spot)
+            self.stage.open_root()
+            self.stage.discard(self._spot)
         except OSError as error:
             raise TargetError(self.path, error.strerror or "cannot be changed") from None
         raise not_empty(self.path)
-
-    def _shut_root(self) -> None:
-        """Let root alone enter. Raises OSError."""
-        if syscalls.is_locked(self._root_fd):  # by an earlier replay: see lock
-            set_locks(self._root_fd, 0)
-        os.fchmod(self._root_fd, 0o700)
-        os.fchown(self._root_fd, 0, 0)
-        try:
-            os.removexattr(self._root_fd, ACCESS_ACL_XATTR)
-        except OSError as error:
-            if not syscalls.missing(error):
-                raise
-
-    def _keep_root(self, root: RootAttributes) -> None:
-        """Write down what the root is to have at the end. Raises OSError."""
-        self._scratch.write(_ROOT_FILE, root.to_json())
-        self._root = root
-
-    def _kept_root(self) -> RootAttributes:
-        try:
-            return RootAttributes.from_json(self._scratch.read(_ROOT_FILE) or {})
-        except UNREADABLE_JSON:
-            raise TargetError(
-                self.path, f"was begun by another version: delete it and {self._scratch.path}"
-            ) from None
 
     def _postpone(self, operation: TreeOperation) -> TreeOperation | None:
         """Keep what *operation* does to the root's mode, owner and ACL for the end; what is left of
@@ -312,25 +211,15 @@ class Target:
         match operation:
             case Setattr(fid, mode, uid, gid, atime_ns, mtime_ns) if fid == ROOT_FID:
                 if mode is not None or uid is not None or gid is not None:
-                    self._keep_root(self._root.after(operation))
+                    self.stage.keep_root(_after(self.stage.root, operation))
                 if atime_ns is None and mtime_ns is None:
                     return None
                 return Setattr(fid, None, None, None, atime_ns, mtime_ns)
             case Setxattr() | Removexattr() if operation.fid == ROOT_FID:
                 if operation.name == ACCESS_ACL_XATTR:
-                    self._keep_root(self._root.after(operation))
+                    self.stage.keep_root(_after(self.stage.root, operation))
                     return None
         return operation
-
-    def clear_acls(self) -> None:
-        """Take away what a new target inherited from the directory that it is in: only what the
-        journal tells belongs to it. Raises TargetError."""
-        try:
-            self._keep_root(self._root._replace(acl=None))
-            os.removexattr(self._root_fd, DEFAULT_ACL_XATTR)
-        except OSError as error:
-            if not syscalls.missing(error):
-                raise TargetError(self.path, error.strerror or "cannot be changed") from None
 
     # -- operations --------------------------------------------------------------------------------
 
@@ -408,7 +297,7 @@ class Target:
     def _scratch_error(self, error: OSError) -> TargetError:
         if error.errno in NO_SPACE:
             return TargetFullError(self.path, "no space left beside it; run the same again")
-        return TargetError(self._scratch.path, error.strerror or "cannot be written")
+        return TargetError(self.stage.scratch.path, error.strerror or "cannot be written")
 
     def _note(self, operation: TreeOperation) -> None:
         """Keep what it takes to tell, after a kill, whether the operation was done: the inode
@@ -491,6 +380,21 @@ class Target:
             directory = self.catalog.path(operation.parent)
             path = None if directory is None else os.path.join(directory, operation.name)
         return os.fsdecode(os.path.join(os.fsencode(self.path), path or b"?"))
+
+
+def _after(root: RootAttributes, operation: Setattr | Setxattr | Removexattr) -> RootAttributes:
+    """Returns what the root is to have after *operation*, too. It changes as the kernel's own do:
+    an ACL brings the permission bits, which are its owner's, its mask's and others'."""
+    if isinstance(operation, Setattr):
+        return RootAttributes(
+            root.mode if operation.mode is None else operation.mode,
+            root.uid if operation.uid is None else operation.uid,
+            root.gid if operation.gid is None else operation.gid,
+            root.acl,
+        )
+    if isinstance(operation, Removexattr):
+        return root._replace(acl=None)
+    return root._replace(acl=operation.value, mode=root.mode & 0o7000 | mode_of(operation.value))
 
 
 def _moved_by(operation: TreeOperation) -> tuple[Fid, ...]:

@@ -11,7 +11,6 @@ Changes are made in memory at once; :meth:`PeerBook.save` writes the whole file,
 durably. A peer is a value that is replaced and never changed, so a thread may save while the event
 loop goes on. Only the process that holds the volume may change the book."""
 
-import difflib
 import json
 import threading
 from collections.abc import Mapping
@@ -126,7 +125,10 @@ class PeerBook:
         """The peer *name*. Raises UnknownPeerError, with a hint at the nearest name."""
         peer = self._peers.get(name)
         if peer is None:
-            near = difflib.get_close_matches(name, list(self._peers), 1)
+            # Only here: it takes its time to load.
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, list(self._peers), 1)
             known = ", ".join(sorted(self._peers)) or "none"
             hint = f"; did you mean {near[0]!r}?" if near else f": there is {known}"
             raise UnknownPeerError(name, hint)

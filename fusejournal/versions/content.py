@@ -6,9 +6,8 @@ changed is cut anew (chunker.py): the bytes come from the chunks before and from
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from fusejournal.replay.extents import Extent
 from fusejournal.types import Seq
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.chunk_list import (
@@ -21,6 +20,9 @@ from fusejournal.versions.chunk_list import (
     splice_list,
 )
 from fusejournal.versions.chunker import BEFORE_BYTES, PAGE_BYTES, Cutter
+
+if TYPE_CHECKING:
+    from fusejournal.replay.extents import Extent
 
 _INLINE_BYTES_MAX = 128
 _INLINE_ITEMS_MAX = 8
@@ -85,7 +87,7 @@ class Overlay:
         nodes: ChunkNodes,
         before: Content,
         kept: int,
-        extents: Sequence[Extent],
+        extents: "Sequence[Extent]",
         data: Mapping[Seq, tuple[int, bytes | None]],
         size: int,
     ) -> None:
@@ -114,7 +116,7 @@ class Overlay:
                 found[first - start : last - start] = part
         return found
 
-    def _data_of(self, extent: Extent) -> tuple[int, bytes | None]:
+    def _data_of(self, extent: "Extent") -> tuple[int, bytes | None]:
         assert extent.seq is not None
         return self._data[extent.seq]
 

@@ -12,7 +12,6 @@ person has to say so. No clock is trusted for it.
 How these keep a collection from taking what a creator relies on: see collect.py."""
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,8 +32,6 @@ from fusejournal.objects.store import (
     put_same,
 )
 from fusejournal.versions.packs import ID_BYTES, StoreDamagedError, block_id
-
-log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _DONE = "-done"
@@ -139,7 +136,10 @@ def reading(store: ObjectStore, node: str) -> Iterator[None]:
     try:
         me = register(store, "reader", node)
     except StoreError as error:
-        log.info("read without word of it: %s", error)
+        # Only here: most commands have nothing to log, and should not wait for it to load.
+        import logging
+
+        logging.getLogger(__name__).info("read without word of it: %s", error)
     try:
         yield
     finally:

@@ -10,23 +10,23 @@ Source: open(2), mknod(2), chown(2), xattr(7), acl(5), utimensat(2)."""
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from contextlib import suppress
 from stat import S_IFDIR, S_IFLNK, S_IFREG, S_IMODE
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from fusejournal.backing.apply_flags import set_what_can_be
+from fusejournal.backing.set_flags import set_locks, set_what_can_be
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.disk.acls import XFS_OWN_XATTRS
 from fusejournal.errors import TargetError
 from fusejournal.file_operations import LOCKING_FLAGS
-from fusejournal.history.name_changes import Dentry
-from fusejournal.replay.placed_tree import set_locks
 from fusejournal.types import Fid
-from fusejournal.versions.read_ahead import pieces_of, read_ahead
+from fusejournal.versions.read_ahead import ReadingThreads, pieces_of, read_ahead
 from fusejournal.versions.records import InodeRecord
 from fusejournal.versions.selection import Selection
 from fusejournal.versions.version_tree import VersionTree
+
+if TYPE_CHECKING:
+    from fusejournal.history.name_changes import Dentry
 
 _FLAGS_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -68,7 +68,7 @@ class FileMaker:
     def make(
         self,
         records: Iterator[InodeRecord],
-        pool: Executor,
+        pool: ReadingThreads,
         *,
         is_done: bool = False,
         again: bool = False,
@@ -118,7 +118,7 @@ class FileMaker:
             else:
                 yield record
 
-    def _names(self, record: InodeRecord) -> list[Dentry]:
+    def _names(self, record: InodeRecord) -> "list[Dentry]":
         if len(record.links) == 1:
             return list(record.links)
         return [link for link in record.links if self._selection.is_within(link[0])]

@@ -7,7 +7,6 @@ names are there, directories get what they are to have, and are looked over."""
 
 import os
 from array import array
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from fusejournal.disk import calls
 from fusejournal.types import Fid, Progress
 from fusejournal.versions.by_processes import by_processes
 from fusejournal.versions.make_files import FileMaker, MadeFiles
+from fusejournal.versions.read_ahead import ReadingThreads
 from fusejournal.versions.selection import Selection
 from fusejournal.versions.version_tree import VersionTree
 
@@ -126,7 +126,7 @@ class _Work:
         """Makes the files of a unit."""
         is_done = self._marks.is_done(unit)
         threads = max(_THREADS, self._tree.blocks.store.uploads)
-        with closing(self._maker()) as maker, ThreadPoolExecutor(threads) as pool:
+        with closing(self._maker()) as maker, ReadingThreads(threads) as pool:
             made = maker.make(
                 self._selection.records(unit),
                 pool,

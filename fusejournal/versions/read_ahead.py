@@ -2,14 +2,16 @@
 while the caller is at work on those before."""
 
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.content import items_of
 from fusejournal.versions.records import InodeRecord
 from fusejournal.versions.version_tree import VersionTree
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 _AHEAD_BYTES = 8 << 20
 _FAR_AHEAD_BYTES = 32 << 20
@@ -37,6 +39,30 @@ class PlannedPiece(NamedTuple):
     length: int
 
 
+class ReadingThreads:
+    """Threads that read, begun by the first who needs them: one small file needs none. Use as a
+    context manager."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool: Executor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def submit(self, read: Callable[[bytes], bytes], id_: bytes) -> "Future[bytes]":
+        """Has a thread read block *id_*."""
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(self._count)
+        return self._pool.submit(read, id_)
+
+
 def pieces_of(tree: VersionTree, record: InodeRecord) -> Iterator[PlannedPiece]:
     """Yields the pieces of a file's content, but for holes; one without data where there are none.
     Raises StoreDamagedError, StoreError."""
@@ -59,7 +85,7 @@ def pieces_of(tree: VersionTree, record: InodeRecord) -> Iterator[PlannedPiece]:
 
 
 def read_ahead(
-    blocks: BlockReader, pieces: Iterator[PlannedPiece], pool: Executor
+    blocks: BlockReader, pieces: Iterator[PlannedPiece], pool: "Executor | ReadingThreads"
 ) -> Iterator[Piece]:
     """Yields *pieces* with their data, which *pool* reads ahead: some MiB, of a far store more.
     Raises what reading does."""

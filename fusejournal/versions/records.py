@@ -24,16 +24,18 @@ index field     what
 
 import struct
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
-from fusejournal.operations import Import
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkItem, is_chunk_item
 from fusejournal.versions.content import Content
 from fusejournal.versions.packs import ID_BYTES, StoreDamagedError
+
+if TYPE_CHECKING:
+    from fusejournal.operations import Import
 
 _FID = struct.Struct(">Q")
 _NAME = struct.Struct(">QQ")
@@ -68,8 +70,11 @@ class InodeRecord(NamedTuple):
         """The type bits of its mode."""
         return S_IFDIR if self.mode is None else S_IFMT(self.mode)
 
-    def as_import(self, parent: Fid, name: bytes, *, complete: bool) -> Import:
+    def as_import(self, parent: Fid, name: bytes, *, complete: bool) -> "Import":
         """Returns the operation that makes it under this name; *complete*: no content follows."""
+        # Only here: a restore needs no operations.
+        from fusejournal.operations import Import
+
         assert self.mode is not None
         return Import(
             self.fid,

@@ -2,19 +2,22 @@
 alone. A restore that was stopped goes on where it was, as every one does (replay/restore.py)."""
 
 import errno
-from collections.abc import Iterator
-from contextlib import closing
+import os
+from contextlib import closing, suppress
 from pathlib import Path
 from stat import S_IFDIR, S_IMODE
 from uuid import UUID
 
+from fusejournal.backing.set_flags import set_locks, set_what_can_be
+from fusejournal.disk import syscalls
+from fusejournal.disk.acls import ACCESS_ACL_XATTR, XFS_OWN_XATTRS
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import PrivilegeError, TargetError, TargetFullError
-from fusejournal.file_operations import SetFlags
-from fusejournal.operations import Setattr, Setxattr
-from fusejournal.replay.fold import Step, carry_out
-from fusejournal.replay.restore import Filled, Restored, restore_into
-from fusejournal.replay.target import Target
+from fusejournal.file_operations import LOCKING_FLAGS
+from fusejournal.replay.made_aside import Filled, Restored, make_aside
+from fusejournal.replay.root_attributes import RootAttributes
+from fusejournal.replay.scratch import Scratch, Spot
+from fusejournal.replay.staged_tree import StagedTree
 from fusejournal.types import ROOT_FID, Progress
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.chunker import RULE
@@ -55,18 +58,21 @@ def restore_trees(
         target: the directory.
         progress: gets the files done.
 
-    Raises PathNotFoundError, StoreDamagedError, StoreError, and what restore_into raises; *target*
+    Raises PathNotFoundError, StoreDamagedError, StoreError, and what make_aside raises; *target*
     is not there then."""
     tree = VersionTree(blocks.by_windows(), trees)
     record = tree.find(path)
-    purpose: dict[str, object] = {
+    purpose = {
         "restore": path.decode("utf-8", "surrogateescape"),
         "volume": str(uuid),
         "version": root_hash(uuid, RULE, trees),
         "units": UNITS_FORMAT,
     }
 
-    def fill(stage: Target) -> Filled:
+    def open_stage(_: Spot, scratch: Scratch) -> StagedTree:
+        return StagedTree.within(scratch, purpose)
+
+    def fill(stage: StagedTree) -> Filled:
         stage.clear_acls()
         name = b""
         selection: Selection
@@ -82,23 +88,25 @@ def restore_trees(
         try:
             with closing(Marks(stage.open_marks(), selection.units)) as marks:
                 made = make_tree(tree, selection, stage.root_fd, marks, progress, flush=is_one)
+            if not is_one:
+                _set_root(stage, record)
         except OSError as error:
             raise _error(stage, error) from None
-        if not is_one:
-            carry_out(stage, _root_steps(record), progress)
 
         def lock() -> None:
-            stage.lock()
+            if not is_one and record.file_flags & LOCKING_FLAGS:
+                with suppress(OSError):  # as far as the file system has that
+                    set_locks(stage.root_fd, record.file_flags)
             with closing(FileMaker(tree, selection, stage.root_fd)) as maker:
                 for locked in made.locked:
                     maker.lock(locked)
 
         return Filled(name.decode("utf-8", "surrogateescape"), made.names, lock, is_flushed=is_one)
 
-    return restore_into(target, purpose, fill)
+    return make_aside(target, purpose, open_stage, fill)
 
 
-def _error(stage: Target, error: OSError) -> Exception:
+def _error(stage: StagedTree, error: OSError) -> Exception:
     """Returns the error that a failed call is for the user."""
     reason = error.strerror or str(error)
     if error.errno in NO_SPACE:
@@ -110,15 +118,21 @@ def _error(stage: Target, error: OSError) -> Exception:
     return TargetError(stage.path, f"{reason}: run the same again to go on")
 
 
-def _root_steps(record: InodeRecord) -> Iterator[Step]:
-    """Yields the steps to the attributes of the target's root."""
+def _set_root(stage: StagedTree, record: InodeRecord) -> None:
+    """Gives the target's root what its record has. Mode, owner and ACL are for the end. Raises
+    OSError."""
     if record.mode is None:
         return
-    mode = S_IMODE(record.mode)
-    yield Step(Setattr(ROOT_FID, mode, record.uid, record.gid, None, None), 0)
+    assert record.uid is not None
+    assert record.gid is not None
+    acl = None
     for name, value in record.xattrs:
-        yield Step(Setxattr(ROOT_FID, name, value), 0)
-    # An ACL sets the mode, and what is made below leaves the mtime as it is.
-    yield Step(Setattr(ROOT_FID, mode, None, None, None, record.mtime_ns), 0)
+        if name == ACCESS_ACL_XATTR:
+            acl = value
+        elif name not in XFS_OWN_XATTRS:
+            os.setxattr(stage.root_fd, name, value)
     if record.file_flags:
-        yield Step(SetFlags(ROOT_FID, record.file_flags), 0)
+        set_what_can_be(stage.root_fd, record.file_flags)
+    # What is made below leaves the mtime as it is.
+    syscalls.set_times(stage.root_fd, None, record.mtime_ns)
+    stage.keep_root(RootAttributes(S_IMODE(record.mode), record.uid, record.gid, acl))

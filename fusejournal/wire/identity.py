@@ -21,7 +21,6 @@ Source: RFC 5280, sections 4.1.2.5 and 4.2.1."""
 
 import hashlib
 import shutil
-import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -33,6 +32,8 @@ from fusejournal.disk.files import write_new
 from fusejournal.errors import FusejournalError
 
 if TYPE_CHECKING:
+    import ssl
+
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -88,6 +89,8 @@ def node_id_of(fingerprint: str) -> int:
 def normalize(pem: str) -> str:
     """Returns the one certificate in *pem*, in the one form that both libraries read, where it is
     good for TLS. Raises ValueError for anything else."""
+    import ssl
+
     from cryptography.hazmat.primitives import serialization
 
     certificate = _parse(pem).public_bytes(serialization.Encoding.PEM).decode("ascii")
@@ -96,8 +99,10 @@ def normalize(pem: str) -> str:
     return certificate
 
 
-def trust(context: ssl.SSLContext, certificate: str) -> bool:
+def trust(context: "ssl.SSLContext", certificate: str) -> bool:
     """Lets *context* accept the node that has *certificate* (PEM). Returns whether it can."""
+    import ssl
+
     try:
         context.load_verify_locations(cadata=certificate)
     except ssl.SSLError:
@@ -116,6 +121,8 @@ def _parse(pem: str) -> "x509.Certificate":
 
 
 def _load(directory: Path) -> Identity:
+    import ssl
+
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 

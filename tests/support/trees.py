@@ -103,7 +103,7 @@ def rebuild(state: Path, target: Path, uuid: UUID) -> None:
         # What it begins with is in a store, and nothing of that can be replayed.
         reader.begin_behind(open_base_tree(state, base, StoreConfig))
         with Target(target, {"test": str(target)}) as goal:
-            goal.clear_acls()
+            goal.stage.clear_acls()
             steps = Fold(Lookup(reader), Seq(head_seq + 1)).tree(ROOT_FID)
             carry_out(goal, steps, lambda done, total: None)
             goal.finish()

@@ -23,6 +23,7 @@ finally:
     print(json.dumps(sorted(sys.modules)))
 """
 _NEVER = {"cffi", "email", "hypercorn", "pydantic", "rich", "structlog", "tomllib", "trio"}
+_READS_JOURNAL = {"fusejournal.journal.format", "fusejournal.operations", "fusejournal.history"}
 _MAKES_FILES = {"lmdb", "multiprocessing", "fusejournal.replay.target"}
 _MAKES_VERSIONS = {"pyfastcdc", "fusejournal.versions.builder"}
 
@@ -57,10 +58,16 @@ def _loaded(*arguments: str) -> set[str]:
         ("version create STATE", {"multiprocessing", "fusejournal.replay.target"}),
         (
             "restore STATE d/file --to-version VERSION --target NEW",
-            _MAKES_VERSIONS | {"multiprocessing"},
+            _MAKES_FILES
+            | _MAKES_VERSIONS
+            | _READS_JOURNAL
+            | {"concurrent", "logging", "shutil", "socket", "ssl", "subprocess"},
         ),
-        ("log STATE", _MAKES_FILES),
-        ("status", _MAKES_VERSIONS | {"cryptography", "fusejournal.versions.blocks"}),
+        ("log STATE", _MAKES_FILES | {"logging", "socket", "ssl"}),
+        (
+            "status",
+            _MAKES_VERSIONS | {"cryptography", "difflib", "ssl", "fusejournal.versions.blocks"},
+        ),
     ],
 )
 def test_a_command_loads_what_it_needs(

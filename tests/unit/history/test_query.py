@@ -14,7 +14,6 @@ from fusejournal.history.query import (
     SeqRange,
     find,
     parse_kinds,
-    parse_path,
     parse_ranges,
     walk,
 )
@@ -132,14 +131,6 @@ def test_kinds() -> None:
     assert parse_kinds(["write, UNLINK", "mark"]) == {Kind.WRITE, Kind.UNLINK, Kind.MARK}
     with pytest.raises(UsageError, match="there are: create"):
         parse_kinds(["writ"])
-
-
-def test_paths() -> None:
-    assert parse_path("//a/./b/") == b"a/b"
-    assert parse_path("/") == b""
-    assert parse_path("bad\udcff") == b"bad\xff"
-    with pytest.raises(UsageError):
-        parse_path("a/../b")
 
 
 def test_a_follower_reads_each_entry_once(tmp_path: Path) -> None:

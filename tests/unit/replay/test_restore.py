@@ -6,15 +6,22 @@ import os
 import pytest
 
 from fusejournal.errors import TargetError
-from fusejournal.replay.restore import Filled, restore_into
-from fusejournal.replay.scratch import Spot
-from fusejournal.replay.target import Target
+from fusejournal.replay.made_aside import Filled, make_aside
+from fusejournal.replay.scratch import Scratch, Spot
+from fusejournal.replay.staged_tree import StagedTree
 from tests.support.workload import workspace
 
 pytestmark = pytest.mark.mount
 
 
-def fill(_: Target) -> Filled:
+PURPOSE = {"is": "a test's"}
+
+
+def stage(_: Spot, scratch: Scratch) -> StagedTree:
+    return StagedTree.within(scratch, PURPOSE)
+
+
+def fill(_: StagedTree) -> Filled:
     return Filled("", 0, lambda: None)
 
 
@@ -27,5 +34,5 @@ def test_a_name_that_cannot_be_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Spot, "sync", sync)
     with workspace() as base:
         with pytest.raises(TargetError, match="is restored, and may be gone after a system crash"):
-            restore_into(base / "target", {"is": "a test's"}, fill)
+            make_aside(base / "target", PURPOSE, stage, fill)
         assert os.listdir(base) == ["target"]

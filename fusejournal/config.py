@@ -140,6 +140,8 @@ def _parse_span(value: Any) -> Any:
     return float(min(int(match[1]) * _SPANS[match[2]], _BYTES_MAX))
 
 
+_SECONDS_LEAST = 0.001
+"""Less would have a layer do nothing else, or every request be late."""
 SpanSeconds = Annotated[float, Parsed(_parse_span), Bounds(1, 366 * 86_400)]
 """A span of time, in seconds."""
 
@@ -154,8 +156,8 @@ class JournalConfig(NamedTuple):
     segment_entries: Annotated[int, Bounds(256, 1 << 22)] = 1 << 16
     compress: bool = True
     compress_level: Annotated[int, Bounds(1, 19)] = 3
-    flush_interval_seconds: Annotated[float, Bounds(most=60, above=0)] = 1.0
-    checkpoint_interval_seconds: Annotated[float, Bounds(most=3600, above=0)] = 10.0
+    flush_interval_seconds: Annotated[float, Bounds(_SECONDS_LEAST, 60)] = 1.0
+    checkpoint_interval_seconds: Annotated[float, Bounds(_SECONDS_LEAST, 3600)] = 10.0
     keep_bytes: Annotated[Bytes, Bounds(0, _BYTES_MAX)] | None = None
     keep_days: Annotated[float, Bounds(0, _DAYS_MAX)] | None = None
 
@@ -184,7 +186,7 @@ class ReplicationConfig(NamedTuple):
     listen: str | None = None
     insecure: bool = False
     mirrors: Annotated[int, Bounds(0, 64)] = 0
-    mirrors_timeout_seconds: Annotated[float, Bounds(most=86400, above=0)] = 10.0
+    mirrors_timeout_seconds: Annotated[float, Bounds(_SECONDS_LEAST, 86400)] = 10.0
     on_timeout: Literal["degrade", "block"] = "degrade"
     batch_bytes: Annotated[Bytes, Bounds(4096, 16 << 20)] = 1 << 20
     batch_age_seconds: Annotated[float, Bounds(0, 60)] = 0.02
@@ -231,7 +233,7 @@ class StoreConfig(NamedTuple):
     uploads: Annotated[int, Bounds(1, 64)] = 4
     upload_bytes_per_second: Annotated[Bytes, Bounds(1024, _BYTES_MAX)] | None = None
     download_bytes_per_second: Annotated[Bytes, Bounds(1024, _BYTES_MAX)] | None = None
-    request_seconds: Annotated[float, Bounds(most=3600, above=0)] = 120.0
+    request_seconds: Annotated[float, Bounds(_SECONDS_LEAST, 3600)] = 120.0
     retry_seconds: Annotated[float, Bounds(0, 86400)] = 60.0
     options: Mapping[str, str] = _NONE
 
@@ -248,7 +250,7 @@ class HooksConfig(NamedTuple):
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     fence: str | None = None
-    timeout_seconds: Annotated[float, Bounds(most=3600, above=0)] = 30.0
+    timeout_seconds: Annotated[float, Bounds(_SECONDS_LEAST, 3600)] = 30.0
 
 
 class LogConfig(NamedTuple):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fusejournal.address import node_name
 from fusejournal.admin.live import live_status
 from fusejournal.admin.mend import mend
 from fusejournal.admin.scrub_record import load_scrub, save_scrub
@@ -32,10 +33,11 @@ from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.builder import build_trees
 from fusejournal.versions.create import trees_of_nearest
 from fusejournal.versions.live_tree import LiveTree, TouchedSince, TreeFault, repair
-from fusejournal.versions.manifest import list_versions, read_versions
+from fusejournal.versions.manifest import Version, list_versions, read_versions
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key, inode_key
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.store_again import LostChunk, lost_chunks, store_again
 from fusejournal.versions.trees import Trees
 from fusejournal.versions.verified_blocks import forget
 from fusejournal.versions.verify import verify_version
@@ -128,6 +130,8 @@ class Scrub:
             known = ScrubStatus(started=time.time(), phase="journal")
         self._begun_bytes = known.bytes
         self.status: ScrubStatus = known
+        self.stored_again = 0
+        """The chunks of versions that were spoilt, and that the live tree had yet."""
 
     def run(self) -> ScrubStatus:
         """Scrubs, from where it was on, to the end. Returns what it found. Raises JournalError,
@@ -195,8 +199,43 @@ class Scrub:
             except StoreDamagedError as fault:
                 forget(self._state.directory)
                 # What was deleted and collected meanwhile is no damage.
-                if version.key in {one.key for one in list_versions(store, version.uuid)}:
+                if version.key not in {one.key for one in list_versions(store, version.uuid)}:
+                    continue
+                if not self._do_repair or not self._store_again(blocks, version):
                     self._found(str(fault))
+
+    def _store_again(self, reader: BlockReader, version: Version) -> bool:
+        """Stores chunks of *version* again that cannot be read and that the live tree has. Returns
+        False where it cannot be verified all the same; what is lost of files is told."""
+        assert self._versions is not None
+        try:
+            lost = lost_chunks(reader, version.trees, self._progress)
+            root = os.open(self._state.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                live = LiveTree(root, self._source.reader, VersionTree(reader, version.trees))
+                store = self._versions.store(writing=True)
+                left = store_again(store, node_name(self._state.name), reader, lost, live)
+            finally:
+                os.close(root)
+            reader.look_again()
+            self.stored_again += len(lost) - len(left)
+            if left:
+                for one in left.values():
+                    self._found(_lost_line(version, one))
+                return True
+            verify_version(reader, version, self._progress, with_data=True)
+        except StoreDamagedError:
+            return False
+        return True
+
+
+def _lost_line(version: Version, lost: LostChunk) -> str:
+    tree = f"version {version.shown_name}: fid {lost.fid}, {lost.length} bytes from {lost.offset}"
+    return (
+        f"{tree}: lost ({lost.fault}), and no file of the live tree has them: a version from here "
+        "on can do without once that part of the file is written anew; 'version delete' gives up "
+        "this one, if no journal begins with it"
+    )
 
 
 class _TreeScrub:

@@ -28,7 +28,8 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
 
     --repair writes content, owner, mode, times and attributes of differing files anew, from the
     versions and the journal: on a primary through the mount, journaled, so that mirrors follow; on
-    a mirror by its layer, whose journal stays as it is.
+    a mirror by its layer, whose journal stays as it is. What a store has lost of versions' contents
+    is stored again where the live tree has it yet.
 
     \b
     Examples:
@@ -57,6 +58,8 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
         for fault in found.faults:
             text.echo(fault, fg="red")
         mended = f", {text.count(found.repaired, 'file')} repaired" if found.repaired else ""
+        if work.stored_again:
+            mended += f", {text.count(work.stored_again, 'chunk')} of versions stored again"
         if found.busy:
             mended += f", {text.count(found.busy, 'file')} changed at each look and not compared"
         text.echo(

@@ -143,6 +143,14 @@ class BlockReader:
                 self.spoilt.add((place.pack, id_))
         raise self.missing(id_)
 
+    def is_whole(self, id_: bytes, place: Place) -> bool:
+        """Returns True if *place* has block *id_* as it was put there. Raises StoreError."""
+        try:
+            self._read_at(id_, place)
+        except (ObjectMissingError, StoreDamagedError):
+            return False
+        return True
+
     def missing(self, id_: bytes, how: str = "") -> StoreDamagedError:
         """The error where block *id_* is missing, which may be for a spoilt index."""
         why = f"block {id_.hex()} is missing{how}"

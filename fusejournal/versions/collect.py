@@ -287,11 +287,28 @@ class _Usage:
             pack: (-1.0 if pack in self._gone else used[pack] / max(size, 1), pack)
             for pack, size in self._bytes.items()
         }
+        self._find_spoilt()
         self._owned = Counter[bytes]()
         for number, (table, flags) in enumerate(zip(self._tables, self._flags, strict=True)):
             for (id_, place), flag in zip(table, flags, strict=True):
                 if flag and self._owns(number, id_, place.pack):
                     self._owned[place.pack] += place.stored_bytes
+
+    def _find_spoilt(self) -> None:
+        """Reads the used blocks that are in several packs: where one of these is spoilt, and has
+        been stored again, that copy must be the one that stays."""
+        self._spoilt: set[tuple[bytes, bytes]] = set()
+        for table, flags in zip(self._tables, self._flags, strict=True):
+            for (id_, place), flag in zip(table, flags, strict=True):
+                if not flag:
+                    continue
+                packs = {one.pack for one in self.reader.places(id_)} - self._gone
+                if len(packs) > 1 and not self.reader.is_whole(id_, place):
+                    self._spoilt.add((place.pack, id_))
+
+    def _rank_of(self, id_: bytes, pack: bytes) -> tuple[float, bytes]:
+        """Returns by what *pack* is preferred to another as the home of block *id_*."""
+        return (-1.0, pack) if (pack, id_) in self._spoilt else self._rank[pack]
 
     def _owns(self, number: int, id_: bytes, pack: bytes) -> bool:
         """Returns True if *pack* is the one that block *id_* is kept in, and table *number* the
@@ -300,7 +317,7 @@ class _Usage:
             place = table.find(id_) if other != number else None
             if place is None:
                 continue
-            mine, theirs = self._rank[pack], self._rank[place.pack]
+            mine, theirs = self._rank_of(id_, pack), self._rank_of(id_, place.pack)
             if theirs > mine or (theirs == mine and other < number):
                 return False
         return True
@@ -350,6 +367,11 @@ class _Usage:
             for (id_, place), flag in zip(table, flags, strict=True):
                 if flag and place.pack in packs and place.pack not in found:
                     places = (one.find(id_) for one in self._tables)
-                    if all(one is None or one.pack in packs | self._gone for one in places):
+                    if not any(
+                        one is not None
+                        and one.pack not in packs | self._gone
+                        and (one.pack, id_) not in self._spoilt
+                        for one in places
+                    ):
                         found.add(place.pack)
         return frozenset(found)

@@ -81,6 +81,18 @@ class LiveTree:
             what.append("content")
         return TreeFault(record.fid, tuple(what), tuple(ranges)) if what else None
 
+    def piece(self, fid: Fid, offset: int, length: int, id_: bytes) -> bytes | None:
+        """Returns the bytes of the chunk *id_*, if file *fid* has them at *offset*. Raises
+        OSError."""
+        try:
+            with self._opened_to_read(fid) as fd:
+                data = self._read(fd, offset, length)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            return None
+        return data if block_id(data) == id_ else None
+
     @contextmanager
     def _opened(self, fid: Fid, flags: int) -> Iterator[int]:
         if fid == ROOT_FID:

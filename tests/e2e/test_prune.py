@@ -403,3 +403,51 @@ def test_what_was_there_first_goes_right_after_its_import(tmp_path: Path) -> Non
         layer.run("restore", state, "--to-seq", str(seq), "--target", str(target))
         assert digest_tree(target).digest == wanted
         layer.stop()
+
+
+def test_chunks_of_a_base_that_a_disk_spoils_are_stored_again(layer: Layer, tmp_path: Path) -> None:
+    """No later version cuts them anew, so that pruning would be refused for good."""
+    root, state = layer.mountpoint, str(layer.state)
+    contents = [os.urandom(200_000) for _ in range(4)]
+    for number, content in enumerate(contents):
+        (root / f"large{number}").write_bytes(content)
+    _work(root, "early")
+    _flushed(layer)
+    assert _prune(layer)["journal"]["segments"]
+    pack = max((tmp_path / "kept/packs").iterdir(), key=lambda one: one.stat().st_size)
+    spoilt = bytearray(pack.read_bytes())
+    for at in (len(spoilt) // 4, len(spoilt) // 2):
+        spoilt[at] ^= 1
+    pack.write_bytes(spoilt)
+    _work(root, "late")
+    _flushed(layer)
+    assert (
+        "is not what was put there"
+        in _refused(layer, "scrub", state, code=49)
+        + layer.run("scrub", state, "--json", check=False).stdout
+    )
+    config = ("--config", str(layer.base / "config.toml"))
+    layer.run("prune", state, *config, check=False)
+    mended = layer.run("scrub", state, "--repair", "--anew").stdout
+    assert "2 chunks of versions stored again" in mended
+    assert "as it should be" in mended
+    base = load_base(layer.state)
+    assert base is not None
+    assert _prune(layer)["journal"]["up_to_seq"] > base.seq
+    for line in layer.run("version", "list", state, "--json").stdout.splitlines():
+        layer.run("version", "verify", state, json.loads(line)["key"], "--data")
+
+
+def test_chunks_that_no_file_has_any_more_are_told(layer: Layer, tmp_path: Path) -> None:
+    root, state = layer.mountpoint, str(layer.state)
+    (root / "large").write_bytes(os.urandom(20_000))
+    layer.run("version", "create", state, "first")
+    pack = max((tmp_path / "kept/packs").iterdir(), key=lambda one: one.stat().st_size)
+    content = bytearray(pack.read_bytes())
+    content[len(content) // 2] ^= 1
+    pack.write_bytes(content)
+    (root / "large").write_bytes(os.urandom(20_000))
+    done = layer.run("scrub", state, "--repair", check=False)
+    assert done.returncode == 49
+    assert "version first: fid" in done.stdout
+    assert "no file of the live tree has them" in done.stdout

@@ -61,7 +61,15 @@ def test_values(tmp_path: Path) -> None:
         (f"[journal]\nkeep_bytes = {'9' * 400}", "journal.keep_bytes: Input should be less than"),
         (f'[versions]\nevery = "{"9" * 400}d"', "versions.every: Input should be less than"),
         (f"[store]\nupload_bytes_per_second = {'9' * 400}", "Input should be less than or equal"),
-        ("[journal]\nflush_interval_seconds = 0", "Input should be greater than 0"),
+        ("[branches]\nkeep_days = 0", "branches.keep_days: Input should be greater than 0"),
+        (
+            "[journal]\nflush_interval_seconds = 1e-320",
+            "journal.flush_interval_seconds: Input should be greater than or equal to 0.001",
+        ),
+        (
+            "[hooks]\ntimeout_seconds = 1e-9",
+            "hooks.timeout_seconds: Input should be greater than or equal to 0.001",
+        ),
         ("[journal]\nflush_interval_seconds = inf", "Input should be less than or equal to 60"),
         (
             f"[journal]\nkeep_days = {'9' * 400}",

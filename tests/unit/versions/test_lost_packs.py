@@ -16,7 +16,7 @@ from fusejournal.versions.collect import collect
 from fusejournal.versions.create import create_version
 from fusejournal.versions.creators import unregister, workers
 from fusejournal.versions.manifest import read_versions
-from fusejournal.versions.packs import StoreDamagedError
+from fusejournal.versions.packs import StoreDamagedError, pack_name
 from fusejournal.versions.verify import verify_version
 from tests.support.objects import MemoryStore
 from tests.support.volumes import show_nothing
@@ -100,6 +100,38 @@ def test_the_copy_that_is_there_stays(reader: JournalReader) -> None:
     assert not lost & {
         pack for table in BlockReader(store).indexes.values() for pack in table.packs
     }
+
+
+def test_the_copy_that_is_whole_stays(reader: JournalReader) -> None:
+    """A collection must not take a block that was stored again for one too many, because more of
+    the pack with the spoilt one is used."""
+    store = MemoryStore()
+    _keep(store, reader)
+    blocks = BlockReader(store)
+    chunks = {
+        id_: place
+        for table in blocks.indexes.values()
+        for id_, place in table
+        if place.plain_bytes == 5000
+    }
+    id_, place = max(chunks.items())
+    plain = blocks.read(id_)
+    name = pack_name(place.pack)
+    spoilt = bytearray(store.objects[name])
+    spoilt[place.offset] ^= 1
+    store.objects[name] = bytes(spoilt)
+    with pytest.raises(StoreDamagedError):
+        _check(store)
+    writer = BlockWriter(store)
+    writer.spoilt.add((place.pack, id_))
+    # Beside what is not used, so that the spoilt one is in the better home.
+    writer.add_chunk(Random(2).randbytes(100_000))
+    assert writer.add_chunk(plain) == id_
+    writer.finish()
+    _check(store)
+    for _ in range(3):
+        collect(store, "node", show_nothing)
+        _check(store)
 
 
 def test_what_a_creator_leaves_that_was_taken_for_dead_counts_for_nothing(

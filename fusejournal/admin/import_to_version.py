@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fusejournal.admin.mount_options import MountOptions
-from fusejournal.admin.prune_journal import JournalPruning
+from fusejournal.admin.prune_journal import BaseReading, JournalPruning
 from fusejournal.admin.start import start_volume
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.config import JournalConfig
@@ -51,6 +51,7 @@ def start_importing(
         raise UsageError(f"{spec.name} is a mirror, which imports nothing")
     new_key: StoreKey | None = None
     parts = 0
+    reading = BaseReading()
     while True:
         try:
             start_volume(spec, asked, reporter, import_bytes=store.part_bytes)
@@ -58,11 +59,12 @@ def start_importing(
             if error.exit_code != ImportPausedError.exit_code:
                 raise
         else:
+            reading.close()
             return ImportedVolume(parts, new_key)
         if not parts:
             kept = _versions(spec, waiting).kept
             new_key = kept.init(store.where).new_key
-        _prune(spec, reporter, waiting)
+        _prune(spec, reporter, waiting, reading)
         parts += 1
 
 
@@ -70,7 +72,9 @@ def _versions(spec: MountSpec, waiting: Callable[[], None]) -> VolumeVersions:
     return VolumeVersions(f"{spec.state_dir}/", waiting, spec.config_file)
 
 
-def _prune(spec: MountSpec, reporter: Reporter, waiting: Callable[[], None]) -> None:
+def _prune(
+    spec: MountSpec, reporter: Reporter, waiting: Callable[[], None], reading: BaseReading
+) -> None:
     """Has a version stand for all that is imported, and the journal begin behind it."""
 
     def progress(done: int, total: int | None) -> None:
@@ -78,7 +82,7 @@ def _prune(spec: MountSpec, reporter: Reporter, waiting: Callable[[], None]) -> 
         reporter.progress("making a version of it", done, total, "steps")
 
     # Before the volume is live there is no moment that a person could want back.
-    pruning = JournalPruning(_versions(spec, waiting), JournalConfig(keep_bytes=0))
+    pruning = JournalPruning(_versions(spec, waiting), JournalConfig(keep_bytes=0), reading)
     plan = pruning.plan()
     for reason in plan.held_by:
         reporter.warning(f"the journal keeps what is imported: {reason}")

@@ -39,9 +39,11 @@ from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Progress, Seq
 from fusejournal.versions.base_tree import base_of, open_base_tree
 from fusejournal.versions.bases import keys_pinned_by, pin, unpin
+from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.create import create_version
+from fusejournal.versions.manifest import Version
 from fusejournal.versions.verified_blocks import VERIFIED, VerifiedBlocks, forgetting
-from fusejournal.versions.verify import verify_version
+from fusejournal.versions.verify import VerifiedSeries
 from fusejournal.volume.rollback import load_intent
 
 _LOCK = "prune.lock"
@@ -72,10 +74,54 @@ class JournalPlan:
         }
 
 
-class JournalPruning:
-    """Pruning of the journal of a volume with *versions*, by *policy*."""
+class BaseReading:
+    """The reading back of the versions that one volume's journal is to begin with, by one process,
+    one after the other."""
 
-    def __init__(self, versions: VolumeVersions, policy: JournalConfig) -> None:
+    def __init__(self) -> None:
+        self._series = VerifiedSeries()
+        self._known: VerifiedBlocks | None = None
+
+    def verify(
+        self, state: VolumeState, store_id: str, blocks: BlockReader, version: Version,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        """Reads *version* back, as far as that was not done not long ago. Raises what
+        verify_version raises; PruningRefusedError where damage was met meanwhile."""
+        known = self._known
+        self._known = None
+        if known is None or known.is_forgotten:
+            self._series = VerifiedSeries()
+            today = int(time.time() * 10**9) // _DAY_NS
+            known = VerifiedBlocks(state.directory / VERIFIED, store_id, today)
+        with forgetting(state.directory):
+            self._series.verify(blocks, version, progress, known)
+        if known.is_forgotten:
+            raise PruningRefusedError(
+                "damage was met in the store of versions: see 'version verify'"
+            )
+        with suppress(OSError):  # a full disk: the next pruning reads more
+            known.save_grown()
+        self._known = known
+
+    def close(self) -> None:
+        """Writes down what was read back."""
+        if self._known is not None and not self._known.is_forgotten:
+            with suppress(OSError):
+                self._known.save()
+
+
+class JournalPruning:
+    """Pruning of the journal of a volume with *versions*, by *policy*. *reading*: what this process
+    has done for the same volume before."""
+
+    def __init__(
+        self,
+        versions: VolumeVersions,
+        policy: JournalConfig,
+        reading: BaseReading | None = None,
+    ) -> None:
+        self._reading = reading or BaseReading()
         self._versions = versions
         self._policy = policy
         self._state = versions.state
@@ -183,16 +229,7 @@ class JournalPruning:
         kept = self._versions.kept
         base = base_of(version, kept.place.id)
         fresh = open_base_tree(self._state.directory, base, kept.config).blocks
-        path = self._state.directory / VERIFIED
-        known = VerifiedBlocks(path, base.store, int(time.time() * 10**9) // _DAY_NS)
-        with forgetting(self._state.directory):
-            verify_version(fresh, version, progress, with_data=True, verified=known)
-        if known.is_forgotten:
-            raise PruningRefusedError(
-                "damage was met in the store of versions: see 'version verify'"
-            )
-        with suppress(OSError):  # a full disk: the next pruning reads more
-            known.save()
+        self._reading.verify(self._state, base.store, fresh, version, progress)
         self._install(base)
 
     def _finish(self) -> None:

@@ -65,11 +65,14 @@ class VerifiedBlocks:
         self._kept: list[tuple[int, int, int]] = []
         """The chunks of this verification, each with its day, and the verifications that have
         trusted in that."""
+        self._saved: int | None = None
+        """The number of those that are written down; None while none are."""
 
     @property
     def is_forgotten(self) -> bool:
         """True if damage was met since this was made: what it has known counts no more."""
-        return bool(self._chunks) and not self._path.exists()
+        was_there = bool(self._chunks) or self._saved is not None
+        return was_there and not self._path.exists()
 
     @property
     def _is_day(self) -> bool:
@@ -111,9 +114,16 @@ class VerifiedBlocks:
         """Notes that chunk *id_* was read from *pack*, and is what was put there."""
         self._kept.append((_number(id_, pack), self._today, 0))
 
+    def save_grown(self) -> None:
+        """Does what :meth:`save` does, once there are twice as many chunks as are written down:
+        where verifications follow each other, all are not to be written each time. Raises
+        OSError."""
+        if self._saved is None or len(self._kept) >= 2 * self._saved:
+            self.save()
+
     def save(self) -> None:
         """Writes the chunks of this verification down, and no others. Raises OSError."""
-        if not self._is_day:
+        if not self._is_day or len(self._kept) == self._saved:
             return
         kept = sorted(self._kept)
         chunks = array("Q", (chunk for chunk, _, _ in kept))
@@ -134,6 +144,7 @@ class VerifiedBlocks:
         check = xxhash.xxh3_64_intdigest(rest)
         head = _MAGIC + check.to_bytes(8, "little")
         write_atomically("prune.verified", self._path, head + rest, Outlives.MACHINE)
+        self._saved = len(kept)
 
 
 @contextmanager

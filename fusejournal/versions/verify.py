@@ -9,6 +9,7 @@ from fusejournal.types import ROOT_FID
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.content import Content, items_of
+from fusejournal.versions.difference import differing
 from fusejournal.versions.manifest import Version
 from fusejournal.versions.packs import Place, StoreDamagedError, pack_name
 from fusejournal.versions.records import (
@@ -16,7 +17,9 @@ from fusejournal.versions.records import (
     decode_inode,
     decode_name,
     fid_of_key,
+    inode_key,
     name_key,
+    name_of_key,
 )
 from fusejournal.versions.sorted_tree import Nodes, SortedTree
 from fusejournal.versions.verified_blocks import VerifiedBlocks
@@ -54,12 +57,43 @@ def verify_version(
 
     Raises StoreDamagedError for the first thing that is not as it should be; StoreError."""
     work = _Verification(blocks, version, set() if seen is None else seen, verified)
-    inodes = SortedTree(work.nodes, version.inodes)
-    for key, value in inodes.items():
-        progress(work.files, version.file_count)
-        work.take(decode_inode(fid_of_key(key), value, blocks), with_data=with_data)
-    work.check_names()
-    return Verified(work.files, work.names, work.chunks, work.bytes)
+    return work.run(progress, with_data=with_data)
+
+
+class VerifiedSeries:
+    """Versions of one volume that one process verifies with their data, one after the other: of
+    each but the first it looks only at what the one before had not. What was verified has to be
+    there yet: where a pack is gone, as where a collection has put its blocks elsewhere, or where a
+    verification fails, the next one looks at all."""
+
+    def __init__(self) -> None:
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._last: Version | None = None
+        self._seen: set[bytes] = set()
+        self._packs: set[str] = set()
+        """The packs from which something was verified."""
+
+    def verify(
+        self,
+        blocks: BlockReader,
+        version: Version,
+        progress: Callable[[int, int | None], None],
+        verified: VerifiedBlocks,
+    ) -> Verified:
+        """Verifies the next version: see verify_version."""
+        last = self._last
+        seen, packs = self._seen, self._packs
+        self._begin_anew()
+        work = _Verification(blocks, version, seen, verified)
+        if last is None or not packs <= work.packs:
+            last = None
+            seen.clear()
+            packs = set()
+        done = work.run(progress, with_data=True, since=last)
+        self._last, self._seen, self._packs = version, seen, packs | work.packs_read
+        return done
 
 
 class _Verification:
@@ -79,8 +113,57 @@ class _Verification:
         self._names = SortedTree(self.nodes, version.names)
         self._seen = seen
         self._verified = verified
-        self._packs = self._list_packs()
+        self.packs = self._list_packs()
+        """The packs that are there."""
+        self.packs_read: set[str] = set()
+        """Those in which its chunks are."""
         self.files = self.names = self.chunks = self.bytes = self._content_bytes = 0
+
+    def run(
+        self,
+        progress: Callable[[int, int | None], None],
+        *,
+        with_data: bool,
+        since: Version | None = None,
+    ) -> Verified:
+        """Verifies all of it, or what differs from the version *since*, which was."""
+        version, blocks = self._version, self._blocks
+        if since is None:
+            for key, value in SortedTree(self.nodes, version.inodes).items():
+                progress(self.files, version.file_count)
+                self.take(decode_inode(fid_of_key(key), value, blocks), with_data=with_data)
+        else:
+            self.files, self.names = since.file_count, since.name_count
+            self._content_bytes = since.content_bytes
+            for key, old, new in differing(self.nodes, since.inodes, version.inodes):
+                progress(self.files, version.file_count)
+                if old is not None:
+                    self._leave(decode_inode(fid_of_key(key), old, blocks))
+                if new is not None:
+                    self.take(decode_inode(fid_of_key(key), new, blocks), with_data=with_data)
+            self._check_names_since(since)
+        self.check_names()
+        return Verified(self.files, self.names, self.chunks, self.bytes)
+
+    def _leave(self, record: InodeRecord) -> None:
+        """Has a file of the version before that is another now, or none, not count."""
+        self.files -= 1
+        self.names -= len(record.links)
+        if record.type == S_IFREG:
+            self._content_bytes -= record.size
+
+    def _check_names_since(self, since: Version) -> None:
+        """Raises StoreDamagedError where a name that is new since stands for a file that does not
+        have it. (That none is lacking of those that files have is told by their number.)"""
+        inodes = SortedTree(self.nodes, self._version.inodes)
+        for key, _, new in differing(self.nodes, since.names, self._version.names):
+            if new is None:
+                continue
+            fid = decode_name(new).fid
+            value = inodes.get(inode_key(fid))
+            name = fid_of_key(key), name_of_key(key)
+            if value is None or name not in decode_inode(fid, value, self._blocks).links:
+                raise self._damaged(f"a directory has a name of fid {fid} that this has not")
 
     def take(self, record: InodeRecord, *, with_data: bool) -> None:
         self.files += 1
@@ -123,11 +206,13 @@ class _Verification:
             read_at = self._blocks.place(id_)
             if self._verified is not None and read_at is not None:
                 self._verified.add(id_, read_at.pack)
-        elif pack_name(place.pack) not in self._packs:
+        elif pack_name(place.pack) not in self.packs:
             self._find_again(id_)
+        if (place := self._blocks.place(id_)) is not None:
+            self.packs_read.add(pack_name(place.pack))
 
     def _is_verified(self, id_: bytes, place: Place) -> bool:
-        if self._verified is None or pack_name(place.pack) not in self._packs:
+        if self._verified is None or pack_name(place.pack) not in self.packs:
             return False
         return self._verified.knows(id_, place.pack)
 
@@ -135,8 +220,8 @@ class _Verification:
         """Raises StoreDamagedError, unless the block is in another pack, as where a collection has
         put it elsewhere meanwhile."""
         self._blocks.look_again()
-        self._packs = self._list_packs()
-        if not any(pack_name(place.pack) in self._packs for place in self._blocks.places(id_)):
+        self.packs = self._list_packs()
+        if not any(pack_name(place.pack) in self.packs for place in self._blocks.places(id_)):
             raise self._damaged(f"block {id_.hex()} is missing with its pack")
 
     def _list_packs(self) -> set[str]:

@@ -1,19 +1,21 @@
 """The record of chunks that were read back when a version was verified."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from fusejournal.journal.reader import JournalReader
-from fusejournal.operations import Write
+from fusejournal.operations import Link, Rename, Unlink, Write
 from fusejournal.types import ROOT_FID, Fid, Seq
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.create import create_version
 from fusejournal.versions.manifest import Version
 from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.verified_blocks import VerifiedBlocks, forgetting
-from fusejournal.versions.verify import verify_version
+from fusejournal.versions.verify import VerifiedSeries, verify_version
 from tests.support.objects import MemoryStore
 from tests.support.workload import UUID_OF_WORKLOADS, make_directory, make_file, workload_of
 
@@ -183,6 +185,96 @@ def test_a_version_is_read_but_for_what_was_read_before(tmp_path: Path) -> None:
         _verify(store, late, path, _TODAY + 30)
     store.objects[name] = whole
     assert _verify(store, late, path, _TODAY + 30) == 0
+
+
+def _versions(store: MemoryStore, directory: Path) -> list[Version]:
+    """Versions after each entry of a history with links, renames, removals and contents."""
+    workload = workload_of(
+        make_directory(Fid(2), ROOT_FID, b"d"),
+        make_file(Fid(3), Fid(2), b"first"),
+        Write(Fid(3), 0, None),
+        Link(Fid(3), ROOT_FID, b"linked"),
+        make_file(Fid(4), Fid(2), b"second"),
+        Write(Fid(4), 0, None),
+        Rename(Fid(4), Fid(2), b"second", ROOT_FID, b"moved", 0, Fid(0)),
+        Write(Fid(3), 500, None),
+        Unlink(Fid(3), Fid(2), b"first"),
+        Unlink(Fid(4), ROOT_FID, b"moved"),
+        make_file(Fid(5), ROOT_FID, b"moved"),
+        Write(Fid(5), 0, None),
+    )
+    random = Random(1)
+    workload.steps = [
+        step._replace(data=random.randbytes(3000)) if step.data else step for step in workload.steps
+    ]
+    workload.write(directory)
+    reader = JournalReader(directory, UUID_OF_WORKLOADS)
+    seqs = range(1, reader.head()[0] + 1)
+    return [create_version(store, reader, Seq(q), "", "node", 1, _nothing).version for q in seqs]
+
+
+def test_of_versions_in_a_row_only_the_differences_are_verified(tmp_path: Path) -> None:
+    store = _Counting()
+    versions = _versions(store, tmp_path / "journal")
+    series, known = VerifiedSeries(), _of(tmp_path / "verified")
+    plain = MemoryStore()
+    plain.objects = store.objects
+    store.read_bytes = 0
+    for one in versions:
+        blocks = BlockReader(store)
+        found = series.verify(blocks, one, _nothing, known)
+        whole = verify_version(BlockReader(plain), one, _nothing, with_data=True)
+        assert found[:2] == whole[:2] == (one.file_count, one.name_count)
+    assert store.read_bytes == 4 * 3000 + 500
+    before = store.read_bytes
+    assert series.verify(BlockReader(store), versions[-1], _nothing, known).bytes == 0
+    assert store.read_bytes == before
+
+
+def test_a_row_of_versions_misses_no_damage(tmp_path: Path) -> None:
+    store = MemoryStore()
+    versions = _versions(store, tmp_path / "journal")
+    for before, after in pairwise(versions):
+        series, known = VerifiedSeries(), _of(tmp_path / "none")
+        series.verify(BlockReader(store), before, _nothing, known)
+        if after.names != before.names:
+            # Names and files that are not of the same moment, whatever the numbers say.
+            for spoilt in (
+                replace(after, names=before.names, name_count=before.name_count),
+                replace(after, inodes=before.inodes, file_count=before.file_count),
+            ):
+                with pytest.raises(StoreDamagedError):
+                    series.verify(BlockReader(store), spoilt, _nothing, known)
+                series.verify(BlockReader(store), before, _nothing, known)
+        series.verify(BlockReader(store), after, _nothing, known)
+    # What was verified has to be there yet.
+    lost = {
+        one: store.objects[one] for one in store.names("packs/") if store.objects[one][7:8] == b"D"
+    }
+    series, known = VerifiedSeries(), _of(tmp_path / "none")
+    series.verify(BlockReader(store), versions[-1], _nothing, known)
+    for name in lost:
+        del store.objects[name]
+    for _ in range(2):
+        with pytest.raises(StoreDamagedError, match="is missing with its pack"):
+            series.verify(BlockReader(store), versions[-1], _nothing, known)
+    store.objects.update(lost)
+    series.verify(BlockReader(store), versions[-1], _nothing, known)
+
+
+def test_the_record_is_written_once_it_has_grown(tmp_path: Path) -> None:
+    path = tmp_path / "verified"
+    known = _of(path)
+    written = []
+    for number in range(64):
+        known.add(bytes([number]) * 32, _PACK)
+        known.save_grown()
+        written.append(path.stat().st_size)
+    assert len(set(written)) == 7
+    known.save()
+    assert _of(path).knows(bytes([63]) * 32, _PACK)
+    path.unlink()
+    assert known.is_forgotten
 
 
 def _nothing(_: int, __: int | None) -> None:

@@ -55,7 +55,15 @@ from fusejournal.wire.frames import (
 )
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.members import Members, Rule
-from tests.golden import answers, controls, page_files, proofs, state_files, store_objects
+from tests.golden import (
+    agent_answers,
+    answers,
+    controls,
+    page_files,
+    proofs,
+    state_files,
+    store_objects,
+)
 from tests.golden.files import NOW_NS, UUID_OF_GOLDENS, golden, to_rows
 from tests.golden.state_files import BASE
 from tests.golden.statuses import STATUSES
@@ -380,6 +388,7 @@ GOLDENS = {
     "alert-message-v1": Golden(page_files.make_alert_message),
     "calls-v1": Golden(page_files.make_calls),
     "answers-v1": Golden(answers.make_answers),
+    "agent-answers-v1": Golden(agent_answers.make_agent_answers),
     "control-v1": Golden(controls.make_control),
     "proofs-v1": Golden(proofs.make_proofs),
     "wire-v1": Golden(make_wire),

@@ -23,7 +23,8 @@ _PACKAGE = Path(fusejournal.__file__).parent
 _FORMAT = _PACKAGE / "journal/FORMAT.md"
 _REASON_CHARS_MIN = 5
 _LISTED_ELSEWHERE = {
-    "answers-v1": "what an agent answers to calls-v1",
+    "agent-answers-v1": "what an agent answers to calls-v1, of its machine",
+    "answers-v1": "what an agent answers to calls-v1, of a journal",
     "control-v1": "what goes over sockets; named in a reason of the table",
     "status-v1": "what scripts read of --json; named in a reason of the table",
     "proofs-v1": "PROTOCOL.md, the passes, FJOPEN2 and PAIR_OFFER",
@@ -77,6 +78,7 @@ _WRITTEN = {
 
 
 _DECODED = {
+    "agent-answers": "answer",
     "agent-consoles": "consoles",
     "agent-jobs": "job_request",
     "alert-message": "none: written alone, for others to read",

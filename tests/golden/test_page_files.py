@@ -17,7 +17,6 @@ from fusejournal.console.alerts import Alerts
 from fusejournal.console.audit import Audit
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import UserBook
-from tests.golden.answers import CALLS, WITHOUT_SAMPLE
 from tests.golden.files import NOW_NS, golden
 from tests.golden.page_files import (
     CODE,
@@ -113,8 +112,3 @@ def test_what_a_console_asks_is_what_the_agent_answers(tmp_path: Path) -> None:
     calls = Calls("node", dict, {**jobs, "job-show": book.show, "job-order": book.order})
     answered = {"overview", *calls._of_volume, *_OF_KEPT, *calls._of_machine, *_DOWNLOADS}
     assert set(golden("calls-v1")) == answered
-
-
-def test_each_call_has_an_answer_or_a_reason() -> None:
-    assert set(golden("answers-v1")) == set(CALLS)
-    assert sorted([*CALLS, *WITHOUT_SAMPLE]) == sorted(golden("calls-v1"))

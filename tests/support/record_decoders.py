@@ -14,7 +14,7 @@ from uuid import UUID
 
 from fusejournal.admin.scrub_record import load_scrub
 from fusejournal.admin.source import open_source
-from fusejournal.agent.calls import _DOWNLOADS, Calls, _parse
+from fusejournal.agent.calls import _DOWNLOADS, _OF_KEPT, Calls, _parse, _Volume
 from fusejournal.agent.consoles import ConsoleBook
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_process import Job
@@ -307,6 +307,10 @@ def _call(data: bytes, __: Path) -> None:
             if name in calls._of_volume:
                 fields.text("volume")
                 calls._of_volume[name](open_source("data"), fields)
+            elif name in _OF_KEPT:
+                fields.text("volume")
+                source = open_source("data")
+                _OF_KEPT[name](_Volume(source), source, fields)
             elif name in calls._of_machine:
                 calls._of_machine[name](fields)
             elif name in _DOWNLOADS:

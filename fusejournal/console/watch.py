@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import trio
 
-from fusejournal.console.agents import Agents
+from fusejournal.console.agents import Agents, CallFailedError
 from fusejournal.console.alerts import Alerts
 from fusejournal.console.checked_overview import checked_overview
 from fusejournal.console.delivery import AlertDelivery
@@ -40,8 +40,9 @@ class _SeenAgent:
     volumes: list[dict[str, Any]] = field(default_factory=list)
     seen_ns: int = 0
     error: str | None = None
-    is_reached: bool = False
-    """True where the error is in what it answers."""
+    fault: str = "unreachable"
+    """The kind of the error: "unreachable"; "answer", where what it answers is of no use; "agent",
+    where it is the agent's own word."""
     looked: trio.Event | None = None
     """Set at the end of the look that is under way."""
 
@@ -49,7 +50,12 @@ class _SeenAgent:
         """Returns the problem of one that cannot be reached or understood; None without any."""
         if self.error is None:
             return None
-        if self.is_reached:
+        if self.fault == "agent":
+            return {
+                "key": "agent", "severity": "bad", "words": f"its agent says: {self.error}",
+                "advice": f"see 'journalctl -u fusejournal-agent' on {name}",
+            }  # fmt: skip
+        if self.fault == "answer":
             return {
                 "key": "answer", "severity": "bad",
                 "words": f"its answer is of no use: {self.error}",
@@ -142,13 +148,15 @@ class Watch:
             seen.node, seen.volumes = checked_overview(answer)
             seen.seen_ns, seen.error = time.time_ns(), None
         except trio.TooSlowError:
-            seen.error, seen.is_reached = f"no answer within {_ASK_SECONDS:g} s", False
+            seen.error, seen.fault = f"no answer within {_ASK_SECONDS:g} s", "unreachable"
         except (PeerLostError, UsageError) as error:
-            seen.error, seen.is_reached = str(error), False
+            seen.error, seen.fault = str(error), "unreachable"
+        except CallFailedError as error:
+            seen.error, seen.fault = f"{error!s:.2000}", "agent"
         except FusejournalError as error:
-            seen.error, seen.is_reached = str(error), True
+            seen.error, seen.fault = str(error), "answer"
         except Exception as error:
-            seen.error, seen.is_reached = f"failed with {error!r:.200}", False
+            seen.error, seen.fault = f"failed with {error!r:.200}", "unreachable"
             if before is None:
                 log.exception("%s: asking it failed", name)
         finally:

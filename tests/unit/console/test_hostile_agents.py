@@ -157,6 +157,20 @@ async def test_one_that_hangs_holds_up_no_other(
         }  # fmt: skip
 
 
+async def test_an_error_of_the_agent_is_told_in_its_own_words(tmp_path: Path) -> None:
+    """It is no sign of another release."""
+    said = json.dumps({"error": "/var/lib/x: Input/output error", "exit_code": 1}).encode()
+    async with _watched(tmp_path) as watched:
+        watched.answers.append(lambda connection: connection.send(CallPart("error", said)))
+        overview = await watched.look()
+        assert overview["agents"][1]["error"] == "/var/lib/x: Input/output error"
+        (alert,) = [one for one in overview["alerts"] if one["agent"] == "liar"]
+        assert (alert["key"], alert["words"]) == (
+            "liar//agent", "its agent says: /var/lib/x: Input/output error",
+        )  # fmt: skip
+        assert "journalctl -u fusejournal-agent" in alert["advice"]
+
+
 def test_very_many_problems_hide_no_other_agent() -> None:
     problems = [{**_PROBLEM, "key": f"k{number}"} for number in range(500)]
     volumes: list[dict[str, Any]] = [

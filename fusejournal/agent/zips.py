@@ -1,8 +1,10 @@
-"""A directory as it was, as a zip archive, made as it is sent: each file's checksum follows it, and
-the archive's own directory waits for the end in a temporary file, so memory does not grow.
+r"""A directory as it was, as a zip archive, made as it is sent: each file's checksum follows it,
+and the archive's own directory waits for the end in a temporary file, so memory does not grow.
 
 Names, types, permissions, times (to the second) and contents are in it; owners are not, nor what
 archives.py lacks. A symbolic link is a file of that type, with its target, as Info-ZIP has it.
+What a tool on another system would take for the end of a directory's name, or for a drive, is told
+by its code, as in a URL: ``\`` is ``%5C``, and ``C:`` at the beginning ``C%3A``.
 
 Source: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.6 to 4.3.16, 4.4.4, 4.5.3; Info-ZIP's
 extrafld.txt (0x5455)."""
@@ -70,7 +72,7 @@ def zip_of(members: Iterator[Member]) -> Iterator[bytes]:
             if member.type not in _TYPES:
                 continue
             begun = at
-            name = member.path + b"/" if member.type == stat.S_IFDIR else member.path
+            name = _portable(member.path) + (b"/" if member.type == stat.S_IFDIR else b"")
             head = _head(member, name)
             yield head
             at += len(head)
@@ -84,6 +86,15 @@ def zip_of(members: Iterator[Member]) -> Iterator[bytes]:
             central.write(_entry(member, name, sums, begun))
             count += 1
         yield from _end(central, count, at)
+
+
+def _portable(path: bytes) -> bytes:
+    """Returns *path* so that its slashes alone divide it, and it begins at no drive, whatever
+    system it is unpacked on (4.4.17.1)."""
+    path = path.replace(b"\\", b"%5C")
+    if path[1:2] == b":" and path[:1].isalpha():
+        path = path[:1] + b"%3A" + path[2:]
+    return path
 
 
 def _fields(member: Member, name: bytes) -> tuple[int, ...]:

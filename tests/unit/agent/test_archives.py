@@ -6,7 +6,7 @@ import stat
 import subprocess
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -166,6 +166,22 @@ def test_lines(root: Path) -> None:
     for path, words in (("docs/bytes\udcff", "no text"), ("docs/none", "was not there")):
         with pytest.raises((UsageError, PathNotFoundError), match=words):
             line_difference(source, Fields({"path": path, "from_seq": text}))
+
+
+def test_names_in_a_zip_lead_nowhere_else_on_any_system(tmp_path: Path) -> None:
+    """A name may have a backslash, or be like a drive's: another system's tool would follow it."""
+    paths = (b"..\\..\\evil", b"C:\\evil", b"c:", b"plain/a:b", b"a%5Cb", b"dir\\x/file")
+    members = (Member(path, stat.S_IFREG, 0o644, 0, 0, 0, 0, b"", iter(())) for path in paths)
+    path = tmp_path / "names.zip"
+    path.write_bytes(b"".join(zip_of(members)))
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    assert names == ["..%5C..%5Cevil", "C%3A%5Cevil", "c%3A", "plain/a:b", "a%5Cb", "dir%5Cx/file"]
+    for name in names:
+        windows = PureWindowsPath(name)
+        assert (windows.drive, ".." in windows.parts, len(windows.parts)) == (
+            "", False, name.count("/") + 1,
+        )  # fmt: skip
 
 
 def test_a_path_that_a_zip_cannot_have() -> None:

@@ -27,10 +27,10 @@ and in each of them, with their defaults::
     resolved = true                       # tell also that a cause is gone
     per_hour = 20                         # messages; what there is more waits, and comes in one
 
-Where it has commands, other users may neither change it nor the programs, nor the directories above
-them. Where it has secrets, no other user may be able to read it; a webhook's URL is one, for who
-has it can post. So no error of a channel has a URL, a header or a password in its words: they are
-shown on the page and logged."""
+Where it has commands, other users may neither change it nor the programs, nor files that arguments
+name, nor the directories above them. Where it has secrets, no other user may be able to read it; a
+webhook's URL is one, for who has it can post. So no error of a channel has a URL, a header or a
+password in its words: they are shown on the page and logged."""
 
 import http.client
 import itertools
@@ -99,7 +99,7 @@ class MailConfig(ChannelConfig):
 class CommandConfig(ChannelConfig):
     """A program."""
 
-    argv: Annotated[list[str], Field(min_length=1)]
+    argv: Annotated[list[Annotated[str, Field(pattern=r"^[^\x00]*$")]], Field(min_length=1)]
 
 
 class _ChannelFile(BaseModel):
@@ -271,11 +271,16 @@ def load_channels(path: Path) -> list[AlertChannel]:
 
 def _check_unchanged_by_others(path: Path, commands: Iterable[CommandConfig]) -> None:
     """Raises ConfigError if other users than root and the console's own can change *path*, which
-    says what is run, or a program of *commands*. (One that is not there is told when it is
-    needed.)"""
-    programs = [shutil.which(one.argv[0]) for one in commands]
+    says what is run, or a program of *commands*, or what an argument names: it may be a script, or
+    a configuration. (One that is not there is told when it is needed.)"""
+    found = [path]
+    for one in commands:
+        if (program := shutil.which(one.argv[0])) is not None:
+            found.append(Path(program))
+        named = (Path(WORKING_DIRECTORY, text) for text in one.argv[1:] if text)
+        found += [place for place in named if place.is_file()]
     owners = {0, os.geteuid()}
-    for used in (path, *(Path(one) for one in programs if one is not None)):
+    for used in found:
         try:
             weak = weak_place(used, owners=owners)
         except OSError as error:

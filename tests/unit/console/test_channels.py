@@ -236,3 +236,19 @@ def test_a_command_that_others_could_choose(tmp_path: Path) -> None:
     path.chmod(0o666)
     with pytest.raises(ConfigError, match=r"alerts.toml: others can change it"):
         load_channels(path)
+
+
+def test_a_script_that_others_could_choose(tmp_path: Path) -> None:
+    """A shell runs it as much as if it were the program."""
+    script, path = tmp_path / "page-me.sh", tmp_path / "alerts.toml"
+    script.write_text("true\n")
+    script.chmod(0o666)
+    path.write_text(f'[command.page]\nargv = ["/bin/sh", "{script}", "/dev/null", "{tmp_path}"]\n')
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match=r"page-me.sh: others can change it"):
+        load_channels(path)
+    script.chmod(0o644)
+    assert [one.name for one in load_channels(path)] == ["command page"]
+    path.write_text('[command.page]\nargv = ["/bin/sh", "a\\u0000b"]\n')
+    with pytest.raises(ConfigError, match=r"command.page.argv.1"):
+        load_channels(path)

@@ -191,7 +191,9 @@ async def test_one_channel_that_fails_oddly_ends_no_other(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     alerts = Alerts(tmp_path / "alerts.json")
-    odd = AlertCommand("page", CommandConfig(argv=["/bin/tr\0ue"], after_seconds=0.0))
+    odd = AlertCommand(
+        "page", CommandConfig.model_construct(argv=["/bin/tr\0ue"], after_seconds=0.0)
+    )
     with _hook([200]) as (url, got):
         told = AlertDelivery([odd, _webhook(url)], tmp_path / "told.json")
         await told.deliver(alerts.update([_PROBLEM]))

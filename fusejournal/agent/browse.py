@@ -27,6 +27,9 @@ from fusejournal.types import ROOT_FID, Fid, Seq
 _NAMES_MAX: Final = 1000
 _MOMENTS_MAX: Final = 2000
 _LIFE_MAX: Final = 500
+"""Entries of one file that are told,"""
+_LIVES_MAX: Final = 2000
+"""and of all that had a path: of a file that is saved by renames, each save is one."""
 _CHANGES_MAX: Final = 1000
 _PIECE_BYTES: Final = 256 << 10
 
@@ -138,15 +141,19 @@ def moments(source: JournalSource, fields: Fields) -> dict[str, Any]:
 
 
 def life(source: JournalSource, fields: Fields) -> dict[str, Any]:
-    """Returns the lives of all files that had a path, each with its newest entries first. Raises
-    PathNotFoundError, FusejournalError."""
+    """Returns the lives of the files that had a path, each with its newest entries first: of very
+    many the last, beside their number. Raises PathNotFoundError, FusejournalError."""
     path = path_of(source, fields)
     lives = find_lives(source.lookup, path)
     if not lives:
         raise PathNotFoundError("/" + exact(path), f"never was in the journal of {source.name}")
     found: list[dict[str, Any]] = []
-    for one in lives:
+    left = _LIVES_MAX
+    for one in reversed(lives):
         steps = list(read_life(source.lookup, one.fid))
+        left -= min(len(steps), _LIFE_MAX)
+        if left < 0 and found:
+            break
         found.append(
             {
                 "fid": int(one.fid),
@@ -163,7 +170,13 @@ def life(source: JournalSource, fields: Fields) -> dict[str, Any]:
         )
     command = command_line("history", source.name, exact(path))
     users = account_names(one["uid"] for each in found for one in each["entries"])
-    return {"path": exact(path), "lives": found, "users": users, "command": command}
+    return {
+        "path": exact(path),
+        "lives": found[::-1],
+        "count": len(lives),
+        "users": users,
+        "command": command,
+    }
 
 
 def difference(source: JournalSource, fields: Fields) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from fusejournal.history.tree_cache import TreeCache
 from fusejournal.journal.reader import JournalReader
 from fusejournal.node.registry import find_named
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import CALLS_VERSION, Call, CallPart
+from fusejournal.wire.frames import ANSWER_BYTES_MAX, CALLS_VERSION, Call, CallPart
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,12 @@ class Calls:
             return
         value = await self._value(call.what, fields)
         content = json.dumps(value).encode()
+        if len(content) > ANSWER_BYTES_MAX:
+            more = f": {value['command']}" if "command" in value else ""
+            raise UsageError(
+                f"the answer has {len(content) >> 20} MiB, and a page takes no more than "
+                f"{ANSWER_BYTES_MAX >> 20}: ask for less, or on that machine{more}"
+            )
         parts = [content[at : at + _PART_BYTES] for at in range(0, len(content), _PART_BYTES)]
         for part in parts[:-1]:
             await connection.send(CallPart("more", part))

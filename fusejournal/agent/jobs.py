@@ -45,6 +45,8 @@ from fusejournal.node.registry import find_named
 _JOBS_MAX: Final = 200
 _FILE_BYTES_MAX: Final = 64 << 20
 """More than a plan has: its actions are bounded, and each has at most three paths."""
+_LIST_BYTES_MAX: Final = 3 << 20
+"""The most that is told of a plan's actions, changes or conflicts, each."""
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
 _ID_CHARS_MAX: Final = 64
 _WORKING: Final = ("planning", "doing")
@@ -89,7 +91,7 @@ class JobBook:
         path.mkdir(mode=0o700)
         _write(path / "request.json", request)
         self._begin(path, "plan" if kind.plans else "do")
-        return self._describe(path)
+        return self._tell(path)
 
     def list_all(self, fields: Fields) -> dict[str, Any]:
         """Returns all jobs, the newest first, without plans and results."""
@@ -100,8 +102,9 @@ class JobBook:
         return {"jobs": jobs}
 
     def show(self, fields: Fields) -> dict[str, Any]:
-        """Returns the job ``id`` with its plan and results. Raises UsageError."""
-        return self._describe(self._path(fields))
+        """Returns the job ``id`` with its plan and results: of very many the first, beside their
+        number. Raises UsageError."""
+        return self._tell(self._path(fields))
 
     def order(self, fields: Fields) -> dict[str, Any]:
         """Has the job ``id`` do what ``order`` says: plan (again), do, pause, resume, stop, or
@@ -131,7 +134,7 @@ class JobBook:
             _write(path / "order.json", {"order": word})
         else:
             raise UsageError(f"a job that is {state} cannot be told to {order}")
-        return self._describe(path)
+        return self._tell(path)
 
     def _begin(self, path: Path, order: str) -> None:
         """Starts a process for the job. What it has done so far stays known to it."""
@@ -164,6 +167,13 @@ class JobBook:
             raise UsageError(f"there is no job {job!r:.80}")
         return self._jobs / job
 
+    def _tell(self, path: Path) -> dict[str, Any]:
+        job = self._describe(path)
+        for key in ("actions", "changes", "conflicts"):
+            if key in job:
+                job[key] = _first_of(job[key])
+        return job
+
     def _describe(self, path: Path) -> dict[str, Any]:
         # In this order: one that ends in between is told as running with its last state.
         is_running = _is_locked(path)
@@ -175,10 +185,11 @@ class JobBook:
             state = "stopped"
             words = words or "its process ended before it was done: 'do' goes on with it"
         order = read_json(path / "order.json").get("order")
+        told = {key: value for key, value in progress.items() if key != "essence"}
         return {
             "id": path.name,
             **request,
-            **progress,
+            **told,
             "state": state,
             "words": words,
             "is_running": is_running,
@@ -187,6 +198,18 @@ class JobBook:
             "access": kind.access if kind is not None else "operator",
             "paused": is_running and order == "pause",
         }
+
+
+def _first_of(found: list[Any]) -> list[Any]:
+    """Returns so many of the first of *found* as an answer can have."""
+    left = _LIST_BYTES_MAX
+    kept: list[Any] = []
+    for one in found:
+        left -= len(json.dumps(one)) + 2
+        if left < 0:
+            break
+        kept.append(one)
+    return kept
 
 
 def _is_locked(path: Path) -> bool:

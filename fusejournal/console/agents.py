@@ -22,7 +22,7 @@ from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
 from fusejournal.wire import pairing
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import CALLS_VERSION, Call, CallPart
+from fusejournal.wire.frames import ANSWER_BYTES_MAX, CALLS_VERSION, Call, CallPart
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.pairing import Paired
 from fusejournal.wire.transport import connect, connect_for_pairing
@@ -31,7 +31,6 @@ _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 60.0
 _CALL_SECONDS: Final = 300.0
 """The time that an answer may take as a whole, however often a part of it comes."""
-_ANSWER_BYTES_MAX: Final = 16 << 20
 _KEPT_MAX: Final = 4
 _CALLS_MAX: Final = 12
 """Calls to one agent at a time: it takes no more connections of one console."""
@@ -129,7 +128,7 @@ class AgentLink:
         """Returns the answer to a call. Cancelling ends the connection; the agent may do what it
         was asked. Raises CallFailedError, WireError where it cannot be reached or does not
         answer."""
-        bytes_max = OVERVIEW_BYTES_MAX if what == "overview" else _ANSWER_BYTES_MAX
+        bytes_max = OVERVIEW_BYTES_MAX if what == "overview" else ANSWER_BYTES_MAX
         content = bytearray()
         try:
             with trio.fail_after(_CALL_SECONDS):

@@ -13,6 +13,9 @@ from fusejournal.errors import UsageError
 
 _HOUR_NS: Final = 3600 * 10**9
 HOURS_MAX: Final = 24 * 366
+KNOWN_BYTES_MAX: Final = 64 << 20
+"""The most that the file of the alerts, or of those that were told, has: more than the alerts of a
+hundred agents, each told by ten channels."""
 _ACTIONS: Final = ("acknowledge", "silence", "unsilence")
 
 
@@ -41,7 +44,7 @@ class Alerts:
         self._known: dict[str, dict[str, Any]] = {}
         """The alerts by key: ``since_ns``, ``acknowledged``, ``silenced``."""
         with suppress(OSError, *UNREADABLE_JSON):
-            raw = read_object(path)["alerts"]
+            raw = read_object(path, KNOWN_BYTES_MAX)["alerts"]
             self._known = {key: _known_of(one) for key, one in raw.items()}
         self._now: list[dict[str, Any]] = []
 

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
+from fusejournal.console.alerts import KNOWN_BYTES_MAX
 from fusejournal.console.channels import AlertChannel, DeliveryError, message_of
 from fusejournal.console.sessions import RateLimit
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 _SECOND_NS: Final = 10**9
 _BACK_NS: Final = 600 * _SECOND_NS
 """The time after which a cause that was gone and came back is told again."""
+_KEPT_CHARS_MAX: Final = 500
 _RETRY_SECONDS: Final = 5.0
 _RETRY_SECONDS_MAX: Final = 600.0
 _SEND_SECONDS: Final = 60.0
@@ -74,7 +76,7 @@ class AlertDelivery:
         is gone."""
         self._saving = trio.Lock()
         with suppress(OSError, *UNREADABLE_JSON):
-            raw = read_object(path)["told"]
+            raw = read_object(path, KNOWN_BYTES_MAX)["told"]
             self._told = {
                 name: {key: _sent_alert(one) for key, one in raw[name].items()}
                 for name in self._states
@@ -230,5 +232,9 @@ def _is_due(
 
 
 def _kept(alert: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is said of *alert* once it is gone."""
     keys = ("key", "agent", "volume", "words", "advice", "severity", "since_ns")
-    return {key: alert.get(key) for key in keys}
+    found = {key: alert.get(key) for key in keys}
+    for key in ("words", "advice"):
+        found[key] = str(found[key] or "")[:_KEPT_CHARS_MAX]
+    return found

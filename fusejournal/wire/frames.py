@@ -43,6 +43,8 @@ PROTOCOL_VERSION_OLDEST: Final = 1
 """and the oldest."""
 CALLS_VERSION: Final = 1
 """The version of the calls between a console and an agent."""
+ANSWER_BYTES_MAX: Final = 16 << 20
+"""The most that the answer to a call has, but for a download."""
 CONTROL_BYTES_MAX: Final = 64 << 10
 BATCH_CONTENT_BYTES_MAX: Final = 36 << 20
 """The largest frame a journal can hold, and a segment header."""

@@ -128,9 +128,11 @@ export async function lifeView(place, agent, volume, params) {
   const base = volumePath(agent, volume);
   const view = { base, agent, volume, signal: place.signal };
   const found = await get(`${base}/life`, { path: params.path }, place.signal);
+  const count = found.count ?? found.lives.length;
   place.replaceChildren(...heading(agent, volume, "browse"), h("h2", {}, "The life of ", path(found.path)),
+    ...(count > found.lives.length ? [h("p", { class: "note warning" }, `${number(count)} files had this name, one after the other; these are the last ${number(found.lives.length)}.`)] : []),
     ...found.lives.map((life, at) => h("div", { class: "card" },
-      h("h3", {}, found.lives.length > 1 ? `File ${at + 1} of ${found.lives.length} that had this name` : `${number(life.count)} entries`),
+      h("h3", {}, count > 1 ? `File ${number(count - found.lives.length + at + 1)} of ${number(count)} that had this name` : `${number(life.count)} entries`),
       h("p", { class: "soft small" }, life.tenures.map((one) => `had the name from entry ${number(one.from_seq)}${one.to_seq > 1e15 ? " on" : ` to ${number(one.to_seq)}`}`).join("; ")),
       h("div", { class: "scroll" }, h("table", { class: "stack" },
         h("thead", {}, h("tr", {}, ["Entry", "Time", "User", "Operation"].map((words) => h("th", { scope: "col" }, words)), h("th", { scope: "col", class: "number" }, "Size after"), h("th", { scope: "col" }, "Name then"))),

@@ -184,19 +184,27 @@ function pruneOf(job) {
         h("td", {}, one.kept_as.length ? `stays: ${one.kept_as.join(", ")}` : pill("warning", "goes")))))) ) : null);
 }
 
+const ROWS_MAX = 1000;
+
+function rest(shown, count) {
+  const first = Math.min(ROWS_MAX, shown.length);
+  return count > first ? h("p", { class: "soft" }, `The first ${number(first)} of ${number(count)} are shown; all are done.`) : null;
+}
+
 function changesOf(job) {
   return h("div", { class: "card" }, h("h2", {}, job.state === "done" ? "What it did" : "What it will do"),
     h("div", { class: "scroll" }, h("table", { class: "stack" },
       h("thead", {}, h("tr", {}, ["Change", "Path"].map((words) => h("th", { scope: "col" }, words)), h("th", { scope: "col", class: "number" }, "Writes"))),
-      h("tbody", {}, job.changes.slice(0, 1000).map((one) => h("tr", { class: "rows" }, h("td", {}, one.action),
+      h("tbody", {}, job.changes.slice(0, ROWS_MAX).map((one) => h("tr", { class: "rows" }, h("td", {}, one.action),
         h("td", { class: "wide" }, one.old_path !== null ? [path(one.old_path), " → "] : null, path(one.path), one.shared.length ? [h("span", { class: "soft" }, " the same file as "), one.shared.map((other) => [path(other), " "])] : null),
         h("td", { class: "number" }, one.bytes ? size(one.bytes) : "")))))),
-    job.change_count > 1000 ? h("p", { class: "soft" }, `The first 1,000 of ${number(job.change_count)}.`) : null);
+    rest(job.changes, job.change_count));
 }
 
 function conflictsOf(job) {
   return h("div", { class: "card" }, h("h2", {}, `${number(job.conflict_count)} later changes are in the way`),
     h("ul", {}, job.conflicts.slice(0, 100).map((one) => h("li", {}, `entry ${number(one.seq)}: ${one.reason ?? ""}`, one.needs ? ` (needs ${number(one.needs)})` : ""))),
+    job.conflict_count > 100 ? h("p", { class: "soft" }, "The first 100 are shown.") : null,
     h("p", { class: "soft" }, "Choose these, too, or plan again with another choice of what to do where changes are in the way."));
 }
 
@@ -204,8 +212,8 @@ function actionsOf(job) {
   return h("div", { class: "card" }, h("h2", {}, job.state === "planned" || job.state === "planning" ? "What it will do" : "What it does, and each result"),
     h("div", { class: "scroll" }, h("table", { class: "stack" },
       h("thead", {}, h("tr", {}, ["Change", "Path", "Takes back", "Result"].map((words) => h("th", { scope: "col" }, words)))),
-      h("tbody", {}, job.actions.slice(0, 1000).map((one) => h("tr", { class: "rows" },
+      h("tbody", {}, job.actions.slice(0, ROWS_MAX).map((one) => h("tr", { class: "rows" },
         h("td", {}, one.what), h("td", { class: "wide" }, one.what === "rename" ? [path(one.path), " → ", path(one.new_path)] : path(one.new_path ?? one.path)),
         h("td", {}, `entry ${number(one.because_of)}`), h("td", {}, one.result ? pill(one.result === "done" ? "good" : "warning", one.result) : "")))))),
-    job.action_count > 1000 ? h("p", { class: "soft" }, `The first 1,000 of ${number(job.action_count)}.`) : null);
+    rest(job.actions, job.action_count));
 }

@@ -12,6 +12,7 @@ from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_process import Job
 from fusejournal.agent.jobs import JobBook, read_json
 from fusejournal.errors import UsageError, VolumeNotFoundError
+from fusejournal.wire.frames import ANSWER_BYTES_MAX
 from tests.support.consoles import make_story
 
 pytestmark = pytest.mark.mount
@@ -50,6 +51,18 @@ def test_an_undo_is_planned_and_waits(root: Path) -> None:
     (listed,) = book.list_all(Fields({}))["jobs"]
     assert "actions" not in listed
     assert listed["id"] == job["id"]
+
+
+def test_of_a_very_large_plan_the_first_is_told(root: Path) -> None:
+    book = _HereBook(root)
+    job = book.create(Fields({"kind": "in-place", "volume": "data", "at": 1}))
+    changes = [{"action": "make", "path": "\udcff" * 4000} for _ in range(1000)]
+    progress = {"state": "planned", "changes": changes, "change_count": 1000, "essence": changes}
+    (root / "jobs" / job["id"] / "progress.json").write_text(json.dumps(progress))
+    told = book.show(Fields({"id": job["id"]}))
+    assert (told["change_count"], told["changes"][0]) == (1000, changes[0])
+    assert 100 < len(told["changes"]) < 1000
+    assert len(json.dumps(told)) < ANSWER_BYTES_MAX
 
 
 def test_an_undo_without_a_layer_fails_in_words(root: Path) -> None:

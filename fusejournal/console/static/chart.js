@@ -33,7 +33,7 @@ export function chart({ from, step, bars, names }, choose) {
     const first = Math.floor(left * bars.length), last = Math.ceil(right * bars.length);
     choose(from + first * step, from + Math.max(last, first + 1) * step - 1);
   });
-  const ends = h("div", { class: "row small soft" }, h("span", {}, clock(from)), h("span", { class: "grow" }),
+  const ends = h("div", { class: "head small soft" }, h("span", {}, clock(from)),
     h("span", {}, clock(from + step * bars.length)));
   return h("div", {}, svg, ends);
 }

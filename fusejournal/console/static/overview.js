@@ -2,6 +2,7 @@
 
 import { get, post, may, volumePath } from "./api.js";
 import * as app from "./app.js";
+import { shippingOf } from "./ships.js";
 import { h, pill, facts, number, size, ago, time, clock, plain, say, command } from "./dom.js";
 
 export async function overviewView(place) {
@@ -24,6 +25,7 @@ function describe(overview) {
   }
   parts.push(...alertsOf(alerts, agents));
   parts.push(h("div", { class: "servers" }, agents.map(apart)));
+  parts.push(picture(agents) ?? "");
   parts.push(channelsOf(overview.channels), command("fusejournal status"));
   return parts;
 }
@@ -86,6 +88,14 @@ function channelsOf(channels) {
     may("admin") ? h("button", { type: "button", "aria-label": `Try ${one.name}`, onclick: () => attempt(one.name) }, "Try it") : null))));
 }
 
+function picture(agents) {
+  try {
+    return shippingOf(agents);
+  } catch {
+    return null;
+  }
+}
+
 // An agent of another version may tell what this page does not know how to show: the others are shown.
 function apart(agent) {
   try {
@@ -107,7 +117,7 @@ function agentOf(agent) {
 
 function health(volume, away) {
   if (away) return pill("warning", "not reached");
-  if (volume.problems.some((one) => one.severity === "bad")) return pill("bad", volume.state);
+  if (volume.problems.some((one) => one.severity === "bad")) return pill("bad", `${volume.state}, at risk`);
   if (volume.problems.length) return pill("warning", `${volume.state}, look at it`);
   return pill("good", `${volume.state}, all is well`);
 }
@@ -123,13 +133,29 @@ function volumeOf(agent, volume, away) {
       ["serves", volume.mountpoint ? `${volume.mountpoint}${exportOf(volume)}` : null],
       ["head", volume.head_seq === undefined ? null : `entry ${number(volume.head_seq)}${volume.entries_per_second ? `, ${number(volume.entries_per_second)} a second` : ""}`],
       ["covered", covered ? h("span", {}, "every moment since ", time(covered.first_time_ns), ` (entry ${number(covered.first_seq)})`) : null],
-      ["space", volume.disk_free_bytes === undefined ? null : `${size(volume.disk_free_bytes)} left, the journal has ${size(volume.journal_bytes)}`],
+      ["space", volume.disk_free_bytes === undefined ? null : `${size(volume.disk_free_bytes)} left, the journal has ${size(volume.journal_bytes)}${forecast(volume)}`],
       ["version", version === undefined || version === null ? "none kept" : version.error ?? (version.count ? h("span", {}, version.name || `of entry ${number(version.seq)}`, ", made ", time(version.made_ns)) : "none yet")],
+      ["scrub", scrubOf(volume.scrub)],
       ...peersOf(agent, volume, replication),
     ]),
     h("div", { class: "row" },
       h("a", { class: "button", href: to("timeline") }, "Timeline"),
       h("a", { class: "button", href: to("browse") }, "Browse")));
+}
+
+// At the pace of all that the journal covers. An hour says too little, ten years say enough.
+function forecast({ covered, journal_bytes: bytes, disk_free_bytes: free }) {
+  const seconds = covered ? Date.now() / 1e3 - covered.first_time_ns / 1e9 : 0;
+  if (seconds < 3600 || !bytes) return "";
+  const days = free / (bytes / seconds) / 86400;
+  return days > 3650 ? "; enough for years at its pace so far" : `; enough for ${days < 2 ? `${Math.floor(days * 24)} hours` : `${number(Math.floor(days))} days`} at its pace so far`;
+}
+
+function scrubOf(scrub) {
+  if (!scrub) return "none yet";
+  if (!scrub.finished) return h("span", {}, "under way since ", time(scrub.started * 1e9));
+  const found = scrub.faults.length ? h("span", { class: "refused" }, `, ${number(scrub.faults.length)} ${scrub.faults.length === 1 ? "fault" : "faults"} left`) : ", no fault";
+  return h("span", {}, time(scrub.finished * 1e9), found, scrub.repaired ? `, ${number(scrub.repaired)} put right` : "");
 }
 
 function exportOf(volume) {

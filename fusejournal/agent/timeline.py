@@ -5,9 +5,10 @@ so that a filter that fits nothing among millions of entries still answers at on
 to look for, entries are read backwards a window at a time, and segments are passed over whose
 index has nothing that fits; each one found is then asked for its path.
 
-For a path the index tells which entries can be about it, and these alone are read, newest first.
-Where it cannot (a pattern, or a directory on the way that was moved in the segment), the segment is
-read from its beginning, where its paths are; a page that ends meanwhile has this go on with the
+For a path the index tells which entries can be about it, and for a pattern of names the places of
+its plain text do; these alone are read, newest first. Where neither can (a directory on the way
+that was moved in the segment, a pattern with slashes), the segment is read from its beginning,
+where its paths are; a page that ends meanwhile has this go on with the
 next one, which asks from the same place."""
 
 import base64
@@ -27,6 +28,7 @@ from fusejournal.history.json_values import match_to_json
 from fusejournal.history.lookup import Lookup, Span
 from fusejournal.history.name_changes import name_changes
 from fusejournal.history.path_candidates import candidates
+from fusejournal.history.pattern_candidates import pattern_candidates
 from fusejournal.history.query import Criteria, Match, PathPattern, can_match, walk_segment
 from fusejournal.journal.format import Entry
 from fusejournal.journal.outcomes import Outcome, with_outcomes
@@ -158,9 +160,9 @@ def _by_path(
     (pattern,) = patterns
     begin = max(criteria.from_seq, span.first_seq)
     numbers: list[int] | None = None
-    if not pattern.is_glob:
+    if not pattern.is_glob or pattern.may_be_in(lookup.index(span)):
         numbers = scans.candidates(lookup, span, pattern)
-    elif not pattern.may_be_in(lookup.index(span)):
+    else:
         numbers = []
     if numbers is None:
         within = replace(criteria, from_seq=begin, to_seq=min(criteria.to_seq, span.end_seq))
@@ -200,12 +202,17 @@ class Scans:
         self._scans: OrderedDict[tuple[Seq, Criteria], tuple[_Walk, list[Match]]] = OrderedDict()
 
     def candidates(self, lookup: Lookup, span: Span, pattern: PathPattern) -> list[int] | None:
-        """Returns the numbers of the entries that can be meant: see path_candidates."""
+        """Returns the numbers of the entries that can be meant: see path_candidates and
+        pattern_candidates."""
         index = lookup.index(span)
         key = span.first_seq, index.last_seq, pattern.text
         if key not in self._candidates:
-            self._candidates[key] = candidates(
-                index, pattern.text, pattern.fids, lambda fids: _are_files(lookup, fids)
+            self._candidates[key] = (
+                pattern_candidates(lookup, span, pattern)
+                if pattern.is_glob
+                else candidates(
+                    index, pattern.text, pattern.fids, lambda fids: _are_files(lookup, fids)
+                )
             )
         self._candidates.move_to_end(key)
         while len(self._candidates) > _CANDIDATES_KEPT:

@@ -125,7 +125,11 @@ class PathPattern:
         self._lookup = lookup
         self._tenures: dict[Fid, list[Tenure]] = {}
         self._match = _compile(text).fullmatch if self.is_glob else None
-        self._by_name = b"/" not in text
+        self.by_name = b"/" not in text
+        """True if it is held against last names."""
+        self.plain_text = _plain_text(text) if self.is_glob else b""
+        """The longest text that some name on each path that matches has; empty where none is known,
+        and where it is no pattern."""
         if not self.is_glob and lookup is not None:
             for tenure in lookup.tenures(text):
                 self._tenures.setdefault(tenure.fid, []).append(tenure)
@@ -155,9 +159,13 @@ class PathPattern:
             return True
         return any(self._is(path) for path in paths if path is not None)
 
+    def has_name(self, name: bytes) -> bool:
+        """Returns True if it is a pattern of names, and *name* matches."""
+        return self.by_name and self._match is not None and bool(self._match(name))
+
     def _is(self, path: bytes) -> bool:
         if self._match is not None:
-            return bool(self._match(path.rpartition(b"/")[2] if self._by_name else path))
+            return bool(self._match(path.rpartition(b"/")[2] if self.by_name else path))
         return not self.text or path == self.text or path.startswith(self.text + b"/")
 
 
@@ -201,6 +209,20 @@ def _glob_to_regex(pattern: bytes) -> bytes:
             simple = {b"*": b"[^/]*", b"?": b"[^/]"}
             regex, at = regex + simple.get(char, re.escape(char)), at + 1
     return regex
+
+
+def _plain_text(pattern: bytes) -> bytes:
+    """Returns the longest run of bytes in *pattern* that stand for themselves, within a name."""
+    longest, run, at = b"", b"", 0
+    while at < len(pattern):
+        char = pattern[at : at + 1]
+        closing = pattern.find(b"]", at + 2) if char == b"[" else -1
+        if closing > 0:
+            run, at = b"", closing + 1
+        else:
+            run, at = b"" if char in b"*?/" else run + char, at + 1
+        longest = max(longest, run, key=len)
+    return longest
 
 
 def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> Iterator[Match]:

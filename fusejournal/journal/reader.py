@@ -33,6 +33,7 @@ from fusejournal.journal.segment_header import SEGMENT_HEADER_BYTES, SegmentHead
 from fusejournal.operations import ControlOperation, Void
 from fusejournal.types import Seq
 
+_SEARCHED_BYTES = 1 << 20
 _INDEX_BYTES_KEPT = 96 << 20
 END = Seq(1 << 62)
 """A bound after every seq."""
@@ -360,6 +361,31 @@ class JournalReader:
             import random
 
             self._index_bytes -= len(self._indexes.pop(random.choice(others)).content)
+
+    def places_of(self, path: Path, text: bytes, most: int) -> list[int] | None:
+        """Returns the offsets in segment *path* at which *text* is, in whatever is there: no frame
+        is checked; None where there are more than *most*. Raises JournalDamagedError."""
+        found: list[int] = []
+        offset, before = 0, b""
+        try:
+            with self._open(path) as reader:
+                while piece := reader.read_at(offset, _SEARCHED_BYTES):
+                    window = before + piece
+                    at = window.find(text)
+                    while at >= 0:
+                        found.append(offset - len(before) + at)
+                        if len(found) > most:
+                            return None
+                        at = window.find(text, at + 1)
+                    offset += len(piece)
+                    # It may begin in this piece and end in the next.
+                    before = window[len(window) - len(text) + 1 :]
+        except BadFrameError as bad:
+            raise bad.in_segment(path) from None
+        except FormatError as error:
+            undecodable = BadFrameError.undecodable(offset, first_seq_of(path), error)
+            raise undecodable.in_segment(path) from None
+        return found
 
     def pick(self, path: Path, numbers: Iterable[int]) -> Iterator[tuple[Entry, Outcome]]:
         """The entries with *numbers* (growing) of segment *path*, with their outcomes. Reads from

@@ -20,6 +20,7 @@ from tests.support.volumes import OpenVolume, open_volume
 pytestmark = pytest.mark.mount
 _WHO = Caller(1000, 1000, 7)
 _NAMES = [b"a", b"b", b"c", b"d"]
+_PATTERNS = ["*a", "a/**", "?", "[ab]*c", "nosuch*", "**/b", "d/*", "*nosuch/a"]
 
 
 class _Tree:
@@ -121,15 +122,20 @@ def test_it_finds_what_a_reading_finds(source: JournalSource) -> None:
     paths = _paths(source)
     assert len(paths) > 50
     by_index: list[bool] = []
-    for path in [*random.Random(1).sample(paths, 40), "a", "*a", "a/**"]:
+    by_pattern: list[bool] = []
+    for path in [*random.Random(1).sample(paths, 40), "a", *_PATTERNS]:
         found = [
             int(match.entry.seq)
             for match in find(source.lookup, source.criteria(paths=[path]), newest_first=True)
         ]
         scans = Scans()
         assert _shown(source, path, scans) == found, path
-        if "*" not in path:
+        if path not in _PATTERNS:
             by_index += [one is not None for one in scans._candidates.values()]
+        elif "/" not in path and path != "?":
+            by_pattern += [one is not None for one in scans._candidates.values()]
+    assert all(by_pattern)
+    assert len(by_pattern) > 4
     # Also where much is moved, some segments are read by their index.
     assert sum(by_index) > 10
 
@@ -137,18 +143,18 @@ def test_it_finds_what_a_reading_finds(source: JournalSource) -> None:
 def test_a_reading_goes_on_with_the_next_page(
     source: JournalSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _shown(source, "*a", Scans())
+    whole = _shown(source, "**/a", Scans())
     assert whole
     monkeypatch.setattr(timeline, "_SECONDS", 0.0)
     monkeypatch.setattr(timeline, "_PIECE", 64)
     scans = Scans()
-    first = timeline.entries(source, Fields({"path": "*a"}), scans)
+    first = timeline.entries(source, Fields({"path": "**/a"}), scans)
     assert (first["entries"], first["next_before_seq"]) == ([], source.head_seq + 1)
-    assert _shown(source, "*a", scans) == whole
+    assert _shown(source, "**/a", scans) == whole
     # Each page reads a piece at least, however late it is.
     pages, before, scans = 0, None, Scans()
     while pages == 0 or before is not None:
-        page = timeline.entries(source, Fields({"path": "*a", "before_seq": before}), scans)
+        page = timeline.entries(source, Fields({"path": "**/a", "before_seq": before}), scans)
         before = page["next_before_seq"]
         pages += 1
         assert pages <= source.head_seq // 64 + 3 * len(source.reader.segments())

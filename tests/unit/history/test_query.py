@@ -230,3 +230,16 @@ def test_paths_of_a_tree_deeper_than_the_stack(tmp_path: Path) -> None:
     assert lookup.paths_of(fid, END) == [path]
     assert lookup.timeline(fid) == [(depth, path)]
     assert lookup.path_before(fid, END) == path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (b"*.odt", b".odt"), (b"a[bc]def?g", b"def"), (b"home/*/plan", b"home"), (b"**", b""),
+        (b"[ab]*", b""), (b"x[y*lo", b"x[y"), (b"a[]x]bc", b"bc"),
+    ],
+)  # fmt: skip
+def test_the_plain_text_of_a_pattern(pattern: bytes, text: bytes) -> None:
+    """On each path that matches some name has it."""
+    found = PathPattern(pattern, None, is_glob=True)
+    assert found.plain_text == text

@@ -116,7 +116,7 @@ class _Verification:
         self.packs = self._list_packs()
         """The packs that are there."""
         self.packs_read: set[str] = set()
-        """Those in which its chunks are."""
+        """The packs in which its chunks are."""
         self.files = self.names = self.chunks = self.bytes = self._content_bytes = 0
 
     def run(

@@ -165,7 +165,7 @@ def _restore_version(
 
 def _echo(done: "Restored", seq: int, as_json: bool, version: "Version | None" = None) -> None:
     if as_json:
-        from fusejournal.admin.restore_aside import RestoreReport
+        from fusejournal.admin.restore_report import RestoreReport
 
         text.echo_json(RestoreReport.of_restored(done, seq, version).to_json())
         return

@@ -17,7 +17,7 @@ from fusejournal.admin.pair import PairedWith, PairingCode, PairingState
 from fusejournal.admin.peers import PeerAdded, PeerChanged, PeerList, PeerRemoved
 from fusejournal.admin.promote import PromotionOutcome
 from fusejournal.admin.rejoin import Rejoined
-from fusejournal.admin.restore_aside import RestoreReport
+from fusejournal.admin.restore_report import RestoreReport
 from fusejournal.backing.limits import BackingLimits
 from fusejournal.control.reply import Reply
 from fusejournal.node.version_record import WorkOutcome

@@ -63,6 +63,10 @@ def _loaded(*arguments: str) -> set[str]:
             | _READS_JOURNAL
             | {"concurrent", "logging", "shutil", "socket", "ssl", "subprocess"},
         ),
+        (
+            "restore STATE d/file --to-version VERSION --target NEW --json",
+            _MAKES_FILES | _MAKES_VERSIONS | _READS_JOURNAL,
+        ),
         ("log STATE", _MAKES_FILES | {"logging", "socket", "ssl"}),
         (
             "status",

@@ -3,7 +3,7 @@
 from typing import Final
 
 from fusejournal.errors import PeerLostError, PeerMistakenError, PeerRefusedError
-from fusejournal.wire.session import FAILED, FENCED, INSTANCE, RefusedError
+from fusejournal.wire.session import FAILED, FENCED, INSTANCE, SERVED, RefusedError
 
 COPY_ADVICE: Final = (
     "'fusejournal peer resume' lets it try again, while the journal still has what it lacks; else, "
@@ -27,6 +27,7 @@ _BY_CODE: Final = {
     FENCED: "another node has become primary: stop this one, or bring it back as a mirror; or, if "
     "that reign is none, overrule it: 'overrule' under [replication]",
     "full": FULL,
+    SERVED: "nothing: the primary itself ships to it",
     "busy": "another node ships to it: check who is its primary",
     "copy": COPY_ADVICE,
     INSTANCE: "stop the one that is a copy, and give it a state of its own",

@@ -24,6 +24,7 @@ from contextlib import suppress
 from fusejournal.election.lease import Lease
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.types import Epoch, Reign
+from fusejournal.wire.frames import Hello
 from fusejournal.wire.session import HandshakeState
 
 _NUMBER_BITS = 64
@@ -35,6 +36,13 @@ def gives_way(me: HandshakeState, begun: Reign) -> bool:
     promotion that came to nothing keeps no node from following. (Both cannot have had votes
     enough.)"""
     return me.position.epoch < me.reign.epoch and me.reign.is_rival(begun)
+
+
+def comes_from_primary(greeting: Hello) -> bool:
+    """Returns True if the sender of *greeting* reigns, and has begun that. (In epoch 1 it does not
+    show.)"""
+    has_begun = greeting.held_epoch == greeting.epoch
+    return has_begun and greeting.node_id == greeting.reign_node != 0
 
 
 class Fence:

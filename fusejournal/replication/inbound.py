@@ -15,6 +15,7 @@ from fusejournal.errors import (
     JournalFailedError,
 )
 from fusejournal.replication.common_ancestor import first_error
+from fusejournal.replication.fence import comes_from_primary
 from fusejournal.replication.fetch_lost import serve_fetch
 from fusejournal.replication.kept_signatures import KeptSignatures
 from fusejournal.replication.local_node import LocalNode
@@ -82,7 +83,8 @@ class Inbound:
         me: returns what it greets with.
         heed: judges a claim, and returns when what was seen of reigns is on the disk.
         mirror: None on a primary.
-        peers_changed: called when a peer is not shipped to any more.
+        peers_changed: called when what the book says of a peer is to be gone by.
+        turn_back: has a peer not be shipped to any more, as long as this node is no primary.
         copies: serves peers that copy the tree."""
 
     def __init__(
@@ -93,6 +95,7 @@ class Inbound:
         heed: Heed,
         mirror: MirrorSide | None,
         peers_changed: Callable[[], None],
+        turn_back: Callable[[str], Awaitable[None]],
         copies: CopySource | None = None,
     ) -> None:
         self._copies = copies
@@ -102,6 +105,7 @@ class Inbound:
         self._heed_claim = heed
         self._mirror = mirror
         self._peers_changed = peers_changed
+        self._turn_back = turn_back
         self.reception = Reception(self._serve_greeted)
 
     async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
@@ -120,14 +124,22 @@ class Inbound:
                 # Who asks comes again soon, because that may not last.
                 raise RefusedError("busy", f"{name} is fenced, and no mirror yet")
             raise RefusedError("role", f"{name} is a primary and takes no entries")
-        elif self._is_downstream(connection.peer) and not await self._turn(connection, greeting):
+        else:
+            await self._receive(connection, greeting, self._mirror.receiver)
+
+    async def _receive(self, connection: Connection, greeting: Hello, receiver: Receiver) -> None:
+        """Have *receiver* take what the peer ships. Raises RefusedError, WireError,
+        FusejournalError."""
+        receiver.check_needed(connection.peer or greeting.node, greeting)
+        if self._is_downstream(connection.peer) and not await self._turn(
+            connection, greeting, receiver
+        ):
             reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
             raise RefusedError("direction", reason)
-        else:
-            if connection.peer is not None and greeting.listen_port:
-                host = parse_address(connection.where).host
-                self._local.book.note_return(connection.peer, Address(host, greeting.listen_port))
-            await self._mirror.receiver.serve(connection, greeting)
+        if connection.peer is not None and greeting.listen_port:
+            host = parse_address(connection.where).host
+            self._local.book.note_return(connection.peer, Address(host, greeting.listen_port))
+        await receiver.serve(connection, greeting)
 
     async def _serve_handoff(self, connection: Connection, greeting: Hello) -> None:
         """Be handed over to, or tell what came of it. Raises as :meth:`_give_vote`."""
@@ -176,17 +188,19 @@ class Inbound:
             raise RefusedError(FAILED, f"{name}: {error}") from None
         await connection.send(welcome(self._me(), greeting, is_mirror=True))
 
-    async def _turn(self, connection: Connection, greeting: Hello) -> bool:
+    async def _turn(self, connection: Connection, greeting: Hello, receiver: Receiver) -> bool:
         """Returns True if the peer, which is shipped to from here, reigns by now: then it is not
-        shipped to any more, because it ships to here. Raises FusejournalError where that cannot be
-        written down."""
-        reign, peer = reign_of(greeting), connection.peer
-        has_begun = greeting.held_epoch == reign.epoch and greeting.node_id == reign.node_id != 0
-        if peer is None or not has_begun or reign != self._me().reign:
+        shipped to any more, because it ships to here. Raises RefusedError where it may be a copy of
+        who was followed, FusejournalError where that cannot be written down."""
+        reign, mine, peer = reign_of(greeting), self._me().reign, connection.peer
+        if peer is None or not comes_from_primary(greeting):
             return False
-        self._local.book.turn_back(peer)
-        await trio.to_thread.run_sync(self._local.book.save)
-        self._peers_changed()
+        if reign != mine:
+            if reign.epoch <= mine.epoch:
+                return False
+            # (A higher one was heeded, unless this node has followed that one before.)
+            await receiver.check_instance(instance_of(greeting, connection.where))
+        await self._turn_back(peer)
         return True
 
     async def _heed(self, connection: Connection, greeting: Hello) -> None:

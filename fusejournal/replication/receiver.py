@@ -3,10 +3,11 @@ acknowledges them.
 
 One session at a time. A newer connection of the same peer takes the place of the older, which may
 be a link that is dead and does not know it yet, once the two journals were compared: who cannot
-ship to here ends no session. A second primary is refused, and so is a second instance of the
-same one (wire/instances.py) while the first is heard. Checks come in this order: who it is, version
-and volume, reign, whether another ships, position, checksum; then the frames are appended as they
-are, flushed, acknowledged, and left to the applier (receive_session.py).
+ship to here ends no session. A second sender is refused, and so is a second instance of the same
+one (wire/instances.py) while the first is heard; but the primary takes the place of a mirror that
+ships on, because what comes by way of another is not acknowledged to it. Checks come in this order:
+who it is, version and volume, reign, whether another ships, position, checksum; then the frames are
+appended as they are, flushed, acknowledged, and left to the applier (receive_session.py).
 
 A higher reign that a peer proves is on the disk before that is answered, and ends a session of a
 lower one at once, also where nothing can be taken from who speaks of it. One that the followed node
@@ -29,7 +30,7 @@ from fusejournal.replication.common_ancestor import (
     first_error,
     is_bound_by,
 )
-from fusejournal.replication.fence import gives_way
+from fusejournal.replication.fence import comes_from_primary, gives_way
 from fusejournal.replication.parting import Parting, forget_parting
 from fusejournal.replication.receive_session import ReceiveSession, Receiving, follow_flushes
 from fusejournal.replication.states import MirrorEvent, MirrorState
@@ -50,6 +51,7 @@ from fusejournal.wire.session import (
     FULL,
     HANDOFF,
     INSTANCE,
+    SERVED,
     Claim,
     HandshakeState,
     RefusedError,
@@ -94,6 +96,8 @@ class Receiver:
         self._join_volume = join_volume
         self._session: trio.CancelScope | None = None
         self._session_peer: str | None = None
+        self._is_from_primary = False
+        """True while that is the primary itself, and no mirror that ships on."""
         self._session_over = trio.Event()
         """The end of the newest session: each has its own."""
         self._newcomer: tuple[str, trio.CancelScope] | None = None
@@ -146,7 +150,7 @@ class Receiver:
                 self._refused(error)
             raise
         peer = connection.peer or greeting.node
-        self._check_peer(peer)
+        self._check_peer(peer, greeting)
         if self._newcomer is not None:
             self._newcomer[1].cancel()
         begin: Begin | None = None
@@ -169,13 +173,14 @@ class Receiver:
                     self._record.note(MirrorEvent.NOT_BEGUN)
         if begin is None:
             return
-        await self._take_place(peer)
+        await self._take_place(peer, greeting)
         over = self._session_over = trio.Event()
         has_ended = False
         """True once it is noted why."""
         try:
             with trio.CancelScope() as self._session:
                 self._session_peer = peer
+                self._is_from_primary = comes_from_primary(greeting)
                 try:
                     await self._serve(connection, greeting, begin)
                 except* RefusedError as group:
@@ -189,7 +194,7 @@ class Receiver:
             if not has_ended:
                 self._record.note(MirrorEvent.ENDED)
             self._record.disconnect()
-            self._session = None
+            self._session, self._is_from_primary = None, False
             over.set()
 
     def _check(self, greeting: Hello, *, is_judged: bool = True) -> tuple[Welcome, UUID]:
@@ -207,7 +212,7 @@ class Receiver:
     async def _admit(self, connection: Connection, greeting: Hello) -> Begin | None:
         """Compare who has greeted, beside the session that goes on; what it begins with, or None
         where the two have parted. Raises RefusedError, WireError."""
-        await self._check_instance(instance_of(greeting, connection.where))
+        await self.check_instance(instance_of(greeting, connection.where))
         await self._heed(claim_of(greeting), connection.peer or greeting.node, is_let_in=True)
         if self._session is None:
             self._record.connect(greeting.node, connection.where)
@@ -256,7 +261,7 @@ class Receiver:
         another instance of that node is followed, or on a full disk; JournalFailedError where the
         flush failed."""
         if instance is not None:
-            await self._check_instance(instance)
+            await self.check_instance(instance)
         async with self._heeding:
             check_reign(self._me(), reign, peer)
             if self._shared.raise_fence(reign):
@@ -280,7 +285,7 @@ class Receiver:
 
         Raises RefusedError where another node has the vote or something is lacking here, and what
         *commit* raises."""
-        await self._check_instance(instance)
+        await self.check_instance(instance)
         reign = Reign(offer.epoch, offer.reign_node)
         async with self._heeding:
             check_reign(self._me(), reign, peer)
@@ -304,17 +309,27 @@ class Receiver:
                     # It is in the role's record, which the next start goes by.
                     log.warning("reign %s is not in the watermarks: %s", reign, error)
 
-    def _check_peer(self, peer: str) -> None:
-        """Raise RefusedError where another peer than *peer* ships to here, or is about to."""
+    def check_needed(self, peer: str, greeting: Hello) -> None:
+        """Raise RefusedError where the primary itself ships to here, and *peer* is another."""
+        is_other = self._session_peer != peer and not comes_from_primary(greeting)
+        if self._is_from_primary and is_other:
+            raise RefusedError(SERVED, f"already receives from {self._session_peer}, the primary")
+
+    def _check_peer(self, peer: str, greeting: Hello) -> None:
+        """Raise RefusedError where another peer than *peer*, whose place this does not take, ships
+        to here, or is about to."""
+        self.check_needed(peer, greeting)
+        if comes_from_primary(greeting) and not self._is_from_primary:
+            return
         other = self._session_peer if self._session is not None else peer
         if other == peer and self._newcomer is not None:
             other = self._newcomer[0]
         if other != peer:
             raise RefusedError("busy", f"already receives from {other}")
 
-    async def _check_instance(self, newcomer: Instance) -> None:
+    async def check_instance(self, newcomer: Instance) -> None:
         """Raise RefusedError where *newcomer* is another instance of the node that is followed, and
-        that is there, or was not long ago."""
+        that is there, or was not long ago. Cancelling is harmless."""
         instances = self._instances
         if not instances.is_other(newcomer):
             return
@@ -359,12 +374,12 @@ class Receiver:
         self._instances.heard(trio.current_time())
         self._sign.set()
 
-    async def _take_place(self, peer: str) -> None:
-        """Wait until the session before this one, if it is of the same *peer*, is over, and end it.
-        Raises RefusedError where it is another's."""
+    async def _take_place(self, peer: str, greeting: Hello) -> None:
+        """End the session before this one, whose place *peer* takes, and wait until it is over.
+        Raises RefusedError where that goes on."""
         while self._session is not None:
-            self._check_peer(peer)
-            log.info("%s has connected anew", peer)
+            self._check_peer(peer, greeting)
+            log.info("%s has connected in the place of %s", peer, self._session_peer)
             self._session.cancel()
             await self._session_over.wait()
 

@@ -4,11 +4,14 @@ runs.
 One task a peer, and a session (ship_session.py) for each connection. A session that breaks is begun
 anew, after a pause that grows and is never the same twice. The pause is short again once a session
 was of some use, not because it began: a peer may break each. What a peer says of a higher reign is
-for the node to judge (claims.py).
+for the node to judge (claims.py). A mirror that ships on parts from a peer that the primary ships
+to.
 
 Used from the event loop's thread."""
 
+import logging
 import random
+from contextlib import suppress
 
 import trio
 
@@ -27,8 +30,10 @@ from fusejournal.replication.ship_session import ShipSession
 from fusejournal.replication.shipping import Shipping
 from fusejournal.replication.states import PeerEvent
 from fusejournal.types import Seq
-from fusejournal.wire.session import FENCED, Claim, RefusedError
+from fusejournal.wire.session import FENCED, SERVED, Claim, RefusedError
 from fusejournal.wire.transport import connect
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0
 _PAUSE_SECONDS_MIN = 0.1
@@ -115,7 +120,7 @@ class Shipper:
 
     async def _try(self, peer: Peer, pause_seconds: float) -> float:
         """One session. Returns how long to wait before the next."""
-        refused = False
+        refused = is_served = False
         self.record.tried()
         claim: Claim | None = None
         self._began_at, self._began_seq = trio.current_time(), self.record.acked_seq
@@ -133,6 +138,7 @@ class Shipper:
             event = PeerEvent.REFUSED_FULL if code == "full" else PeerEvent.REFUSED
             self._failed(error, event)
             refused = code not in ("busy", "full")
+            is_served = code == SERVED and self._shared.membership is None
         except* NoSuchSeqError:
             self._is_gone = True
         except* (FusejournalError, OSError, trio.TooSlowError) as group:
@@ -145,6 +151,8 @@ class Shipper:
             self._retention.takes_nothing()
         if claim is not None:
             await self._shared.on_claim(claim, self.name)
+        if is_served:
+            await self._part()
         if refused:
             return _REFUSED_SECONDS
         if self._has_worked:
@@ -164,6 +172,13 @@ class Shipper:
         )
         async with connection:
             await ShipSession(connection, record, shared, self._retention).run()
+
+    async def _part(self) -> None:
+        """Ship no more to the peer, which the primary itself ships to. This node had it in its book
+        from when it was the primary, and will have when it is again."""
+        log.info("peer %s: %s: nothing is shipped to it", self.name, self.record.last_error)
+        with suppress(FusejournalError):  # a full disk: it is tried once more
+            await self._shared.turn_back(self.name)
 
     @property
     def _has_worked(self) -> bool:

@@ -34,6 +34,9 @@ class Shipping:
     log_limiter: LogLimiter
     on_claim: Callable[[Claim, str], Awaitable[None]]
     """Receives what a peer says of a higher reign, and the peer's name."""
+    turn_back: Callable[[str], Awaitable[None]]
+    """Has the peer that it is given by name not be shipped to any more, as long as this node is no
+    primary. Raises FusejournalError where that cannot be written down."""
     members: MemberRecord
     membership: Membership | None
     """None on a mirror, which tells what its primary has told."""

@@ -119,7 +119,14 @@ class Replication:
             self.durability, self._heed = self._assemble_mirror(mirroring, make_durability)
             self._mending = Mending(volume, mirroring.kernel_cache)
         self._inbound = Inbound(
-            local, volume, self.me, self._heed, self._mirror, self._peers_changed, copies
+            local,
+            volume,
+            self.me,
+            self._heed,
+            self._mirror,
+            self._peers_changed,
+            self._turn_back,
+            copies,
         )
         self._shipping = Shipping(
             volume,
@@ -133,6 +140,7 @@ class Replication:
             LagMeter(),
             LogLimiter(),
             self._heed_refusal,
+            self._turn_back,
             local.members,
             self.membership,
         )
@@ -377,6 +385,13 @@ class Replication:
                 shipper, scope = Shipper(name, self._shipping), trio.CancelScope()
                 self._shippers[name] = shipper, scope
                 self._nursery.start_soon(self._run_shipper, shipper, scope)
+
+    async def _turn_back(self, peer: str) -> None:
+        """Ship nothing more to *peer*, as long as this node is no primary. Cancelled, the book may
+        say so or not. Raises FusejournalError where it cannot be saved."""
+        self.local.book.turn_back(peer)
+        await trio.to_thread.run_sync(self.local.book.save)
+        self._peers_changed()
 
     async def _run_shipper(self, shipper: Shipper, scope: trio.CancelScope) -> None:
         with scope:

@@ -67,6 +67,8 @@ COPY = "copy"
 """The code of a refusal: the journal has no longer what the sink lacks."""
 FENCED = "fenced"
 """The code of a refusal: another node has become primary, or has begun the same epoch."""
+SERVED = "served"
+"""The code of a refusal: the primary itself ships to the sink."""
 INSTANCE = "instance"
 """The code of a refusal: two nodes with one key run at once."""
 VERSION = "version"
@@ -343,8 +345,7 @@ def position_of(greeting: Hello | Welcome) -> Position:
 def _check_same(me: HandshakeState, other: Hello | Welcome) -> None:
     versions = versions_of(other)
     if common_version(me.versions, versions) is None:
-        words = no_common_version(me.versions, me.node, versions, other.node)
-        raise RefusedError(VERSION, words)
+        raise RefusedError(VERSION, no_common_version(me.versions, me.node, versions, other.node))
     theirs = uuid_of(other.uuid)
     if me.uuid is not None and theirs is not None and me.uuid != theirs:
         raise RefusedError(

@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fusejournal.address import node_name
 from fusejournal.control.client import ask
 from fusejournal.node.state_dir import load_state
 from fusejournal.replication.peers import PeerBook
@@ -359,3 +361,32 @@ def test_the_others_follow(tmp_path: Path) -> None:
         hand_over(target, primary)
         (primary.mountpoint / "again").mkdir()
         check_equal(primary, target, beside, behind)
+
+
+def test_a_mirror_that_both_ship_to_is_fed_by_the_new_primary(tmp_path: Path) -> None:
+    """The new one waits for it; the old one, a mirror that would ship on to it, stops by itself."""
+    with nodes(tmp_path, None, None, config=f"{CONFIG}mirrors = 2\n") as found:
+        primary, target, third = found
+        target.stands_by_for(third)
+        for node in found:
+            node.start(wait=False)
+        for node in found:
+            node.await_live()
+        for mirror in (target, third):
+            primary.await_peer(mirror, "streaming")
+        (primary.mountpoint / "before").mkdir()
+        await_level(primary, target, third)
+        for old, new in ((primary, target), (target, primary)):
+            hand_over(old, new)
+            for mirror in (old, third):
+                new.await_peer(mirror, "streaming")
+            wait_for(partial(_ships_to_none, old), old.ask)
+            assert third.mirroring()["primary"] == node_name(new.name)
+            with open(new.mountpoint / f"by {new.name}", "wb") as file:
+                os.fsync(file.fileno())
+            assert new.ask()["degraded"] == []
+            check_equal(new, old, third)
+
+
+def _ships_to_none(node: Node) -> bool:
+    return not node.ask()["replication"]["peers"]

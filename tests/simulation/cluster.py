@@ -13,7 +13,7 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.branches import list_branches
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.operations import ControlOperation, NewEpoch, Rename, made_by
-from fusejournal.roles.rejoin import RejoinError
+from fusejournal.replication.states import PeerState
 from fusejournal.types import ROOT_FID, Fid, Seq
 from tests.simulation.node import Node, chains
 from tests.simulation.world import Died, World, at, current
@@ -23,6 +23,7 @@ from tests.support.volumes import SOMEBODY, OpenVolume, content
 _LEVEL_SECONDS: Final = 1_500.0
 """The world's time that it may take: a mirror may go by an instance for ten minutes that is
 gone."""
+_REST_SECONDS: Final = 200.0
 _POLL_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 30.0
 _PATIENCE_SECONDS: Final = 300.0
@@ -150,8 +151,7 @@ class Cluster:
             elif node.is_gone_by and trio.current_time() > self._retry_at:
                 await node.kill()  # (A start that waits heeds no other stop here.)
                 await node.ask_where_parted()
-                with suppress(RejoinError):  # the new primary may not be up yet
-                    node.rejoin()
+                node.rejoin()  # (The new primary may not be up yet.)
             if not node.refusal or trio.current_time() > self._retry_at:
                 node.start()
         if trio.current_time() > self._retry_at:
@@ -222,6 +222,31 @@ class Cluster:
             if side is not None:
                 words.append(str(side.replication.status()))
         return "\n".join([*words, *self.world.trace[-30:]])
+
+    async def come_to_rest(self) -> None:
+        """Callers change things and hear that they are durable, and no peer goes on to be refused:
+        each mirror is fed by one node, which all others know. Raises AssertionError where that does
+        not come."""
+        assert self.primary.side is not None
+        journal = self.primary.side.volume.journal
+        self.work(5)
+        last = journal.head_seq, journal.chain
+        try:
+            with trio.fail_after(_REST_SECONDS):
+                while last not in self.answered or self._refused():  # noqa: ASYNC110
+                    await trio.sleep(_POLL_SECONDS)
+        except trio.TooSlowError:
+            raise AssertionError(f"refused: {self._refused()}\n{self._told()}") from None
+
+    def _refused(self) -> list[str]:
+        """The peers that refuse who ships to them."""
+        return [
+            f"{node.name} by {peer.name}: {peer.last_error}"
+            for node in self.nodes
+            if node.side is not None
+            for peer in node.side.replication.status().peers
+            if peer.state is PeerState.REFUSED
+        ]
 
     def check(self) -> None:
         """Checks what must hold once all are level."""

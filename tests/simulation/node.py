@@ -29,6 +29,7 @@ from fusejournal.replication.parting import PartingInquiry
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.demote import Demotion
 from fusejournal.roles.promote import Promotion
+from fusejournal.roles.rejoin import RejoinError
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, Seq, reign_of_text
 from fusejournal.volume.rollback import REJOIN_FILE
@@ -50,6 +51,7 @@ _ROOTED: Final = slice(64, 72)
 """The places of these in a page of watermarks."""
 _ASKING_SECONDS: Final = 3.0
 _OUTCOME_SECONDS: Final = 30.0
+_REJOIN_SECONDS: Final = 30.0
 _OVERRULE: Final = re.compile(r'overrule = "(\S+)"')
 
 
@@ -80,6 +82,7 @@ class Node:
         self.waits_for_peers = False
         """True if its start has heard of none."""
         self._goes_on_without_peers = False
+        self._rejoins_from = 0.0
         self._begin_alone: str | None = None
         self._overrule: str | None = None
         self._commands: dict[str, Command] = {}
@@ -406,7 +409,9 @@ class Node:
     # -- rejoining ---------------------------------------------------------------------------------
 
     def rejoin(self, dies_in: int | None = None) -> None:
-        """Bring it level while it is down; killed after so many calls of the disk."""
+        """Bring it level while it is down; killed after so many calls of the disk. Where that is
+        refused, because no node of the highest reign that it knows of has told where the two part,
+        it is tried again once one may have."""
         before = chains(self.state_dir / "journal")
         had_begun = (self.state_dir / REJOIN_FILE).exists()
         self.machine.boot()
@@ -418,6 +423,9 @@ class Node:
                 self.cluster.world.note(f"{self.name} rejoins at {told.parted}")
             except Died:
                 self.cluster.world.note(f"{self.name} dies as it rejoins")
+            except RejoinError as error:
+                self.cluster.world.note(f"{self.name} does not rejoin: {error}")
+                self._rejoins_from = trio.current_time() + _REJOIN_SECONDS
             self.record = load_state(self.state_dir)
         self.machine.boot()
         if not had_begun:
@@ -440,8 +448,9 @@ class Node:
 
     @property
     def has_parted(self) -> bool:
-        """True if it is up and says so."""
-        if self.side is None or not self.is_mirror:
+        """True if it is up and says so, and a rejoin was not refused just before."""
+        is_due = trio.current_time() >= self._rejoins_from
+        if self.side is None or not self.is_mirror or not is_due:
             return False
         status = self.side.replication.status().mirror
         return status is not None and status.state == "diverged"

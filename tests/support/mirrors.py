@@ -60,6 +60,10 @@ class Node(Layer):
         """Let *other* be a mirror of this one; while neither runs."""
         know_each_other(self, other, other.host.address, PORT)
 
+    def stands_by_for(self, other: "Node") -> None:
+        """Ship to *other* once this one is the primary; while neither runs."""
+        know_each_other(self, other, other.host.address, PORT, standby=True)
+
     def mount_arguments(self, *extra: str) -> list[str]:
         return [
             *("mount", str(self.backing), str(self.mountpoint), "--name", self.name),
@@ -106,19 +110,22 @@ class Node(Layer):
         return self.peer(other)
 
 
-def know_each_other(source: Layer, sink: Layer, address: str, port: int) -> None:
-    """Pair two nodes, neither of which runs: *source* ships to *sink*, which listens there."""
-    _know(source, sink, Address(address, port))
+def know_each_other(
+    source: Layer, sink: Layer, address: str, port: int, *, standby: bool = False
+) -> None:
+    """Pair two nodes, neither of which runs: *source* ships to *sink*, which listens there;
+    *standby*: once it is the primary."""
+    _know(source, sink, Address(address, port), standby=standby)
     _know(sink, source, None)
 
 
-def _know(one: Layer, other: Layer, address: Address | None) -> None:
+def _know(one: Layer, other: Layer, address: Address | None, *, standby: bool = False) -> None:
     name = other.base.name
     other.state.mkdir(mode=0o700, exist_ok=True)
     one.state.mkdir(mode=0o700, exist_ok=True)
     identity = load_or_make(other.state / "identity", node_name(name))
     book = PeerBook.load(one.state)
-    book.pair(name, address, identity.certificate)
+    book.pair(name, address, identity.certificate, standby=standby)
     book.save()
 
 

@@ -16,8 +16,8 @@ from fusejournal.errors import PeerLostError
 from fusejournal.replication.supervisor import Replication
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Hello, Message, Ping, Refusal
-from fusejournal.wire.identity import Identity, load_or_make
+from fusejournal.wire.frames import Ack, Begin, Hello, Message, Ping, Refusal, Welcome
+from fusejournal.wire.identity import Identity, load_or_make, node_id_of
 from fusejournal.wire.transport import connect
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.volumes import open_volume
@@ -107,6 +107,35 @@ async def test_a_second_primary_costs_one_line(
         (line,) = _warnings(caplog)
         assert line.startswith("peer west: ")
         assert line.endswith("refused: already receives from east")
+
+
+async def test_the_primary_takes_the_place_of_a_mirror_that_ships_on(tmp_path: Path) -> None:
+    """That one hears that it need not come again."""
+
+    async def ship(connection: Connection, greeting: Hello) -> None:
+        await connection.send(greeting)
+        answer = await connection.receive()
+        assert isinstance(answer, Welcome)
+        begin = Begin(greeting.epoch, answer.seq, answer.chain, Seq(3), Seq(0), greeting.reign_node)
+        await connection.send(begin)
+        assert isinstance(await connection.receive(), Ack)
+
+    async with _mirror(tmp_path) as mirror, await mirror.call("west") as west:
+        receiver = mirror.replication.receiver
+        assert receiver is not None
+        east_id, west_id = (node_id_of(mirror.peers[one].fingerprint) for one in ("east", "west"))
+        reign = Hello(1, UUID, "somebody", "ship", Epoch(2), Seq(3), 0, east_id, Epoch(2))
+        from_primary, passed_on = reign._replace(node_id=east_id), reign._replace(node_id=west_id)
+        await ship(west, passed_on)
+        assert receiver.session_peer == "west"
+        async with await mirror.call("east") as east:
+            await ship(east, from_primary)
+            assert receiver.session_peer == "east"
+            async with await mirror.call("west") as again:
+                await again.send(passed_on)
+                refusal = Refusal("served", "already receives from east, the primary")
+                assert await again.receive() == refusal
+            assert receiver.session_peer == "east"
 
 
 def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -22,6 +22,7 @@ from fusejournal.types import Seq
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Diverged, Hello, WireError
 from fusejournal.wire.session import FULL, SHIP, RefusedError, hello
+from tests.support.losses import begin_another_boot
 from tests.support.pairs import (
     level,
     listens_at,
@@ -70,6 +71,38 @@ async def test_nodes_that_were_paired_the_wrong_way_round(tmp_path: Path) -> Non
                 await until("it is refused", lambda: peer_status(primary).state == "refused")
                 assert "prim is shipped to from here" in (peer_status(primary).last_error or "")
                 assert "fusejournal peer remove" in (peer_status(primary).advice or "")
+
+
+async def test_a_mirror_ships_no_more_to_whom_the_primary_ships(tmp_path: Path) -> None:
+    """It was the primary before a handoff, and has all mirrors in its book."""
+    with open_volume(tmp_path / "primary", orderly=False) as primary:
+        primary.work(3)
+        primary.volume.journal.sync()
+    begin_another_boot(tmp_path / "primary" / "state")  # epoch 1 has no node
+    with (
+        open_volume(tmp_path / "primary") as primary,
+        open_volume(tmp_path / "old", mirror=True) as old,
+        open_volume(tmp_path / "third", mirror=True) as third,
+    ):
+        third.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(third):
+            there = listens_at(third)
+            old.replicate(ReplicationConfig(peers={"third": there}), "127.0.0.1:0")
+            async with running(old):
+                primary.replicate(ReplicationConfig(peers={"old": listens_at(old)}))
+                async with running(primary):
+                    await until("it passes all on", level(primary, third))
+                    assert third.receiver.session_peer == "vm-old"
+                    await primary.replication.commands()["peer-add"](
+                        {"name": "third", "address": there}
+                    )
+                    await until("it parts", lambda: not old.replication.status().peers)
+                    known = old.replication.local.book.get("third")
+                    assert (known.address, str(known.return_address)) == (None, there)
+                    primary.work(3, 10)
+                    await until("all goes on", level(primary, third))
+                    assert third.receiver.session_peer == "vm-primary"
+                    assert mirror_status(third).state == "streaming"
 
 
 async def test_a_primary_that_is_not_known_any_more_is_waited_for(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from typing import Final
 
 from fusejournal.types import Reign
 from fusejournal.wire.frames import Welcome
-from fusejournal.wire.session import reign_of
+from fusejournal.wire.session import PRIMARY
 
 
 class Stage(Enum):
@@ -105,10 +105,8 @@ HANDOFF_TRANSITIONS: Final[Mapping[tuple[Stage, Move], Stage]] = {
 
 def move_by_answer(offered: Reign, answer: Welcome) -> Move:
     """Returns what came of the reign *offered*, by the target's *answer* to the question: taken
-    where that goes by it, is a primary, or has had its beginning in its journal since."""
-    is_taken = (
-        reign_of(answer) == offered
-        or answer.role == "primary"
-        or answer.held_epoch >= offered.epoch
-    )
+    where that is a primary, or has had its beginning in its journal since. (A mirror that goes by
+    it is none: it has given itself its vote for that very reign, in a promotion that came to
+    nothing.)"""
+    is_taken = answer.role == PRIMARY or answer.held_epoch >= offered.epoch
     return Move.TAKEN if is_taken else Move.DECLINED

@@ -24,9 +24,9 @@ from fusejournal.replication.supervisor import Replication
 from fusejournal.types import Reign
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Hello, Offer
+from fusejournal.wire.frames import Hello, Offer, Welcome
 from fusejournal.wire.instances import instance_of
-from fusejournal.wire.session import HANDOFF, RefusedError, expect, welcome
+from fusejournal.wire.session import HANDOFF, PRIMARY, RefusedError, expect, welcome
 from fusejournal.wire.session_states import SessionState, Side
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class TakeOver:
         self._seams = seams
         self._going: tuple[str, trio.CancelScope, trio.Event] | None = None
         """The peer that hands over now, and the end of that."""
+        self._has_taken = False
+        """True once that is on the disk: the process is a mirror's until it has ended."""
 
     async def serve(self, connection: Connection, greeting: Hello) -> None:
         """Serve a primary that hands over, or asks what came of it. Cancelling before the role is
@@ -72,10 +74,10 @@ class TakeOver:
             _, scope, over = self._going
             scope.cancel()
             await over.wait()
-        answer = welcome(self._replication.me(), greeting, is_mirror=True)
         if not greeting.wanted_epoch:
-            await connection.send(answer)
+            await connection.send(self._answer(greeting))
             return
+        welcome(self._replication.me(), greeting, is_mirror=True)  # or a refusal
         self._check(peer)
         scope, over = trio.CancelScope(), trio.Event()
         self._going = peer, scope, over
@@ -138,6 +140,7 @@ class TakeOver:
         def commit() -> None:
             failpoints.reached("handoff.commit")
             self._seams.commit(reign)
+            self._has_taken = True
             failpoints.reached("handoff.committed")
 
         try:
@@ -146,8 +149,13 @@ class TakeOver:
         except (JournalFullError, OSError) as error:
             raise RefusedError(HANDOFF, f"{self._replication.local.name}: {error}") from None
         log.warning("%s has handed over: reign %s", peer, reign)
-        answer = welcome(self._replication.me(), greeting, is_mirror=True)
         with trio.move_on_after(_ANSWER_SECONDS), suppress(FusejournalError):
-            await connection.send(answer._replace(role="primary"))
+            await connection.send(self._answer(greeting))
         failpoints.reached("handoff.answered")
         self._seams.taken(reign)
+
+    def _answer(self, greeting: Hello) -> Welcome:
+        """Returns what tells the primary whether this node has taken over. Raises RefusedError,
+        WireError."""
+        answer = welcome(self._replication.me(), greeting, is_mirror=True)
+        return answer._replace(role=PRIMARY) if self._has_taken else answer

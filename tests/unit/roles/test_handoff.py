@@ -85,7 +85,7 @@ MINE = Reign(Epoch(3), 7)
     ("epoch", "node", "held", "role", "step"),
     [
         (2, 0, 2, "mirror", Move.DECLINED),
-        (3, 7, 2, "mirror", Move.TAKEN),
+        (3, 7, 2, "mirror", Move.DECLINED),  # it has its own vote for that epoch
         (3, 7, 3, "primary", Move.TAKEN),
         (3, 8, 2, "mirror", Move.DECLINED),  # another has its vote for that epoch
         (4, 8, 2, "mirror", Move.DECLINED),

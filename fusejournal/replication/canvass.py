@@ -37,6 +37,9 @@ _AHEAD_MAX: Final = 4096
 """A peer that tells of an epoch so far ahead is not believed."""
 ASK_SECONDS: Final = 5.0
 """The time that a peer may take to answer: one that is away is not waited for."""
+_OPEN_SECONDS: Final = 2.0
+"""The time that its machine may take to answer at all: one that is off never does. (A packet that
+was lost is sent again after one second.)"""
 _SILENT_SECONDS: Final = 1.0
 """The same where it has not answered just before."""
 
@@ -217,6 +220,7 @@ async def _ask(
                 peer.certificate,
                 insecure=local.insecure,
                 timeout_seconds=seconds,
+                open_seconds=min(seconds, _OPEN_SECONDS),
             ) as connection:
                 await connection.send(greeting)
                 theirs = check_asked(me, await connection.receive())

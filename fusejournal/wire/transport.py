@@ -64,10 +64,19 @@ async def connect(
     *,
     insecure: bool,
     timeout_seconds: float,
+    open_seconds: float | None = None,
 ) -> Connection:
-    """Returns a connection to the peer at *address* that has *certificate* (PEM). Without one, and
-    with *insecure*, it is not encrypted, and both ends are root's on one loopback. Its ``peer`` is
-    None: the caller knows whom it called. Cancelling leaves nothing behind.
+    """Returns a connection to a peer. Its ``peer`` is None: the caller knows whom it called.
+    Cancelling leaves nothing behind.
+
+    Args:
+        address, certificate: of the peer. Without a certificate (PEM), and with *insecure*, the
+            connection is not encrypted, and both ends are root's on one loopback.
+        identity: of this node.
+        insecure: it may be unencrypted.
+        timeout_seconds: the time that all may take.
+        open_seconds: the time until the machine there answers, because one that is off never does;
+            None: as long.
 
     Raises PeerLostError (refused, not to be reached, too slow, cut), PeerMistakenError (another
     certificate), PeerRefusedError (does not know us, or takes nothing unencrypted), WireError (no
@@ -76,7 +85,8 @@ async def connect(
     if certificate is None and not insecure:
         raise PeerRefusedError(where, "its certificate is not known: pair with it first")
     async with _within(where, timeout_seconds):
-        stream = await _open(address)
+        async with _within(where, timeout_seconds if open_seconds is None else open_seconds):
+            stream = await _open(address)
         try:
             if certificate is None:
                 return await _begin_plain(stream, where)

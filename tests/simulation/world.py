@@ -212,7 +212,9 @@ class World:
 
     # -- what the product asks for -----------------------------------------------------------------
 
-    async def connect(self, address: Address, *_: Any, **__: Any) -> Connection:
+    async def connect(
+        self, address: Address, *_: Any, open_seconds: float = _CONNECT_SECONDS, **__: Any
+    ) -> Connection:
         """Connects, in the place of transport.connect."""
         here = current.get()
         assert here is not None
@@ -220,7 +222,7 @@ class World:
         there = self.machines[address]
         link = self.link(here, there)
         if link.is_cut:
-            await trio.sleep(_CONNECT_SECONDS)
+            await trio.sleep(open_seconds)
             raise PeerLostError(str(address), "no answer")
         if address not in self._listening or there.is_dead:
             raise PeerLostError(str(address), "nobody listens")

@@ -158,6 +158,24 @@ async def test_a_peer_that_was_silent_is_not_waited_for_as_long_again(
         assert times == [5.0, 1.0, 5.0]
 
 
+async def test_a_machine_that_is_off_is_not_waited_for_as_long_as_an_answer(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with (
+        open_volume(tmp_path / "mirror", mirror=True, uuid=uuid4()) as mirror,
+        socket.create_server(("127.0.0.1", 0), backlog=0) as off,
+        socket.create_connection(off.getsockname()),  # the kernel answers no other now
+    ):
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        local, me = mirror.replication.local, mirror.replication.me()
+        local.book.add("off", parse_remote(f"127.0.0.1:{off.getsockname()[1]}"), standby=True)
+        began = trio.current_time()
+        (answer,) = await ask_positions(local, me)
+        assert answer.welcome is None
+        assert answer.error.endswith("no answer within 2 s")
+        assert round(trio.current_time() - began, 3) == 2.0
+
+
 async def test_a_promotion_that_is_prepared_waits_until_all_is_applied(tmp_path: Path) -> None:
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)

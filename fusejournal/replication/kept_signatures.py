@@ -24,6 +24,7 @@ import errno
 import os
 import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -38,8 +39,9 @@ from fusejournal.wire.signatures import SIGNATURE_BYTES
 _SLOTS: Final = 8192
 _SLOT: Final = struct.Struct(f"<QQ{SIGNATURE_BYTES}sQ")
 _CHECK: Final = struct.Struct("<Q")
+_NUMBERS: Final = struct.Struct("<QQ48x")
 _SLOT_BYTES: Final = 64
-assert _SLOT.size + _CHECK.size == _SLOT_BYTES
+assert _SLOT.size + _CHECK.size == _NUMBERS.size == _SLOT_BYTES
 
 
 class Kept(NamedTuple):
@@ -62,7 +64,7 @@ class KeptSignatures:
         if len(content) != _SLOTS * _SLOT_BYTES:
             os.close(self._fd)
             raise FusejournalError(f"{path}: not the signatures that a mirror keeps: remove it")
-        slots = sorted(filter(None, (_decode(content, at) for at in range(_SLOTS))))
+        slots = sorted(one for _, one in _written(content))
         self._kept = {seq: signature for _, seq, signature in slots}
         self._number = slots[-1][0] if slots else 0
         # (A process that was killed may have left some in the kernel's pages alone.)
@@ -102,8 +104,7 @@ class KeptSignatures:
         batch, which never did, or of a history that was given up. They would vouch for none of
         what will have these seqs. Blocks. Raises OSError."""
         content = os.pread(self._fd, _SLOTS * _SLOT_BYTES, 0)
-        found = ((slot, _decode(content, slot)) for slot in range(_SLOTS))
-        slots = [slot for slot, one in found if one is not None and one[1] > seq]
+        slots = [slot for slot, (_, one, _) in _written(content) if one > seq]
         for slot in slots:
             nothing = bytes(_SLOT_BYTES)
             calls.write_all("signatures.forget", self._fd, nothing, slot * _SLOT_BYTES)
@@ -132,10 +133,19 @@ class KeptSignatures:
         return [Kept(*one) for one in sorted(self._kept.items()) if one[0] > seq]
 
 
+def _written(content: bytes) -> Iterator[tuple[int, tuple[int, Seq, bytes]]]:
+    """Yields the index of each slot of *content* that holds a signature, and what
+    :func:`_decode` makes of it. (Most are empty: a check of each would take longer than all else
+    that an opening does.)"""
+    for index, (_, number) in enumerate(_NUMBERS.iter_unpack(content)):
+        if number and (one := _decode(content, index)) is not None:
+            yield index, one
+
+
 def _decode(content: bytes, index: int) -> tuple[int, Seq, bytes] | None:
     slot = content[index * _SLOT_BYTES : (index + 1) * _SLOT_BYTES]
     (check,) = _CHECK.unpack_from(slot, _SLOT.size)
     if check != xxhash.xxh3_64_intdigest(slot[: _SLOT.size]):
         return None
     seq, number, signature, _ = _SLOT.unpack_from(slot)
-    return (number, Seq(seq), signature) if number else None
+    return number, Seq(seq), signature

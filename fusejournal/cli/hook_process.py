@@ -8,7 +8,7 @@ Each line of its standard input is a call, in JSON: ``arguments``, as of the com
 ``environment``, the variables that are set for it. The answer is a line on its standard output:
 ``status`` and ``output``. It ends with its input, that is, with the volume's process at the latest.
 SIGTERM, which systemd sends to all processes of a unit that stops, does not end it in the midst of
-a call: the volume's process is to undo what was done."""
+a call: the volume's process is to undo what was done. SIGINT ends a call, and what that runs."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> tuple[int, str]:
 
 def main() -> None:
     """The process."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # (It may be ignored.)
     # (What is ignored would be ignored by the programs that hooks start, too.)
     signal.signal(signal.SIGTERM, lambda *_: None)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -60,7 +60,8 @@ def main() -> None:
 
     with suppress(FusejournalError):  # told when it is asked for again
         remember_places()
-    serve(sys.stdin.buffer, answers)
+    with suppress(KeyboardInterrupt):  # between two calls
+        serve(sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,24 @@
 of the role goes on.
 
 It is begun when the change is, and has started by the time when the first hook is due. A hook whose
-process is gone before it was called gets another. May be used from one thread after the other."""
+process is gone before it was called gets another. May be used from one thread after the other, and
+ended by one while another waits for a hook."""
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
+
+import trio
 
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 
 _COMMAND = "fusejournal"
+_GRACE_SECONDS: Final = 5.0
 
 
 class HookProcess:
@@ -22,6 +27,8 @@ class HookProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._called: subprocess.Popen[bytes] | None = None
+        """The process that runs a hook, while it does."""
 
     def begin(self) -> None:
         """Start it, unless it runs; returns at once. Raises OSError."""
@@ -37,30 +44,49 @@ class HookProcess:
 
     def run(self, arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes]:
         """Run a hook by its *arguments* of the command line, with *environment* beside what the
-        process has; returns its status and output. Blocks; ends with an error once :meth:`end` is
-        called by another thread. Raises OSError."""
+        process has; returns its status and output. Blocks, until another thread calls :meth:`end`
+        at the latest. Raises OSError."""
         self.begin()
         process = self._process
         if process is None:
             raise ProcessLookupError
         call = {"arguments": list(arguments), "environment": dict(environment)}
-        answer = b""
+        answer, self._called = b"", process
         with suppress(BrokenPipeError, ValueError):  # it is gone, or its pipes are closed, too
             _pipe(process.stdin).write(json.dumps(call).encode() + b"\n")
             _pipe(process.stdin).flush()
             answer = _pipe(process.stdout).readline()
+        if self._called is process:
+            self._called = None
         if not answer.endswith(b"\n"):
             raise ChildProcessError("its process has died")
         told = json.loads(answer)
         return int(told["status"]), str(told["output"]).encode()
 
     def end(self) -> None:
-        """End it, also in the midst of a hook."""
+        """End it, also in the midst of a hook: that is interrupted, ends what it runs, and is
+        killed where this takes longer than ``_GRACE_SECONDS``. Blocks."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
-            with process:  # waits for its end, and closes the pipes
-                pass
+            self._end(process)
+
+    async def end_aside(self) -> None:
+        """Do :meth:`end` in a thread. Cancelling does nothing."""
+        process, self._process = self._process, None
+        if process is not None:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._end, process)
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        with suppress(BrokenPipeError):
+            _pipe(process.stdin).close()  # which ends one that runs no hook
+        if self._called is process:
+            process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_SECONDS)
+        process.kill()
+        with process:  # waits for its end, and closes the pipes
+            pass
 
 
 def shipped(arguments: Sequence[str]) -> list[str] | None:

@@ -23,8 +23,8 @@ import shlex
 import shutil
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -71,15 +71,15 @@ class RoleHooks:
             if any(shipped(_checked(command)) is not None for command in commands):
                 self._process.begin()
 
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
-        """Prepare for a change that the block goes on to, unless it raises."""
+    @asynccontextmanager
+    async def prepared(self) -> AsyncIterator[None]:
+        """Prepare for a change that the block goes on to, unless it raises, or is cancelled."""
         self.prepare()
         try:
             yield
         except BaseException:
             if not self._calling.locked():
-                self._process.end()
+                await self._process.end_aside()
             raise
 
     async def before(self, role: str, reign: str, peer: str) -> None:
@@ -103,7 +103,7 @@ class RoleHooks:
                     log.error("%s", error)
                     failures.append(str(error))
             self._owed = None
-            self._process.end()
+            await self._process.end_aside()
         return failures
 
     def end(self, *, goes_on: bool) -> None:
@@ -177,7 +177,7 @@ class RoleHooks:
                 self._process.run, ours, environment, abandon_on_cancel=True
             )
         except (trio.Cancelled, OSError):
-            self._process.end()
+            await self._process.end_aside()
             raise
 
 

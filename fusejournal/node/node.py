@@ -388,7 +388,7 @@ class Node:
         promotion = Promotion(self.state.name, volume, replication, receiver, fence_hook)
         if request.get("dry_run"):
             return (await promotion.plan()).to_json()
-        with hooks.prepared():
+        async with hooks.prepared():
             plan = await promotion.prepare(bool(request.get("force")))
             await promotion.apply_all()
         reign = reign_of_text(plan.reign)

@@ -16,9 +16,11 @@ import trio
 from fusejournal.config import Config
 from fusejournal.disk.process import python_module
 from fusejournal.errors import HookFailedError
+from fusejournal.node import hook_process
 from fusejournal.node.hook_process import HookProcess, shipped
 from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.spec import MountSpec
+from tests.support.patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.mount  # as for hooks: whose owner is root
 
@@ -96,9 +98,9 @@ def test_one_that_is_gone_gets_a_successor(
 
     ended = threading.Thread(target=end)
     ended.start()
-    with pytest.raises(ChildProcessError, match="its process has died"):
-        process.run(_NOTIFY, _TOLD)
+    assert process.run(_NOTIFY, _TOLD)[0] == 130
     ended.join()
+    until_gone(int((server / "told").read_text().split()[-1]))
     (server / "goes-on").unlink()
     process.begin()
     assert process._process is not None
@@ -107,6 +109,22 @@ def test_one_that_is_gone_gets_a_successor(
     monkeypatch.setattr(process, "begin", lambda: None)
     with pytest.raises(ChildProcessError, match="its process has died"):
         process.run(_NOTIFY, _TOLD)
+
+
+def is_alive(pid: int) -> bool:
+    """Returns True if the program that a hook has run still runs."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def until_gone(pid: int) -> None:
+    """Return when the program that a hook has run does not run any more."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while is_alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def await_told(server: Path, times: int) -> None:
@@ -129,6 +147,34 @@ async def test_one_that_hangs_is_ended(server: Path, tmp_path: Path) -> None:
             (failure,) = await called.after("primary", "2/beef", "")
         assert "not ended after 1.5 s" in failure
         assert called._process._process is None
+    finally:
+        (server / "goes-on").unlink()
+
+
+async def test_one_that_heeds_nothing_is_killed_while_the_layer_goes_on(
+    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook_process, "_GRACE_SECONDS", 1.0)
+    (server / "goes-on").touch()
+    command = " ".join((*python_module("fusejournal"), *_NOTIFY))
+    config = Config.of({"hooks": {"after": [command]}})
+    spec = MountSpec("vol", tmp_path, tmp_path, tmp_path, config, False, frozenset())
+    called = RoleHooks(spec)
+    called.prepare()
+    pid = pid_of(called._process)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(called.after, "primary", "2/beef", "")
+            await trio.to_thread.run_sync(await_told, server, 1)
+            os.kill(pid, signal.SIGSTOP)
+            nursery.cancel_scope.cancel()
+            longest = 0.0
+            with trio.CancelScope(shield=True):
+                while called._process._process is not None or is_alive(pid):
+                    began = time.monotonic()
+                    await trio.sleep(0.01)
+                    longest = max(longest, time.monotonic() - began)
+        assert longest < 0.9
     finally:
         (server / "goes-on").unlink()
 

@@ -19,6 +19,7 @@ HIDDEN_XATTRS = XFS_OWN_XATTRS | {FID_XATTR.encode()}
 """The attributes that users do not see, and entries do not have."""
 
 _TAG = struct.Struct("<16sQ")
+_FID_END = 1 << 63
 
 
 def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:
@@ -28,7 +29,8 @@ def pack_tag(uuid: UUID, fid: Fid, handle: bytes) -> bytes:
 
 def read_tag(fd: int, handle: bytes) -> tuple[UUID, Fid] | None:
     """Returns volume and fid kept with the file that O_PATH descriptor *fd* is open on, whose
-    handle is *handle*; None where it has none, or one that was copied from another file."""
+    handle is *handle*; None where it has none, one that was copied from another file, or one with a
+    number that no file has."""
     try:
         value = os.getxattr(syscalls.descriptor_path(fd), FID_XATTR)
     except OSError as error:
@@ -39,6 +41,8 @@ def read_tag(fd: int, handle: bytes) -> tuple[UUID, Fid] | None:
         return None
     uuid, number = _TAG.unpack_from(value)
     if number != ROOT_FID and len(value) != _TAG.size + len(handle):
+        return None
+    if not 0 < number < _FID_END:
         return None
     return UUID(bytes=uuid), Fid(number)
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from fusejournal.backing.fid_tag import FID_XATTR, pack_tag
 from fusejournal.backing.probe import probe
+from fusejournal.disk.syscalls import handle_of
 from fusejournal.errors import BackingError
-from fusejournal.types import ROOT_FID
+from fusejournal.types import ROOT_FID, Fid
 from tests.support.volumes import open_volume
 
 _FS_IOC_GETFLAGS = 0x80086601
@@ -51,3 +53,26 @@ def test_a_casefolded_directory_in_a_backing_is_refused(
             for _ in opened.opening.importer.import_name(ROOT_FID, b"folded"):
                 pass
         assert opened.volume.catalog.lookup(ROOT_FID, b"folded") is None
+
+
+@pytest.mark.parametrize("number", [0, 1 << 63, (1 << 64) - 1])
+def test_a_number_that_no_file_has_is_no_tag(tmp_path: Path, number: int) -> None:
+    """A fid has 63 bits: the file is a new one."""
+    with open_volume(tmp_path) as opened:
+        path, tree = opened.backing / "file", opened.volume.tree
+        path.touch()
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            for tagged in (Fid(7), Fid(number)):
+                os.setxattr(fd, FID_XATTR, pack_tag(tree.uuid, tagged, handle_of(fd)))
+                found = tree.probe_name(ROOT_FID, b"file")
+                assert found is not None
+                is_good = tagged == 7
+                assert (found.fid, found.owner) == ((7, tree.uuid) if is_good else (None, None))
+        finally:
+            os.close(fd)
+        for _ in opened.opening.importer.import_name(ROOT_FID, b"file"):
+            pass
+        fid = opened.volume.catalog.lookup(ROOT_FID, b"file")
+        assert fid is not None
+        assert 0 < fid < 1 << 63

@@ -3,22 +3,23 @@ be.
 
 A mirror has to hold whatever its primary took, and the two may lie on file systems of different
 kinds: ext4 ends a file at 16 TiB and keeps 4 KiB of attributes with one, xfs ends a symlink at 1023
-bytes. So each node finds its limits out when it starts, peers tell each other (wire/frames.py), and
-an entry that does not fit is told from a disk that is full.
+bytes and takes fewer device numbers. So each node finds its limits out when it starts, peers tell
+each other (wire/frames.py), and an entry that does not fit is told from a disk that is full.
 
 What can be tried is tried with a file that has no name, because the mtime of the backing's root is
 a user's. What would need names, or thousands of them, is known of each kind of file system.
 
 Keeps no state. Source: the kernel's fs/ext4/xattr.c, fs/ext4/namei.c (ext4_symlink),
 fs/xfs/libxfs/xfs_format.h (XFS_SYMLINK_MAXLEN), fs/btrfs/ctree.h (BTRFS_LINK_MAX), statvfs(3),
-xattr(7)."""
+xattr(7); fs/xfs/xfs_iops.c (xfs_vn_mknod), kdev_t.h (new_encode_dev)."""
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
-from typing import Final
+from typing import ClassVar, Final
 
 from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.control.reply import Reply
@@ -27,6 +28,7 @@ from fusejournal.disk.acls import ACCESS_ACL_XATTR, DEFAULT_ACL_XATTR
 from fusejournal.errors import printable
 from fusejournal.file_operations import Fallocate
 from fusejournal.operations import (
+    Create,
     Import,
     ImportData,
     Setxattr,
@@ -51,6 +53,13 @@ _LINKS: Final = {
     calls.BTRFS_MAGIC: 65_535,
     _TMPFS_MAGIC: NO_LIMIT,
 }
+_DEVICES: Final = {
+    _EXT4_MAGIC: (4095, 2**20 - 1),
+    _XFS_MAGIC: (511, 2**18 - 1),
+    calls.BTRFS_MAGIC: (4095, 2**20 - 1),
+    _TMPFS_MAGIC: (4095, 2**20 - 1),
+}
+"""The highest major and minor number; the kernel itself has none that are higher."""
 _MARK_HEAD_BYTES: Final = 24
 _VALUE: Final = f"{FID_XATTR}-probe"
 _REST_BYTES: Final = 256
@@ -64,6 +73,8 @@ _SPACE_BYTES: Final = 1 << 20
 class BackingLimits(Reply):
     """The limits of one file system; each None where it is not known."""
 
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"device_major", "device_minor"})
+
     file_bytes: int | None = None
     """The size of a file."""
     xattr_value_bytes: int | None = None
@@ -75,6 +86,10 @@ class BackingLimits(Reply):
     name_bytes: int | None = None
     links: int | None = None
     """The names of one file."""
+    device_major: int | None = None
+    """The highest major number of a device,"""
+    device_minor: int | None = None
+    """and the highest minor number."""
 
     def to_wire(self) -> tuple[int, ...]:
         """Returns the limits as peers tell each other: in the order of the fields, 0 for what is
@@ -113,7 +128,11 @@ _WORDS: Final = {
     "symlink_bytes": "symlinks",
     "name_bytes": "names",
     "links": "links to a file",
+    "device_major": "devices' major numbers",
+    "device_minor": "devices' minor numbers",
 }
+_NUMBERS: Final = frozenset({"links", "device_major", "device_minor"})
+"""Limits that are no bytes."""
 _EXACT_BYTES_MAX: Final = 1 << 20
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -123,7 +142,7 @@ def _amount(name: str, value: int | None) -> str:
         return "an unknown number"
     if value == NO_LIMIT and name != "file_bytes":
         return "any number"
-    if name == "links":
+    if name in _NUMBERS:
         return f"{value:,}"
     if value < _EXACT_BYTES_MAX:
         return f"{value:,} bytes"
@@ -150,6 +169,7 @@ def probe_limits(root_fd: int) -> BackingLimits:
         _symlink_bytes(magic, space.f_bsize),
         space.f_namemax,
         _LINKS.get(magic),
+        *_DEVICES.get(magic, (None, None)),
     )
 
 
@@ -236,9 +256,23 @@ def limit_met(
         return f"its name is longer than {_amount('name_bytes', limits.name_bytes)}"
     if number == errno.EMLINK:
         return f"one link too many, and a file may have {_amount('links', limits.links)}"
+    if number == errno.EINVAL:
+        return _device_limit_met(operation, limits)
     if number in (errno.ENOSPC, errno.E2BIG):
         return _xattr_limit_met(operation, root_fd)
     return None
+
+
+def _device_limit_met(operation: TreeOperation, limits: BackingLimits) -> str | None:
+    if not isinstance(operation, Create | Import):
+        return None
+    if not (stat.S_ISCHR(operation.mode) or stat.S_ISBLK(operation.mode)):
+        return None
+    major, minor = os.major(operation.rdev), os.minor(operation.rdev)
+    majors, minors = limits.device_major, limits.device_minor
+    if majors is None or minors is None or (major <= majors and minor <= minors):
+        return None
+    return f"device {major}:{minor}, and its numbers may be up to {majors}:{minors}"
 
 
 def _end_of(operation: TreeOperation, size: int) -> int:

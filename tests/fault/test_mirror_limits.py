@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from stat import S_IFBLK
 
 import pytest
 
@@ -12,6 +13,7 @@ from fusejournal.backing.fid_tag import FID_XATTR
 from fusejournal.config import ReplicationConfig
 from fusejournal.errors import RecoveryError
 from fusejournal.operations import (
+    Create,
     Link,
     Mkdir,
     Setxattr,
@@ -71,6 +73,13 @@ def _points_far(primary: OpenVolume) -> None:
     directory, fid = primary.mkdir("d"), primary.volume.new_fid()
     link = Symlink(fid, directory, b"file", b"t" * 1024, 0, 0)
     primary.volume.commit(link, SOMEBODY)
+
+
+def _has_device(primary: OpenVolume) -> None:
+    """A device that ext4 has a place for."""
+    directory, fid = primary.mkdir("d"), primary.volume.new_fid()
+    made = Create(fid, directory, b"file", S_IFBLK | 0o600, 0, 0, os.makedev(259, 1 << 18), None)
+    primary.volume.commit(made, SOMEBODY)
 
 
 def _inherits(primary: OpenVolume) -> None:
@@ -143,13 +152,19 @@ def _pair(base: Path, source: str, sink: str) -> Iterator[tuple[OpenVolume, Open
             + "a symlink to 1,024 bytes, and one may have 1,023 bytes",
         ),
         (
+            *("ext4", "xfs", _has_device),
+            "(CREATE of '/d/file') cannot be applied: "
+            + _GAP
+            + "device 259:262144, and its numbers may be up to 511:262143",
+        ),
+        (
             *("xfs", "ext4", _inherits),
             "(MKDIR of '/d/file') cannot be applied: "
             + _GAP
             + "extended attribute system.posix_acl_access of 5,6",
         ),
     ],
-    ids=["value", "value-btrfs", "together", "size", "write", "symlink", "acl"],
+    ids=["value", "value-btrfs", "together", "size", "write", "symlink", "device", "acl"],
 )
 async def test_what_does_not_fit_stops_the_mirror(
     tmp_path: Path, source: str, sink: str, change: Callable[[OpenVolume], None], words: str

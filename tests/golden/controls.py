@@ -64,7 +64,7 @@ REPLIES: tuple[Reply, ...] = (
     *(_PAIRING, _CODE, _OPTION, BranchesStatus(count=2, bytes=9, keep_bytes=10, keep_days=30.5)),
     replace(REPLICATION, mirror=MIRROR),
     FlushWaits(bounds=(0.001, 1.0), counts=(90, 9, 1), seconds=2.5),
-    BackingLimits(2**63 - 1, 65_536, 65_535, 1023, 255, 2**31 - 1),
+    BackingLimits(2**63 - 1, 65_536, 65_535, 1023, 255, 2**31 - 1, 511, 2**18 - 1),
     WorkOutcome(status=VERSIONS, done=True, again_in_seconds=3600.5),
     MarkMade(name="friday", seq=4712, time_ns=NOW_NS),
     PeerAdded(added=True, insecure=True, peer=_PEER),

@@ -4,7 +4,9 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from stat import S_IFBLK, S_IFCHR
 
 import pytest
 
@@ -81,6 +83,25 @@ def test_each_limit_is_the_last_that_holds(
             os.setxattr(file, "user.more", b"x" * min(value, 4000))
         else:
             assert _refused(os.setxattr, file, "user.more", b"x" * 600) == "ENOSPC"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_numbers_of_devices(tmp_path: Path, kind: str) -> None:
+    with filesystem(kind, tmp_path, "disk", 512) as root, _directory(root) as fd:
+        limits = probe_limits(fd)
+        major, minor = limits.device_major, limits.device_minor
+        assert major is not None
+        assert minor is not None
+        for number, type_ in enumerate((S_IFCHR, S_IFBLK)):
+            path = root / f"device{number}"
+            os.mknod(path, type_ | 0o600, os.makedev(major, minor))
+            assert os.stat(path).st_rdev == os.makedev(major, minor)
+            if kind == "xfs":  # (The others hold whatever the call can be asked for.)
+                for numbers in ((major + 1, 0), (0, minor + 1)):
+                    device = os.makedev(*numbers)
+                    assert _refused(os.mknod, root / "more", type_ | 0o600, device) == "EINVAL"
+            else:
+                assert (major, minor) == (4095, 2**20 - 1)
 
 
 def test_the_links_of_a_file(tmp_path: Path) -> None:
@@ -160,8 +181,11 @@ def test_which_limit_was_met(tmp_path: Path) -> None:
 
 
 def test_limits_on_the_wire() -> None:
-    limits = BackingLimits(1 << 44, None, NO_LIMIT, 1023, 255, 65_000)
+    limits = BackingLimits(1 << 44, None, NO_LIMIT, 1023, 255, 65_000, 511, 1 << 18)
     assert BackingLimits.from_wire(limits.to_wire()) == limits
+    assert BackingLimits.from_wire(limits.to_wire()[:6]) == replace(
+        limits, device_major=None, device_minor=None
+    )
     assert BackingLimits.from_wire((*limits.to_wire(), 7, 8)) == limits
     assert BackingLimits.from_wire((5,)) == BackingLimits(5)
     assert BackingLimits.from_wire(()) is None
@@ -179,4 +203,9 @@ def test_which_limits_are_lower() -> None:
         "all of one file's up to 4,036 bytes, here up to any number",
         "links to a file up to 65,000, here up to 2,147,483,647",
     ]
-    assert set(module._WORDS) == set(primary.to_json())
+    xfs, ext4 = (
+        replace(mirror, device_major=511, device_minor=9),
+        replace(mirror, device_major=4095),
+    )
+    assert xfs.lower_than(ext4) == ["devices' major numbers up to 511, here up to 4,095"]
+    assert set(module._WORDS) == set(xfs.to_json())

@@ -54,7 +54,7 @@ def _converse(state_dir: Path, request: Mapping[str, Any]) -> Iterator[dict[str,
                 for line in lines:
                     if not line.endswith(b"\n"):  # not even half an answer counts
                         break
-                    yield reply_in(state_dir, line)
+                    yield reply_in(f"the layer of {state_dir}", line)
         except TimeoutError:
             raise FusejournalError(f"the layer of {state_dir} does not answer") from None
         except (ConnectionResetError, BrokenPipeError):
@@ -65,13 +65,13 @@ def _converse(state_dir: Path, request: Mapping[str, Any]) -> Iterator[dict[str,
             ) from None
 
 
-def reply_in(state_dir: Path, line: bytes) -> dict[str, Any]:
-    """Returns the reply in *line*, of the layer of the volume in *state_dir*. Raises RemoteError
-    for an error that it tells, FusejournalError for what is no reply."""
+def reply_in(who: str, line: bytes) -> dict[str, Any]:
+    """Returns the reply in *line*, which *who*, a layer in words, has sent. Raises RemoteError for
+    an error that it tells, FusejournalError for what is no reply."""
     try:
         reply = parse_object(line)
     except UNREADABLE_JSON:
-        raise FusejournalError(f"the layer of {state_dir} answers what is no reply") from None
+        raise FusejournalError(f"{who} answers what is no reply") from None
     if "error" in reply:
         code = reply.get("exit_code")
         raise RemoteError(str(reply["error"]), code if type(code) is int else 1)

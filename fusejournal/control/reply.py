@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
+from fusejournal.disk.json_records import checked
 from fusejournal.errors import FusejournalError
 
 
@@ -45,7 +46,8 @@ class Reply:
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """Returns the answer of which *raw* is the JSON object. Keys that this program does not
         know are left out, because the layer may be of a later version; fields with a default may
-        be missing. Raises FusejournalError where another one is, or *raw* is no object."""
+        be missing. Raises FusejournalError where another one is, or one is not of its type, or
+        *raw* is no object."""
         if not isinstance(raw, Mapping):
             raise FusejournalError(f"the layer's answer has {raw!r:.80} for an object")
         values = {}
@@ -57,7 +59,10 @@ class Reply:
                     f"the layer is of another version: its answer has no {one.name!r}; "
                     "'fusejournal restart VOLUME' makes it one of this version"
                 )
-        return cls(**values)
+        try:
+            return checked(cls(**values))
+        except ValueError as error:
+            raise FusejournalError(f"the layer's answer cannot be: {error}") from None
 
 
 def _to_json(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from fusejournal.control.requests import seconds_in
 from fusejournal.control.server import Command
 from fusejournal.errors import (
     FusejournalError,
@@ -113,7 +114,7 @@ class Handoffs:
                 f"volume {name} is being handed over already: wait for the end of that"
             )
         check_becomes_mirror(name, node.listens_at())
-        seconds = min(float(request.get("timeout_seconds", 0.0)), _SECONDS_MAX)
+        seconds = seconds_in(request, "timeout_seconds", _SECONDS_MAX)
         seams = HandOverSeams(
             self._call_before("mirror"), node.call_after_hooks, self._note, node.serve_held
         )

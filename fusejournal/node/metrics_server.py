@@ -10,19 +10,20 @@ One task for the channel, one that accepts, and one a connection. Ends when the 
 
 Source: RFC 9112."""
 
-import json
 import os
 import resource
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import trio
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from fusejournal.control.client import reply_in
+from fusejournal.errors import FusejournalError
 from fusejournal.native import kernel
 from fusejournal.node.metrics import samples
 from fusejournal.node.volume_status import VolumeStatus
@@ -70,13 +71,14 @@ class _Channel:
 
     async def status(self) -> VolumeStatus:
         """The layer's status now. Raises trio.EndOfChannel, trio.BrokenResourceError when it has
-        ended. A caller that is cancelled waits for what it asked: the next reply is another's."""
+        ended, FusejournalError where it answers something else. A caller that is cancelled waits
+        for what it asked: the next reply is another's."""
         async with self._asking:
-            reply: dict[str, Any] = {}
+            line = b""
             with trio.CancelScope(shield=True):
                 await self._stream.send_all(b'{"command": "status"}\n')
-                reply = json.loads(await self._receive.receive())
-            return VolumeStatus.from_json(reply)
+                line = await self._receive.receive()
+            return VolumeStatus.from_json(reply_in("the layer", line))
 
 
 async def serve(listening: socket.socket, channel: socket.socket) -> None:
@@ -138,7 +140,11 @@ async def _answer(head: bytes, asked: _Channel) -> bytes:
     if words[0] != b"GET":
         return _reply("405 Method Not Allowed", "text/plain", b"only GET\n", "Allow: GET\r\n")
     encode, kind = choose_encoder(_accepted(fields.decode("latin-1")))
-    return _reply("200 OK", kind, encode(_Page(await asked.status())))
+    try:
+        page = _Page(await asked.status())
+    except FusejournalError as error:
+        return _reply("503 Service Unavailable", "text/plain", f"{error}\n".encode())
+    return _reply("200 OK", kind, encode(page))
 
 
 def _accepted(fields: str) -> str:

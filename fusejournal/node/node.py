@@ -25,6 +25,7 @@ from uuid import UUID
 
 import trio
 
+from fusejournal.control.requests import seconds_in
 from fusejournal.control.server import serve_control
 from fusejournal.disk import mounts
 from fusejournal.disk.files import UNREADABLE_JSON
@@ -65,7 +66,7 @@ from fusejournal.node.volume_status import VolumeStatus
 from fusejournal.replication.local_node import check_becomes_mirror
 from fusejournal.replication.quorum import PLACES
 from fusejournal.replication.supervisor import Replication
-from fusejournal.roles.demote import Demotion
+from fusejournal.roles.demote import DRAIN_SECONDS_MAX, Demotion
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Event, Role
@@ -416,13 +417,12 @@ class Node:
         if replication is None or not self.state.role.takes_changes:
             raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
         check_becomes_mirror(self.state.name, self.listens_at())
+        seconds = seconds_in(request, "timeout_seconds", DRAIN_SECONDS_MAX)
         demotion = Demotion(self._startup.volume, replication)
         async with undoing(self.call_after_hooks, self._tasks):
             await self._hooks.before("mirror", str(replication.me().reign), "")
-            reign = await demotion.prepare(
-                force=bool(request.get("force")),
-                timeout_seconds=float(request.get("timeout_seconds", 0.0)),
-            )
+            force = bool(request.get("force"))
+            reign = await demotion.prepare(force=force, timeout_seconds=seconds)
         self.end_in_role(Event.DEMOTED, reign)
         return {"reign": str(reign), "head_seq": self._startup.volume.journal.head_seq}
 

@@ -17,6 +17,8 @@ from fusejournal.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
+DRAIN_SECONDS_MAX = 3600.0
+"""The longest that mirrors are waited for."""
 _POLL_SECONDS = 0.005
 
 

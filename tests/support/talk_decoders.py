@@ -96,12 +96,12 @@ def _control(data: bytes, _: Path) -> None:
         raise AssertionError("nothing is waited for")
     line = json.dumps(reply).encode() + b"\n"
     with suppress(FusejournalError):
-        assert "said" in reply_in(Path("state"), line)
+        assert "said" in reply_in("the layer", line)
 
 
 def _reply(data: bytes, _: Path) -> None:
     """A layer's reply, as the answers that commands make of it."""
-    raw = reply_in(Path("state"), data)
+    raw = reply_in("the layer", data)
     for kind in (VolumeStatus, PromotionPlan):
         with suppress(FusejournalError):
             kind.from_json(raw).to_json()

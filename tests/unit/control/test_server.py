@@ -115,6 +115,35 @@ def test_a_state_of_a_later_version_is_told_on() -> None:
         _Crossing.from_json({"light": 7})
 
 
+@dataclass(frozen=True)
+class _Traffic(Reply):
+    NESTED = MappingProxyType({"crossings": _Crossing})
+
+    cars: int
+    speed: float
+    names: tuple[str, ...] = ()
+    open: bool | None = None
+    crossings: tuple[_Crossing, ...] = ()
+
+
+def test_fields_have_their_types() -> None:
+    good: dict[str, Any] = {"cars": 7, "speed": 2, "names": ["a"], "open": None}
+    good["crossings"] = [{"light": "green"}]
+    assert _Traffic.from_json(good) == _Traffic(
+        7, 2, ("a",), None, (_Crossing(light=_Light.GREEN),)
+    )
+    for name, values in {
+        "cars": ("7", 7.0, True, None, [7], 1 << 64),
+        "speed": ("fast", None, float("nan"), float("inf"), [1.0]),
+        "names": ("a", [7], [None], None, {"a": "b"}),
+        "open": (0, "yes", []),
+        "crossings": ({"light": "green"}, [None], "x", None),
+    }.items():
+        for value in values:
+            with pytest.raises(FusejournalError, match="answer"):
+                _Traffic.from_json({**good, name: value})
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError):
         ask(tmp_path, "hello")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import trio
 
+from fusejournal.address import parse_address
 from fusejournal.config import Config
+from fusejournal.errors import UsageError
 from fusejournal.layer.open_files import new_table
 from fusejournal.node.assemble import StartParts, assemble_start
 from fusejournal.node.handoffs import Handoffs
@@ -75,4 +77,20 @@ async def test_a_person_may_say_that_the_reign_is_none(tmp_path: Path) -> None:
         with trio.fail_after(PATIENCE_SECONDS):
             await handoffs.learn_outcome(parts.local, pytest.fail)
         assert load_state(state.directory).offered is node.state.offered is None
+        parts.startup.close()
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), -1.0, float("inf"), 61, "10"])
+async def test_no_handoff_begins_with_a_time_that_cannot_be(
+    tmp_path: Path, nursery: trio.Nursery, seconds: object
+) -> None:
+    spec = spec_of(tmp_path, None)
+    with hold_or_make_volume(spec) as state:
+        handoffs, parts, node = opened(spec, state)
+        node.listens_at = lambda: parse_address("127.0.0.1:7710")
+        primary: Any = SimpleNamespace(receiver=None)  # nothing gets so far as to need more of it
+        begin = handoffs.commands(primary, nursery)["handoff"]
+        with pytest.raises(UsageError, match="timeout_seconds has to be seconds, 0 to 60"):
+            await begin({"peer": "east", "timeout_seconds": seconds})
+        assert not handoffs.is_under_way
         parts.startup.close()

@@ -16,8 +16,8 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.operations import Clean, Create, Setattr, Void, Write
-from fusejournal.types import SYSTEM_CALLER, Caller, Fid, Seq
+from fusejournal.operations import Clean, Create, Mkdir, Setattr, Void, Write
+from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Caller, Fid, Seq
 from tests.support.entries import UUID_OF_TESTS, make_directories
 
 
@@ -159,3 +159,30 @@ def test_sums_are_counted_piece_by_piece(
     assert _counted(some, "by_op") == {"setattr": 1}
     some = sums.histogram(source, Fields({"op": ["create"]}))
     assert _counted(some, "by_uid") == {"0": 1}
+
+
+@pytest.mark.parametrize(("bars", "apart"), [(5, 9), (400, 1)])
+def test_sums_of_counted_segments_are_packed(tmp_path: Path, bars: int, apart: int) -> None:
+    """A chart of them differs by what is *apart* in a bar from one of the entries themselves."""
+    options = JournalOptions(segment_entries=256, compress=False)
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, options)
+    times = []
+    for number in range(1, 701):
+        times.append(number * 100 * 10**9)
+        who = Caller((1 << 32) - 1 if number % 3 else 0, 0, 7)
+        operation = Mkdir(Fid(number + 1), ROOT_FID, b"d%d" % number, 0o755, 0, 0, None, None)
+        journal.append(operation, who, times[-1], lambda _: b"")
+    journal.close()
+    source, sums = open_source(str(tmp_path)), Sums()
+    first = sums.histogram(source, Fields({"bars": bars}))
+    assert first["entries_left"] == 0
+    chart = sums.histogram(source, Fields({"bars": bars}))
+    assert chart == first
+    assert [bool(one._packed) for one in sums._segments.values()].count(True) == 2
+    assert _counted(chart, "by_op") == {"mkdir": 699}
+    assert _counted(chart, "by_uid") == {"0": 233, str((1 << 32) - 1): 466}
+    wanted = [0] * len(chart["by_op"])
+    for time_ns in times[:-1]:  # of the last it is not known whether it holds
+        wanted[(time_ns - chart["from_ns"]) // chart["step_ns"]] += 1
+    found = [bar.get("mkdir", 0) for bar in chart["by_op"]]
+    assert max(abs(one - other) for one, other in zip(found, wanted, strict=True)) <= apart

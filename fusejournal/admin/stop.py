@@ -3,7 +3,6 @@
 import os
 import select
 import time
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -24,6 +23,9 @@ _RECALL_SECONDS = 5.0
 _LET_GO_SECONDS = 15.0
 """nfsd's cache of open files is looked through every 2 s, and lets go of what it finds unused
 twice; some more for a slow machine."""
+_COPIED_SECONDS = 10.0
+"""The time for which another mount namespace may have a copy: one that was just made, as when a
+container starts, lets go of it soon."""
 _POLL_SECONDS = 0.25
 
 
@@ -59,6 +61,7 @@ def stop_volume(
     if lazy and force:
         raise UsageError("--lazy and --force are two ways: choose one")
     process = _await_answer(state, reporter)
+    device = mounts.device_of(state.mountpoint)
     if process is not None and not lazy:
         _check_left(state.mountpoint)
     try:
@@ -80,8 +83,17 @@ def stop_volume(
             return StopResult(True)
     if process is not None:
         # Its lock goes a moment before it does.
-        select.select((process,), (), ())
+        while not select.select((process,), (), (), None if lazy else _COPIED_SECONDS)[0]:
+            _check_uncopied(state, device)
     return StopResult(False)
+
+
+def _check_uncopied(state: VolumeState, device: str) -> None:
+    """Refuse to wait for a layer that goes on, because another mount namespace has a copy of its
+    mount, of *device*."""
+    if words := mounts.words_of_copies(state.name, state.mountpoint, device):
+        pid = (state.holder() or {}).get("pid", "?")
+        raise VolumeBusyError(f"volume {state.name} is held by process {pid}, {words}")
 
 
 def _await_answer(state: VolumeState, reporter: StopReporter) -> int | None:
@@ -118,9 +130,9 @@ def _await_answer(state: VolumeState, reporter: StopReporter) -> int | None:
 def _check_left(mountpoint: Path) -> None:
     """Refuse where only those use the mount from which this command was started."""
     ancestors = _ancestors()
-    if not _local_users(mountpoint, ancestors):
+    if not mounts.users(mountpoint, ancestors):
         return  # without a look at all the others
-    if (users := _local_users(mountpoint)) and {one.split()[0] for one in users} <= ancestors:
+    if (users := mounts.users(mountpoint)) and {one.split()[0] for one in users} <= ancestors:
         raise VolumeBusyError(
             f"{mountpoint} is in use by {', '.join(users)}, from which this command was started: "
             "leave it with 'cd /', or use --lazy"
@@ -177,7 +189,7 @@ def _check_unheld(state: VolumeState, force: bool, reporter: StopReporter) -> No
             raise VolumeBusyError(
                 f"{other.mountpoint} is mounted inside {mountpoint}: unmount that first"
             )
-    if users := _local_users(mountpoint):
+    if users := mounts.users(mountpoint):
         raise VolumeBusyError(
             f"{mountpoint} is in use by {', '.join(users[:5])}: stop that, or use --lazy"
         )
@@ -199,28 +211,6 @@ def _handle_key(state: VolumeState) -> HandleKey:
         return JournalReader(state.journal_dir, state.uuid).handle_key()
     except (OSError, FusejournalError):
         return NO_HANDLE_KEY
-
-
-def _local_users(mountpoint: Path, among: Collection[str] | None = None) -> list[str]:
-    """The processes, or those *among* them, that have files open on the mount itself: for a volume
-    in place the layer and its holder have the directory below it open, by the same name."""
-    major, _, minor = mounts.device_of(mountpoint).partition(":")
-    if not minor:
-        return []
-    device = os.makedev(int(major), int(minor))
-    users = mounts.users(mountpoint, among)
-    return [user for user in users if device in _devices(user.split()[0])]
-
-
-def _devices(pid: str) -> set[int]:
-    links = [Path("/proc", pid, name) for name in ("cwd", "root", "exe")]
-    with suppress(OSError):
-        links += Path("/proc", pid, "fd").iterdir()
-    found = set()
-    for link in links:
-        with suppress(OSError):
-            found.add(link.stat().st_dev)
-    return found
 
 
 def _stop_in_time(state: VolumeState, reporter: StopReporter) -> None:

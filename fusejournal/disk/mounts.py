@@ -210,13 +210,7 @@ def _is_closed(path: Path) -> bool:
 def _check_unused(directory: Path) -> None:
     """Refuses to cover a tree in which a process has files open: their descriptors would bypass the
     layer."""
-    device = directory.stat().st_dev
-    for process, link, path in _uses(directory):
-        try:
-            if link.stat().st_dev != device:
-                continue  # a mount that has been covered, or is dead
-        except OSError:
-            continue
+    for process, path in _uses(directory):
         raise VolumeBusyError(
             f"{directory}: process {process.name} ({_process_name(process)}) uses {path}; "
             "what it has open would bypass the layer: stop it first"
@@ -265,17 +259,19 @@ class _MountTable:
         return self._by_directory[directory]
 
 
-def _uses(
-    directory: Path, among: Collection[str] | None = None
-) -> Iterator[tuple[Path, Path, str]]:
-    """Yields what other processes, or those *among* them, have open in *directory*, as the process,
-    the link in /proc and the path as the process's mount namespace has it. One of another namespace
-    may have another file system by the same name, or the same directory by another: its own mounts
-    tell."""
+def _uses(directory: Path, among: Collection[str] | None = None) -> Iterator[tuple[Path, str]]:
+    """Yields what other processes, or those *among* them, have open or mapped in *directory*, as
+    the process and the path as its mount namespace has it. One of another namespace may have
+    another file system by the same name, or the same directory by another: its own mounts tell. In
+    one namespace, too, what a mount covers has the same name: the file's own device tells."""
     seen = {("", ""): _MountTable(mounts())}
     wanted = seen["", ""].place_of(str(directory))
     if wanted is None:
         return
+    try:
+        device = _device_number(directory)
+    except OSError:
+        return  # nothing is there
     here = os.readlink("/proc/self/ns/mnt")
     for number in os.listdir("/proc") if among is None else among:
         if not number.isdigit() or int(number) == os.getpid():
@@ -296,8 +292,23 @@ def _uses(
             if not path.startswith("/"):
                 continue  # a pipe, a socket
             place = seen[key].place_of(path)
-            if place is not None and wanted.has(place):
-                yield process, Path(link), path
+            if place is not None and wanted.has(place) and _is_on(link, device):
+                yield process, path
+
+
+def _device_number(directory: Path) -> int:
+    """Returns the device of the files in *directory*; that of a mount of ours without asking its
+    layer, which may be dead or not answer."""
+    major, _, minor = device_of(directory).partition(":")
+    return os.makedev(int(major), int(minor)) if minor else directory.stat().st_dev
+
+
+def _is_on(link: str, device: int) -> bool:
+    """Returns True if the file at *link* is on *device*; one of a dead mount is on none."""
+    try:
+        return os.stat(link).st_dev == device
+    except OSError:
+        return False
 
 
 def _open_paths(process: Path) -> Iterator[tuple[str, str]]:
@@ -387,8 +398,10 @@ def unmount(mountpoint: Path, lazy: bool) -> None:
 
 
 def unmount_unused(mountpoint: Path, lazy: bool) -> None:
-    """Unmounts for an admin. Raises VolumeBusyError, which names the processes that use the mount,
-    and MountError."""
+    """Unmounts for an admin; a mount that is gone already is none to take away. Raises
+    VolumeBusyError, which names the processes that use the mount, and MountError."""
+    if not device_of(mountpoint):
+        return
     try:
         unmount(mountpoint, lazy)
     except OSError as error:
@@ -411,10 +424,43 @@ def take_away(mountpoint: Path) -> None:
 
 
 def users(mountpoint: Path, among: Collection[str] | None = None) -> list[str]:
-    """Returns the processes, or those *among* them by their numbers, that have files open on the
-    mount, as "pid (name)"."""
-    found = {process.name: process for process, _, _ in _uses(mountpoint, among)}
+    """Returns the processes, or those *among* them by their numbers, that have files open or mapped
+    on the mount itself, as "pid (name)": for a volume in place the layer and its holder have the
+    directory below it open, by the same name."""
+    found = {process.name: process for process, _ in _uses(mountpoint, among)}
     return [f"{name} ({_process_name(process)})" for name, process in found.items()]
+
+
+def copies(name: str, device: str = "") -> list[str]:
+    """Returns the processes, one of each other mount namespace, that see the mount of the volume
+    *name*, of this *device* if it is told, as "pid (name)". An unmount leaves their copy, unless
+    the kernel passes it on to them, and the layer serves that as before."""
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    found = []
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # it has ended
+            if (namespace := os.readlink(f"/proc/{number}/ns/mnt")) in seen:
+                continue
+            if any(
+                (one.type, one.source) == (FILESYSTEM_TYPE, f"fusejournal:{name}")
+                and device in ("", one.device)
+                for one in mounts(number)
+            ):
+                found.append(f"{number} ({_process_name(Path('/proc', number))})")
+            seen.add(namespace)
+    return found
+
+
+def words_of_copies(name: str, mountpoint: Path, device: str = "") -> str:
+    """Returns what to do about the :func:`copies` of a mount that is gone from *mountpoint*; empty
+    where there are none, or it is not gone."""
+    if device_of(mountpoint) or not (who := copies(name, device)):
+        return ""
+    return (
+        f"whose mount is gone from {mountpoint}, but not from the mount namespace of "
+        f"{', '.join(who[:_USERS_NAMED])}: stop that, or cut it off with "
+        f"'fusejournal umount {shlex.quote(name)} --lazy'"
+    )
 
 
 def raise_read_ahead(mountpoint: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fusejournal.disk import calls
 from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.disk.json_records import checked, parse_object
+from fusejournal.disk.mounts import words_of_copies
 from fusejournal.errors import VolumeBusyError
 
 _HOLDER_BYTES = 512
@@ -51,9 +52,10 @@ def hold(
     try:
         if not _lock(fd) or not _is_lock_of(directory, fd):
             holder = _read_holder(fd)
+            place = holder.get("mountpoint", "?")
             raise VolumeBusyError(
                 f"volume {name} is held by process {holder.get('pid', '?')}, "
-                f"mounted at {holder.get('mountpoint', '?')}{refusal}"
+                + (words_of_copies(name, Path(place)) or f"mounted at {place}{refusal}")
             )
         check()
         holding = {"pid": os.getpid(), "name": name, "mountpoint": str(mountpoint)}

@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.test_mounting import fails
 from tests.support.layer import Layer
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -87,6 +88,57 @@ def test_unmounting_from_within(tmp_path: Path, in_place: bool) -> None:
         assert "stop that, or use --lazy" in refused.stderr
         assert "fusejournal)" not in refused.stderr
         assert shell('cd "$2"; exec "$1" umount .').returncode == 0
+
+
+_MAPPED = (
+    "import mmap, os, sys, time; fd = os.open(sys.argv[1], os.O_RDWR); "
+    "kept = mmap.mmap(fd, 4096, trackfd=False) if sys.version_info >= (3, 13) else "
+    "mmap.mmap(fd, 4096); os.closerange(3, 99); print(flush=True); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_unmounting_what_is_mapped(tmp_path: Path, in_place: bool) -> None:
+    """Exported, too, where users are looked for before anything is unexported."""
+    with Layer(tmp_path, in_place=in_place) as layer:
+        layer.export_to_nobody()
+        layer.start()
+        (file := layer.mountpoint / "file").write_bytes(bytes(4096))
+        program = [sys.executable, "-c", _MAPPED, str(file)]
+        with subprocess.Popen(program, stdout=subprocess.PIPE) as user:
+            assert user.stdout is not None
+            assert user.stdout.readline() == b"\n"
+            line = fails(layer, 4, "umount", "volume")
+            user.kill()
+        assert f"in use by {user.pid} (python" in line
+        assert "fusejournal)" not in line
+        layer.run("umount", "volume")
+
+
+def test_a_copy_of_the_mount_in_another_namespace(layer: Layer) -> None:
+    """The layer serves it as before: that is said, at the unmount and at the next mount."""
+    layer.start()
+    script = 'mount --make-rprivate /; echo; exec sleep 60 < "$1"'
+    shell = ["unshare", "-m", "sh", "-ec", script, "sh", "/dev/null"]
+    with subprocess.Popen(shell, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        wait_until(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n")
+        held = (
+            f"held by process {layer.ask()['pid']}, whose mount is gone from {layer.mountpoint}, "
+        )
+        for command in ("umount", "mount"):
+            line = fails(layer, 4, command, "volume")
+            # (Other namespaces may have been made just then.)
+            assert f"{held}but not from the mount namespace of " in line
+            assert f"{other.pid} (sleep)" in line
+            assert "cut it off with 'fusejournal umount volume --lazy'" in line
+            assert not layer.is_mounted()
+        layer.run("umount", "volume", "--lazy")
+        layer.run("mount", "volume")
+        other.kill()
+    layer.run("umount", "volume")
+    assert layer.entries()[-1]["op"] == "clean"
 
 
 def test_a_mount_of_nothing_known(layer: Layer) -> None:

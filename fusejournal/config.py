@@ -45,7 +45,7 @@ Sections and defaults::
                                         # too old to keep signatures all); or "any"; or "never"
     # overrule = "7/00c0ffee00c0ffee"   # a reign that is none, as 'status' of a fenced primary
                                         # has it
-    # begin_alone = "8/00c0ffee00c0ffee"  # a reign that this primary's start waits for words for,
+    # begin_alone = "8/00c0ffee00c0ffee"  # a reign that this primary's start waits for votes for,
                                         # and may begin without: no other node was promoted
 
     [replication.peers]

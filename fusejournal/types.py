@@ -72,7 +72,7 @@ class Position(NamedTuple):
 
 
 SeqOrPosition = int | Position
-"""An entry as people name it: by its seq, or by its position, which tells its history, too."""
+"""An entry as people name it: by its seq, or by its position, which also identifies its history."""
 
 
 class Reign(NamedTuple):
@@ -91,8 +91,8 @@ class Reign(NamedTuple):
         return known and self.epoch == other.epoch and self.node_id != other.node_id
 
     def after(self, seen: "Reign") -> "Reign":
-        """Returns the highest that is known when *seen* was seen after this one. Whose it is, is
-        not forgotten because of a node that does not send it."""
+        """Returns the highest reign that is known once *seen* was seen after this one. A known
+        ``node_id`` is kept where *seen* has the same epoch and names no node."""
         if seen.epoch == self.epoch:
             return self if seen.node_id == 0 else seen
         return max(self, seen, key=lambda reign: reign.epoch)

@@ -167,11 +167,11 @@ def mark_thread_as_io_flusher() -> None:
     """Declares to the kernel that this thread, and those it starts, clean other file systems'
     pages.
 
-    It lets who writes wait while too many pages anywhere are dirty. Those of an NFS client on this
-    machine wait for the layer, which must not wait for them in turn (seen: half a minute, until
-    the client gave up its connection). A flusher waits for the disk it writes to alone, and never
-    needs memory that a flush has to free. Needs CAP_SYS_RESOURCE. Source: prctl(2),
-    PR_SET_IO_FLUSHER; the kernel's mm/page-writeback.c, PF_LOCAL_THROTTLE."""
+    The kernel throttles a writer while too many pages of any file system are dirty. Those of an NFS
+    client on this machine wait for the layer, which must not wait for them in turn (seen: half a
+    minute, until the client gave up its connection). A flusher is throttled by the disk that it
+    writes to alone, and never needs memory that a flush has to free. Needs CAP_SYS_RESOURCE.
+    Source: prctl(2), PR_SET_IO_FLUSHER; the kernel's mm/page-writeback.c, PF_LOCAL_THROTTLE."""
     with suppress(OSError):  # a kernel without it (before 5.6) does as it did
         kernel.prctl(_PR_SET_IO_FLUSHER, 1)
 
@@ -188,9 +188,9 @@ _NO_SETUID_FIXUP = 1 << 2
 
 
 def as_user(uid: int, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Does *call* in this thread with the file-system uid *uid* and all capabilities, so that it
-    may what it may, but takes no space that is kept back for root. Where the process may not do
-    that, it is done as it is."""
+    """Does *call* in this thread with the file-system uid *uid* and all capabilities, so that
+    its rights stay the same, but it uses no space that is reserved for root. Where the process may
+    not change the uid, *call* is done with the present one."""
     try:
         bits = kernel.prctl(_PR_GET_SECUREBITS)
         kernel.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP)

@@ -125,8 +125,8 @@ def save_base(state_dir: Path, base: JournalBase) -> None:
 
 
 def keep_spare(state_dir: Path) -> None:
-    """Has a block be there for :func:`save_base` on a full disk, as far as there is room for it
-    yet; durable when this returns. Raises OSError where it is not for want of room."""
+    """Makes the spare block that :func:`save_base` uses on a full disk, durably, unless it is
+    there. A disk that is full already is ignored; raises OSError otherwise."""
     path = state_dir / _SPARE
     try:
         if path.exists() and path.stat().st_size == _SPARE_BYTES:
@@ -260,8 +260,8 @@ class BaseTree(Protocol):
         ...
 
     def changes_from(self, inodes: str, names: str) -> Iterator[FileChange]:
-        """Yields what the tree with these roots (in hex) has otherwise, in time of the
-        difference. Its blocks have to be in the same store."""
+        """Yields the files that differ in the tree with these roots (in hex), in time proportional
+        to the difference. Its blocks have to be in the same store."""
         ...
 
     def entries(

@@ -52,10 +52,10 @@ class EntryReplies:
         return encode_attributes(fid, stat, ctime_ns, nlink, KEEP_SECONDS)
 
     def attributes_and_birth(self, fid: Fid) -> bytes:
-        """The same with the time of birth, which is the backing's: a copy on a mirror, and a file
-        that was restored, were born when that was done. It is told earlier by as much as entries
-        are behind the backing's clock, so that it is not later than the times that they give.
-        Raises OSError ESTALE."""
+        """The same with the time of birth, which is the backing's: a copy on a mirror, or a
+        restored file, has the time of the copy. It is reported earlier by as much as entries may
+        lag the backing's clock, so that it is not later than the times that they give. Raises
+        OSError ESTALE."""
         stat, ctime_ns = self._tree.stat(fid), self._tree.node(fid).ctime_ns
         nlink = stat.st_nlink - self._tree.hidden_links(fid)
         birth_ns = syscalls.birth_time(self._tree.descriptor(fid))

@@ -181,9 +181,9 @@ def allocation(fid: Fid, flags: int, offset: int, length: int, mode: int | None)
 
 
 def takes_privileges(change: AttributeChange) -> bool:
-    """Returns True if *change* takes setuid, setgid and capabilities away: a size does, and an
-    owner; so does nothing at all, with which chown(2) without a new owner, or a write, says just
-    that."""
+    """Returns True if *change* takes setuid, setgid and capabilities away: a new size or owner
+    does, and a SETATTR without any field, which is how the kernel asks for just that at a write or
+    a chown(2) without a new owner."""
     return (
         change.size is not None
         or change.uid is not None

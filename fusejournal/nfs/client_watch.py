@@ -7,8 +7,9 @@ It goes on as long as TOKEN stands in /run/fusejournal/VOLUME.nfs-clients, and t
 and takes changes, and looks twice a second. A client that is lost with the server before that, and
 before the mirror has the entry, opens its files anew, but without its locks.
 
-Connections alone are written less often: only once there is a new one, and the more seldom the more
-go on coming, because any host that reaches nfsd can make some, and each write is an entry. One that
+A change of connections alone is written less often: only once there is a new one, after a pause
+that doubles from PAUSE_SECONDS to PAUSE_SECONDS_MAX while new ones keep coming, because any host
+that reaches nfsd can make some, and each write is an entry. One that
 the copy lacks costs its client a minute's wait where the server is lost."""
 
 import errno
@@ -32,9 +33,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 PAUSE_SECONDS = 2.0
-"""The time from one write for the sake of new connections to the next, at first,"""
+"""The first pause between two writes that new connections alone cause."""
 PAUSE_SECONDS_MAX = 600.0
-"""and where they go on coming."""
+"""The longest such pause."""
 _OVER = (errno.EROFS, errno.ENOTCONN, errno.ENOENT, errno.ENODEV)
 
 

@@ -13,7 +13,7 @@ from fusejournal.types import Seq
 from fusejournal.volume.volume import Volume
 
 _SILENT_SECONDS = 60.0
-"""A primary that nothing was heard of for longer is no small matter."""
+"""A primary that was silent for longer is reported as degraded."""
 _LOST = "if it is lost and off, 'fusejournal promote --dry-run' here says what it would do"
 
 
@@ -93,8 +93,8 @@ class PrimaryRecord:
         self._heard_time = time.time()
 
     def silence(self) -> str | None:
-        """Returns that nothing was heard of a primary for a while, and what to do, in words; None
-        where something was. They stay the same while it lasts."""
+        """Returns a line that says since when the primary has been silent and what to do, the same
+        for as long as the silence lasts; None if it was heard within the last 60 s."""
         since_at = self._heard_at if self._heard_at is not None else self._began_at
         is_heard = time.monotonic() - since_at < _SILENT_SECONDS
         if is_heard or self.state is not MirrorState.WAITING:  # who is refused is not silent

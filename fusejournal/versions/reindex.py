@@ -1,10 +1,10 @@
-"""Making anew an index that is spoilt: of the packs that no other index tells of, each of which has
-a directory of what is in it.
+"""Rebuilds a damaged index from the packs that no other index lists, each of which has a directory
+of its contents.
 
-It excludes collections, as they exclude each other, so that no pack goes meanwhile. A pack that its
-creator has put and not yet told of may get into the new index: it is told of a second time then,
-which does no harm. The new index is put before the spoilt one is removed, so that a kill at any
-point leaves what the next attempt takes up."""
+It excludes collections, as they exclude each other, so that no pack goes meanwhile. A pack that is
+stored, but that its creator has not indexed yet, may get into the new index: it is listed twice
+then, which does no harm. The new index is put before the spoilt one is removed, so that a kill at
+any point leaves what the next attempt takes up."""
 
 from collections.abc import Callable, Collection, Iterator
 from itertools import count

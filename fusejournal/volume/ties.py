@@ -177,9 +177,10 @@ def open_catalog(
     repaired: Callable[[str], None],
     on_commit_due: Callable[[], None],
 ) -> Catalog:
-    """The catalog in *directory* of the backing that *root_fd* is open on, made anew where it is
-    spoilt or another backing's, which *repaired* is told; *on_commit_due* is the catalog's. Raises
-    JournalDamagedError where it knows of entries that *journal* has lost; OSError."""
+    """Opens the catalog in *directory* of the backing that *root_fd* is open on. One that is
+    damaged, or another backing's, is recreated, which is reported through *repaired*;
+    *on_commit_due* is the catalog's. Raises JournalDamagedError if it has entries that *journal*
+    has lost, and OSError."""
     try:
         catalog = Catalog(directory, on_commit_due)
     except CatalogSpoiltError as error:

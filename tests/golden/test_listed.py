@@ -87,7 +87,7 @@ _DECODED = {
     "boot": "boot",
     "branch": "branch",
     "calls": "call",
-    "catalog": "none: a database of SQLite, which finds damage itself",
+    "catalog": "none: LMDB's pages; fault/test_damage.py damages them",
     "checkpoint": "checkpoint",
     "clients": "clients",
     "connection": "connection",

@@ -77,7 +77,7 @@ class _SegmentSums:
         self._step_ns = step_ns
         self._cells: Counter[_Cell] = Counter()
         self._packed: tuple[_Packed, ...] = ()
-        """All of it, by steps and by coarse ones, once it is counted."""
+        """The whole segment, by steps and by coarse ones, once it is counted."""
 
     def count(self, lookup: Lookup, end: Seq) -> None:
         """Count the entries up to *end*, half-open, but for VOIDs."""

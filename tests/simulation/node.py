@@ -126,9 +126,12 @@ class Node:
         try:
             with self._scope:
                 next_role = await self._serve()
+                if next_role is not None and next_role[0] is Event.DEMOTED:
+                    self.record = change_role(self.record, *next_role)
         except* Died:
-            pass
+            next_role = None
         except* (FusejournalError, OSError) as group:
+            next_role = None
             if not self.machine.is_dead:
                 self.refusal = str(first_error(group))
                 self.cluster.world.note(f"{self.name} is refused: {self.refusal}")
@@ -138,8 +141,6 @@ class Node:
             self._over.set()
         if next_role is not None:
             event, reign = next_role
-            if event is Event.DEMOTED:
-                self.record = change_role(self.record, event, reign)
             self._has_asked = event is Event.PROMOTED
             self.cluster.world.note(
                 f"{self.name} goes on by a handoff: {event.value} {reign.epoch}"

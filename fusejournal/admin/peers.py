@@ -50,7 +50,7 @@ class PeerChanged(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class PeerList(Reply):
-    """This node, which only a running layer tells, and its peers by name."""
+    """This node, which only a running layer knows, and its peers by name."""
 
     NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peers": PeerInfo}
 

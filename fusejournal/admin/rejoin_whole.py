@@ -4,10 +4,10 @@ source is copied into the node's own store of versions, and becomes the base of 
 In order: the volume is brought to where its journal is applied and all is on the disk; a version of
 that tree is made, so that only what differs comes over the link, and only that is changed; the
 source's tree is fetched (roles/tree_copy.py), with the first entries behind it; all of the old
-journal is kept as a branch, because it cannot be told any more which of its entries the source has;
-then the intent is written down (volume/whole_set.py), and the volume is opened, which goes through
-with it. Stopped or killed before the intent, what was fetched stays, and is not fetched again;
-after it, the same command, or the next mount, goes on.
+journal is kept as a branch, because it cannot be determined any more which of its entries the
+source has; then the intent is written down (volume/whole_set.py), and the volume is opened, which
+goes through with it. Stopped or killed before the intent, what was fetched stays, and is not
+fetched again; after it, the same command, or the next mount, goes on.
 
 A new mirror of a source whose journal begins with entry 1 has the choice (:func:`is_cheaper`)."""
 
@@ -253,7 +253,7 @@ class WholeRejoin:
 
     def _keep_branch(self, planned: CopiedTree) -> str:
         """Keep all of the journal that there was: which of it the source has, too, cannot be
-        told."""
+        determined."""
         state = self.state
         first = list_segments(state.journal_dir)[0]
         try:

@@ -1,5 +1,5 @@
 """The work of ``scrub``: reads everything back that a volume has, at low priority, and compares the
-live tree of this node with what its versions and journal tell.
+live tree of this node with what its versions and journal record.
 
 Three phases, each in slices, after which STATE/scrub.json says where it is: the segments of the
 journal by their checksums; the versions with their data, each block once; the files of the tree, in

@@ -97,7 +97,7 @@ class JournalSource:
         return seq
 
     def check_moment(self, named: SeqOrPosition) -> Seq:
-        """Returns the seq of the entry that is *named* if the journal tells the tree after it: of
+        """Returns the seq of the entry that is *named* if the journal records the tree after it: of
         its base, too, and of 0 if it begins with the first entry. Raises NoSuchSeqError,
         OtherHistoryError."""
         seq = _seq_of(named)

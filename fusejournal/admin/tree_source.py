@@ -175,7 +175,7 @@ def _send_to(fd: int) -> Send:
 
 
 def serve(name: str, config: Path | None, from_fd: int, to_fd: int) -> None:
-    """Answers what comes on *from_fd* until that ends; an error is told as a refusal."""
+    """Answers what comes on *from_fd* until that ends; an error is reported as a refusal."""
     send, decoder = _send_to(to_fd), Decoder()
     try:
         with closing(TreeSource(name, config, send)) as source:

@@ -201,7 +201,7 @@ class VolumeVersions:
         return self.store_facts()
 
     def repair_store(self, progress: Progress) -> "Reindexed":
-        """Makes anew what spoilt indexes told. Raises what make_indexes_anew raises."""
+        """Makes anew what spoilt indexes listed. Raises what make_indexes_anew raises."""
         from fusejournal.versions.reindex import make_indexes_anew
 
         return make_indexes_anew(self.store(writing=True), node_name(self.name), progress)

@@ -1,1 +1,2 @@
-"""The agent: one process a machine, which tells consoles about its volumes and does their work."""
+"""The agent: one process a machine, which informs consoles about its volumes and does their
+work."""

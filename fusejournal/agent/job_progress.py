@@ -14,7 +14,7 @@ _PAUSE_SECONDS: Final = 0.1
 
 
 class JobStoppedError(Exception):
-    """The job was told to stop."""
+    """The job was asked to stop."""
 
 
 class JobProgress:

@@ -45,7 +45,7 @@ _Key = tuple[int, str]
 
 @dataclass
 class _MassChange:
-    """One that is told."""
+    """One that is reported."""
 
     count: int
     first_ns: int
@@ -75,8 +75,8 @@ class MassChanges:
         self._volumes: dict[str, _Watched] = {}
 
     def look(self, source: JournalSource) -> list[Problem]:
-        """Returns the mass changes of a volume that are told now. The first look sees none: it only
-        notes where the journal ends. Raises FusejournalError."""
+        """Returns the mass changes of a volume that are reported now. The first look sees none: it
+        only notes where the journal ends. Raises FusejournalError."""
         if not self._count:
             return []
         # A machine may have several nodes of one volume, each with its own journal.

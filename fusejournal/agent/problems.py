@@ -117,7 +117,7 @@ def _problems_of_space(status: VolumeStatus) -> Iterator[Problem]:
 
 def nearly_full(state: VolumeState) -> Iterator[Problem]:
     """Yields the problem of a disk with the journal that is nearly full, and has more than what is
-    told as a problem in any case. Raises OSError."""
+    reported as a problem in any case. Raises OSError."""
     usage = shutil.disk_usage(state.directory)
     if usage.free >= _FREE_BYTES_LOW and usage.free < usage.total * _FREE_SHARE_LOW:
         share = 100 * usage.free / usage.total

@@ -126,7 +126,7 @@ class Applier:
             raise
 
     def make_unnamed(self, operation: Create, time_ns: int) -> None:
-        """Make the regular file of *operation*, but without its name, of which no entry tells.
+        """Make the regular file of *operation*, but without its name, which no entry records.
         Raises OSError, with nothing left, or ApplyBrokenError."""
         self._maker.make_unnamed(operation, time_ns)
 

@@ -20,7 +20,7 @@ _TRIED = b"one.tried", b"other.tried"
 
 def can_exchange(staging_fd: int) -> bool:
     """Returns whether the file system of directory *staging_fd* exchanges names: two are tried
-    there. Raises OSError where that cannot be told."""
+    there. Raises OSError where that cannot be determined."""
     try:
         for name in _TRIED:
             with suppress(FileExistsError):

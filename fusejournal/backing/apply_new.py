@@ -57,7 +57,7 @@ class ObjectMaker:
         return made
 
     def make_unnamed(self, operation: Create, time_ns: int) -> None:
-        """Makes the regular file of *operation* without a name, of which no entry tells. Raises
+        """Makes the regular file of *operation* without a name, which no entry records. Raises
         OSError, with nothing left, or ApplyBrokenError."""
         directory = self._tree.descriptor(operation.parent)
         failpoints.reached("apply.unnamed")
@@ -74,7 +74,7 @@ class ObjectMaker:
 
     def _name(self, operation: Create, time_ns: int, redo: bool) -> Made:
         """Gives a file that was made without a name the one of *operation*. All else of it is as it
-        is, and what that is, further entries tell (volume/unnamed_files.py)."""
+        is, and what that is, further entries record (volume/unnamed_files.py)."""
         tree = self._tree
         node = tree.node(operation.fid)
         if self.made_before(operation, redo) is None:

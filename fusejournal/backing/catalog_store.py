@@ -146,7 +146,7 @@ class CatalogNode:
         self.complete = complete
         """False while an imported file's content is not wholly in the journal."""
         self.file_flags = 0
-        """The flags that entries tell (file_operations.py)."""
+        """The flags that entries record (file_operations.py)."""
         self.default_acl: bytes | None = None
         """A directory's default ACL: empty for none, None when not yet read. Not stored."""
         self.capability: bytes | None = None
@@ -410,8 +410,8 @@ class CatalogStore:
         return None if value is None else (node.parent, value[8:])
 
     def path(self, fid: Fid) -> bytes | None:
-        """The path of *fid* relative to the root (``b""`` for the root itself), or None when it
-        has no name, or a path of more than 64 KiB, which no entry tells."""
+        """The path of *fid* relative to the root (``b""`` for the root itself), or None when it has
+        no name, or a path of more than 64 KiB, which no entry records."""
         parts: list[bytes] = []
         length = 0
         while fid != ROOT_FID:

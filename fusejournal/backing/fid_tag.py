@@ -1,7 +1,7 @@
 """The tag by which a fid is kept with its file: the xattr ``trusted.fusejournal``, hidden from
 users.
 
-It has the volume's UUID, the fid and the backing handle. A copy of the attribute is told by a
+It has the volume's UUID, the fid and the backing handle. A copy of the attribute is recognized by a
 handle that is not its file's. (The root's has more behind it: root_mark.py.) Source: xattr(7)."""
 
 import errno

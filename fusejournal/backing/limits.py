@@ -3,8 +3,8 @@ be.
 
 A mirror has to hold whatever its primary took, and the two may lie on file systems of different
 kinds: ext4 ends a file at 16 TiB and keeps 4 KiB of attributes with one, xfs ends a symlink at 1023
-bytes and takes fewer device numbers. So each node finds its limits out when it starts, peers tell
-each other (wire/frames.py), and an entry that does not fit is told from a disk that is full.
+bytes and takes fewer device numbers. So each node finds its limits out when it starts, peers report
+to each other (wire/frames.py), and an entry that does not fit is told from a disk that is full.
 
 What can be tried is tried with a file that has no name, because the mtime of the backing's root is
 a user's. What would need names, or thousands of them, is known of each kind of file system.
@@ -92,14 +92,14 @@ class BackingLimits(Reply):
     """and the highest minor number."""
 
     def to_wire(self) -> tuple[int, ...]:
-        """Returns the limits as peers tell each other: in the order of the fields, 0 for what is
-        not known."""
+        """Returns the limits as peers report them to each other: in the order of the fields, 0 for
+        what is not known."""
         return tuple(value or 0 for value in astuple(self))
 
     @classmethod
     def from_wire(cls, values: tuple[int, ...]) -> "BackingLimits | None":
-        """Returns what a peer has told; None where that is nothing. Limits that this program does
-        not know are left out."""
+        """Returns what a peer has reported; None where that is nothing. Limits that this program
+        does not know are left out."""
         known = [value or None for value in values[: len(fields(cls))]]
         return cls(*known) if any(known) else None
 

@@ -15,7 +15,7 @@ _HOUR_NS: Final = 3600 * 10**9
 HOURS_MAX: Final = 24 * 366
 KNOWN_BYTES_MAX: Final = 64 << 20
 """The most that the file of the alerts, or of those that were told, has: more than the alerts of a
-hundred agents, each told by ten channels."""
+hundred agents, each reported by ten channels."""
 _ACTIONS: Final = ("acknowledge", "silence", "unsilence")
 
 

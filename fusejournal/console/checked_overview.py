@@ -1,4 +1,4 @@
-"""The overview that an agent tells of its machine, checked before it is believed: an agent can be
+"""The overview that an agent gives of its machine, checked before it is believed: an agent can be
 of another version, or in the wrong hands, and what it says must spoil nothing of the others. Pure.
 
 Fields that are not known here pass, because a newer agent has more. What the console itself goes by
@@ -29,7 +29,7 @@ class CheckedOverview(NamedTuple):
 
 
 def checked_overview(answer: Mapping[str, Any]) -> CheckedOverview:
-    """Returns what *answer* tells. Raises WireError for what is no overview."""
+    """Returns what *answer* holds. Raises WireError for what is no overview."""
     node, volumes = answer.get("node"), answer.get("volumes")
     if not isinstance(node, str) or not isinstance(volumes, list) or len(volumes) > _VOLUMES_MAX:
         raise WireError("its overview has no node or no list of volumes")

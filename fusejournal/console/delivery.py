@@ -1,11 +1,11 @@
 """Delivery of alerts by the channels: once for each cause, again only as configured, with retries,
 and never more often than a channel may be used.
 
-What is due follows from the alerts that there are and from what was told, so there is no queue to
-be lost or to fill up. What was told is on the disk after each success: a console that is killed
-between the two tells that once more.
+What is due follows from the alerts that there are and from what was reported, so there is no queue
+to be lost or to fill up. What was reported is on the disk after each success: a console that is
+killed between the two tells that once more.
 
-A cause that comes and goes is told again once it was gone for a while, and not each time.
+A cause that comes and goes is reported again once it was gone for a while, and not each time.
 
 Each channel has a task of its own while it sends, and a limit for the whole of it, so that a peer
 that hangs, drips or answers nonsense holds up no other channel, and never ends the console."""
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _SECOND_NS: Final = 10**9
 _BACK_NS: Final = 600 * _SECOND_NS
-"""The time after which a cause that was gone and came back is told again."""
+"""The time after which a cause that was gone and came back is reported again."""
 _KEPT_CHARS_MAX: Final = 500
 _RETRY_SECONDS: Final = 5.0
 _RETRY_SECONDS_MAX: Final = 600.0
@@ -64,7 +64,7 @@ class AlertDelivery:
     they do may have a message come twice."""
 
     def __init__(self, channels: Sequence[AlertChannel], path: Path) -> None:
-        """*path*: where it is kept what was told."""
+        """*path*: where it is kept what was reported."""
         self._channels = channels
         self._path = path
         self._states = {channel.name: _ChannelState() for channel in channels}
@@ -198,7 +198,7 @@ class _SentAlert(NamedTuple):
 
 
 def _sent_alert(raw: dict[str, Any]) -> dict[str, Any]:
-    """Returns *raw*, all that was kept of an alert that was told. Raises what UNREADABLE_JSON
+    """Returns *raw*, all that was kept of an alert that was reported. Raises what UNREADABLE_JSON
     has."""
     alert = raw["alert"]
     words = alert["severity"], alert["words"], alert["since_ns"]

@@ -33,7 +33,7 @@ def follow(
     state_dir: Path, command: str, working: Callable[[Mapping[str, Any]], None], **fields: Any
 ) -> dict[str, Any]:
     """Asks for a command that may take long, and follows it to its end: while it is at work,
-    *working* is called every some seconds with what the layer tells of it. An exception of that,
+    *working* is called every some seconds with what the layer reports of it. An exception of that,
     as KeyboardInterrupt at any time, has the layer cancel the command, unless it was done already.
     Raises NotRunningError, RemoteError."""
     for reply in _converse(state_dir, {"command": command, "follow": True, **fields}):

@@ -11,7 +11,7 @@ from fusejournal.errors import FusejournalError
 
 
 class ReportedState(StrEnum):
-    """The base of states that answers tell, in JSON by their values. A value that only a later
+    """The base of states that answers give, in JSON by their values. A value that only a later
     version knows is a member by itself, which no list has."""
 
     @classmethod

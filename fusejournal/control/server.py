@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 ProgressReport = Callable[[], Mapping[str, Any]]
-"""Returns what is told of a command that is at work, as keys of a JSON object."""
+"""Returns what is reported of a command that is at work, as keys of a JSON object."""
 _UNTOLD: Mapping[str, ProgressReport] = {}
 
 _LINE_BYTES_MAX = 64 << 10
@@ -48,7 +48,7 @@ async def serve_control(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves *commands* on the socket *path* until cancelled; the socket is removed then.
-    *progress*: what is told of some of them while they are followed."""
+    *progress*: what is reported of some of them while they are followed."""
     with suppress(FileNotFoundError):
         path.unlink()
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as listening:

@@ -16,8 +16,8 @@ def flags_before(
     counts: Callable[[Seq], bool] | None = None,
 ) -> dict[Fid, int]:
     """Returns the journaled flags before entry *before_seq* of those among *fids* of which entries
-    tell any; of all entries, those for which *counts* holds (all). Where none of a file's does, it
-    has none. Segments without such entries are not read. Raises JournalDamagedError."""
+    record any; of all entries, those for which *counts* holds (all). Where none of a file's does,
+    it has none. Segments without such entries are not read. Raises JournalDamagedError."""
     found: dict[Fid, int] = {}
     for entry, _ in lookup.entries_of_many(fids, before_seq, _sets_flags):
         operation = entry.operation

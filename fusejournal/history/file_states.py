@@ -52,7 +52,7 @@ class Permissions(NamedTuple):
     """The permissions that a file or directory grants."""
 
     mode: int | None
-    """The mode without the type; None where no entry tells it, as of a symlink."""
+    """The mode without the type; None where no entry records it, as of a symlink."""
     acl: bytes | None
     """None where the mode says it all."""
     default_acl: bytes | None
@@ -111,14 +111,14 @@ class State:
         self.last_time_ns = 0
         """The time of its last entry."""
         self.mtime_ns: int | None = None
-        """The mtime; of a directory, as far as entries about itself tell: names made and removed in
-        it change it, too."""
+        """The mtime; of a directory, as far as entries about itself record: names made and removed
+        in it change it, too."""
         self.steps: list[TreeOperation] = []
         """The steps to its mode and ACLs, which change each other, in order."""
         self.xattrs: dict[bytes, bytes] = {}
         """All others."""
         self.flags = flags
-        """The journaled file flags; None where no entry tells any."""
+        """The journaled file flags; None where no entry records any."""
 
     @classmethod
     def of_import(cls, operation: Import, flags: int | None = None) -> "State":
@@ -139,7 +139,7 @@ class State:
         return other
 
     def take_mtime(self, mtime_ns: int | None) -> None:
-        """Have another mtime than entries about itself tell: of a directory, by a name in it."""
+        """Have another mtime than entries about itself record: of a directory, by a name in it."""
         self.mtime_ns = mtime_ns
 
     def take(self, entry: Entry, outcome: Outcome) -> None:
@@ -276,7 +276,7 @@ def fid_of(entry: Entry) -> Fid:
 
 
 def lacks_maker(state: State) -> bool:
-    """Returns True if the journal here does not tell what it was made as."""
+    """Returns True if the journal here does not record what it was made as."""
     return state.maker is None and state.fid != ROOT_FID
 
 

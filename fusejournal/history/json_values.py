@@ -85,7 +85,7 @@ def whole_match_to_json(match: Match, asked_seq: Seq) -> dict[str, Any]:
 
 
 def frame_to_json(entry: Entry) -> dict[str, Any]:
-    """Returns an entry as it lies in its segment, with the paths that it tells."""
+    """Returns an entry as it lies in its segment, with the paths that it records."""
     operation = entry.operation
     return {
         "seq": entry.seq,

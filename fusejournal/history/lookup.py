@@ -4,7 +4,7 @@ for, where a fid was, what a directory held. Reads only the entries that say so.
 A moment is a seq, half-open as everywhere: *before_seq* N asks for the state after all entries
 below N. Where a journal has a base (journal/base.py), what was there first is told by that, as
 entries with seqs below all others. Where it does not begin with seq 1 and has none (a copy of some
-segments), what was there first is known as far as later entries tell it."""
+segments), what was there first is known as far as later entries record it."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator
@@ -203,7 +203,7 @@ class Lookup:
         return self._known_fid(dentry, before_seq)[1]
 
     def _known_fid(self, dentry: Dentry, before_seq: Seq) -> tuple[bool, Fid | None]:
-        """Returns whether entries tell what a name stood for, and what that was."""
+        """Returns whether entries record what a name stood for, and what that was."""
         for _, change in self._changes_of_name(dentry, Seq(1), before_seq, newest_first=True):
             return True, change.after
         if self.base is not None:

@@ -44,8 +44,8 @@ def mtimes_before(
     counts: Callable[[Seq], bool] | None = None,
 ) -> dict[Fid, int]:
     """The mtimes of *fids* before entry *before_seq*, in nanoseconds, but for those that no entry
-    here tells; of all entries, those for which *counts* holds (all). Reads from there backwards, no
-    further than it must, and each segment once. Raises JournalDamagedError."""
+    here records; of all entries, those for which *counts* holds (all). Reads from there backwards,
+    no further than it must, and each segment once. Raises JournalDamagedError."""
     found: dict[Fid, int] = {}
     left = set(fids)
     for span in lookup.segments(to_seq=before_seq, newest_first=True):

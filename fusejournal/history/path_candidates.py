@@ -1,10 +1,10 @@
 """The entries of a segment that can be about a path or what is below it, by its index alone: a
 superset, so that few have to be read where few can match. Pure.
 
-A segment tells the path of each fid when an entry first names it, and its postings say which
-entries name a fid as the directory of a name. So what is below a path in a segment is what is told
-below it, and, from there on, what gets a name in one of these directories, with all that is told
-below that."""
+A segment records the path of each fid when an entry first names it, and its postings say which
+entries name a fid as the directory of a name. So what is below a path in a segment is what is
+recorded below it, and, from there on, what gets a name in one of these directories, with all that
+is recorded below that."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,8 +32,8 @@ def candidates(
         are_files: returns True if none of some of them was ever a directory.
 
     None where any may be: a directory on the way to the path, or it itself, got its name in the
-    segment by a move, so that what is told before is told by another path. (A file that got it so,
-    as editors save, has nothing below it, and is one of *fids*.) Raises JournalDamagedError."""
+    segment by a move, so that earlier entries record another path. (A file that got it so, as
+    editors save, has nothing below it, and is one of *fids*.) Raises JournalDamagedError."""
     told = index.recorded_paths()
     found: set[int] = set()
     names = path.split(b"/")
@@ -60,7 +60,7 @@ def _recorded_as(told: Sequence[RecordedPath], path: bytes) -> Iterator[Recorded
 
 
 def _recorded_below(told: Sequence[RecordedPath], path: bytes) -> Iterator[RecordedPath]:
-    """Yields what is told of *path* and what is below it."""
+    """Yields what is recorded of *path* and what is below it."""
     yield from _recorded_as(told, path)
     below = path + b"/"
     at = bisect_left(told, (below,))

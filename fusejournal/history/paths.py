@@ -1,9 +1,9 @@
 """Follows the path of each fid along the entries. Pure; used where entries are shown to people.
 
-Feed it entries in order, from a segment's beginning at least: a segment tells the path of every
+Feed it entries in order, from a segment's beginning at least: a segment records the path of every
 fid it touches for the first time, and names made, moved and removed since follow from the entries
 themselves. The steps of a told path are dentries, too, whose fids may not be known yet, so that
-what is told moves along with a directory above it."""
+what is recorded moves along with a directory above it."""
 
 from fusejournal.journal.format import Entry
 from fusejournal.operations import (
@@ -104,7 +104,7 @@ class PathTracker:
         return directory + b"/" + name if directory else name
 
     def learn(self, entry: Entry) -> None:
-        """Take in the paths that an entry tells, as they were before it."""
+        """Take in the paths that an entry records, as they were before it."""
         for fid, path in (entry.paths or {}).items():
             if fid not in self._first:
                 dentry = self._first[ROOT_FID]

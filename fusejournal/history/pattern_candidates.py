@@ -1,9 +1,9 @@
 """The entries of a segment that can be meant by a pattern of paths: a superset, so that few have to
 be read where few can match, and none where nothing can.
 
-A segment tells the path of each fid that it touches, and has each name that is given or taken in
+A segment records the path of each fid that it touches, and has each name that is given or taken in
 it. So where nothing in it has the plain text of a pattern, nothing matches. A pattern without a
-slash is held against the last names of paths: what matches is about a fid that the segment tells,
+slash is held against the last names of paths: what matches is about a fid that the segment records,
 or names, so; and the entries that name it hold the text."""
 
 from bisect import bisect_right

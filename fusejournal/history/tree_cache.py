@@ -190,8 +190,8 @@ def _fold(
     before_seq: Seq,
 ) -> set[Fid]:
     """Has *states* of the fids *asked* be what they are after the entries of *span* below
-    *before_seq*, or, None, after what the base tells; returns those that have changed, each a copy
-    of what it was."""
+    *before_seq*, or, None, after what the base records; returns those that have changed, each a
+    copy of what it was."""
     changed: set[Fid] = set()
     from_seq = span.first_seq if span is not None else Seq(0)
     # (Of contents the lengths alone are asked for.)

@@ -80,7 +80,7 @@ class JournalBase:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "JournalBase":
-        """Returns the base that *raw* tells. Raises what UNREADABLE_JSON has."""
+        """Returns the base that *raw* holds. Raises what UNREADABLE_JSON has."""
         for name in ("inodes", "names"):
             hash_of_hex(name, raw[name], _ROOT_BYTES)
         chain = int.from_bytes(hash_of_hex("chain", raw["chain"], _CHAIN_BYTES), "big")
@@ -179,7 +179,7 @@ class BaseNode(NamedTuple):
     """The type bits of its mode."""
     size: int
     mtime_ns: int | None
-    """None for the root while no entry has told it."""
+    """None for the root while no entry has recorded it."""
     complete: bool
     """False while an import had not brought all of its content."""
     dentries: tuple[tuple[Fid, bytes, int], ...]

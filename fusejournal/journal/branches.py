@@ -109,7 +109,7 @@ class Branch:
 
     def whole_base(self) -> JournalBase | None:
         """Returns the base of the journal that :meth:`whole_reader` reads; None where it begins
-        with entry 1, or nothing tells the tree before it. Raises JournalError,
+        with entry 1, or nothing records the tree before it. Raises JournalError,
         FusejournalError."""
         first = _whole(self)[0]
         state_dir = self.directory.parent.parent

@@ -80,7 +80,7 @@ class Posting(NamedTuple):
 
 
 class RecordedPath(NamedTuple):
-    """A path that an entry tells, as it was before the entry."""
+    """A path that an entry records, as it was before the entry."""
 
     path: bytes
     fid: Fid
@@ -207,7 +207,7 @@ class SegmentIndex:
         return filter(fids.__contains__, self._fids)
 
     def recorded_paths(self) -> list[RecordedPath]:
-        """Every path that an entry tells, sorted. Raises JournalDamagedError."""
+        """Every path that an entry records, sorted. Raises JournalDamagedError."""
         packed = self.content[self._paths_at : self._paths_at + self._paths_bytes]
         try:
             # It says how large it is, and would be believed.

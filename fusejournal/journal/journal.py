@@ -157,7 +157,7 @@ class Journal:
                 counts as torn.
             read_only: nothing is changed, and the journal ends before a damage, which is in
                 ``damage``.
-            is_copy: it is received from elsewhere and begins no segment by itself; its frames tell
+            is_copy: it is received from elsewhere and begins no segment by itself; its frames prove
                 only what was on the disk of the node that wrote them.
             known_durable: what was on disk here, as is known from elsewhere.
 

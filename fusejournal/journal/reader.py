@@ -79,7 +79,7 @@ class JournalReader:
     @property
     def base(self) -> BaseTree | None:
         """The tree before the first segment, for who asks what was; None where that is entry 1's,
-        or nothing tells it."""
+        or nothing records it."""
         return self._base
 
     def begin_behind(self, base: BaseTree) -> None:
@@ -187,7 +187,7 @@ class JournalReader:
             raise _pruned(first.parent, wanted, first_seq_of(first))
 
     def segment_start(self, seq: Seq) -> Seq:
-        """The first seq of the segment that holds *seq*: from there on, entries tell every path
+        """The first seq of the segment that holds *seq*: from there on, entries record every path
         they touch."""
         starts = [first_seq_of(path) for path in self.segments()]
         at = bisect_right(starts, seq) - 1

@@ -138,7 +138,7 @@ def _is_unbegun(path: Path) -> bool:
 
 
 def first_seq_of(path: Path) -> Seq:
-    """The first seq that a segment's name tells."""
+    """The first seq that a segment's name gives."""
     return Seq(int(path.stem))
 
 

@@ -83,7 +83,7 @@ class SegmentWriter:
         self.first_seq = first_seq
         self.end = end
         self._named: set[Fid] = set()
-        """Fids whose path this segment tells."""
+        """Fids whose path this segment records."""
         self._options = options
         self._allocated = calls.allocated_to(fd, end)
         """The end of what is allocated, also by the process before this one."""
@@ -234,7 +234,7 @@ class SegmentWriter:
     def paths_to_record(
         self, operation: Operation, path_of: Callable[[Fid], bytes | None]
     ) -> dict[Fid, bytes] | None:
-        """The paths of the files that *operation* touches, but for those that this segment tells
+        """The paths of the files that *operation* touches, but for those that this segment records
         already. *path_of* tells a fid's path as it is now."""
         paths: dict[Fid, bytes] | None = None
         for fid in operation.touched_fids:

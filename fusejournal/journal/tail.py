@@ -1,5 +1,5 @@
-"""The end of a journal: finding it after a stop of any kind, telling a torn tail from damage,
-cutting it off.
+"""The end of a journal: finding it after a stop of any kind, distinguishing a torn tail from
+damage, cutting it off.
 
 Rules. A process crash leaves every page with the kernel, so only the very last frame can be
 unfinished. A system crash leaves unflushed pages on disk in any order: the first bad frame above
@@ -81,7 +81,7 @@ class Found:
     ends_clean: bool = False
     flushed: Seq = Seq(0)
     follows_frames: bool = True
-    """True if the frames tell what is flushed."""
+    """True if the frames prove what is flushed."""
     cut: Cut | None = None
     damage: JournalDamagedError | None = None
 

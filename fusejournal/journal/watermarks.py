@@ -3,11 +3,10 @@ cannot read from the entries. (Of a mirror, those tell of the node that wrote th
 the last of them may be gone.)
 
 One page, each number written by a pwrite of its own: it is in the kernel's hands when that returns,
-whole or not at all, so it outlives the process at any instruction. (Mapped memory would be
-cheaper by a microsecond an entry; but where a file system writes a page to a new place, a full disk
-would then end the process.) After a system crash the page may be older than what it tells
-of, never newer: so ``durable_seq`` is then too low, which only means that less is known to have
-been on disk.
+whole or not at all, so it outlives the process at any instruction. (Mapped memory would be cheaper
+by a microsecond an entry; but where a file system writes a page to a new place, a full disk would
+then end the process.) After a system crash the page may be older than what it describes, never
+newer: so ``durable_seq`` is then too low, which only means that less is known to have been on disk.
 
 =========  =====================================================================================
 word       meaning
@@ -125,7 +124,7 @@ class WatermarkPage:
 
     def _set(self, first: int, *numbers: int) -> None:
         """Sets words that go together, from *first* on, in one step: with some old and some new
-        ones they would tell what never was."""
+        ones they would describe what never was."""
         if numbers != tuple(self._words[first : first + len(numbers)]):
             packed = struct.pack(f"<{len(numbers)}Q", *numbers)
             self._write(first, packed)
@@ -146,7 +145,7 @@ class WatermarkPage:
         return bool(self._words[_UNCONFIRMED])
 
     def confirm(self) -> None:
-        """A start has got through: from now on the page tells all that is to be known. Raises
+        """A start has got through: from now on the page records all that is to be known. Raises
         OSError."""
         if self.is_unconfirmed or self.owner != self._words[_OWNER]:
             self._set(_OWNER, self.owner, 0)

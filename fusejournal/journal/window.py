@@ -4,7 +4,7 @@ No clock is believed that it is late: one that leapt ahead would make all of the
 end. So what is beyond a number of days is found in two ways, of which the more careful one holds:
 by the clock (:func:`beyond_window`), and by the time that has passed from entry to entry
 (:func:`aged_by_entries`), where a span without entries that is long for the window counts for
-nothing: a leap cannot be told from it."""
+nothing: a leap cannot be distinguished from it."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -85,7 +85,7 @@ class _Stamp(NamedTuple):
 
 def aged_by_entries(reader: JournalReader, keep_ns: int) -> tuple[Seq, UncountedSpan | None]:
     """Returns the last entry of the newest segment after which *keep_ns* have passed, as the times
-    of the entries tell; 0 if there is none. Also returns the longest span since that counts for
+    of the entries say; 0 if there is none. Also returns the longest span since that counts for
     nothing, if there is one. Raises JournalDamagedError, OSError."""
     counted_ns = max(_COUNTED_NS, keep_ns // _UNCOUNTED_PART)
     passed_ns = 0

@@ -240,7 +240,7 @@ def _take_word(record: Path, told: _HolderRecord) -> bool:
 
 
 def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
-    """The connection of the mount at *mountpoint* from the holder that *record* tells of; None
+    """The connection of the mount at *mountpoint* from the holder that *record* describes; None
     when there is none to be had. Only for who holds the volume's lock."""
     known = _find(record)
     if known is None:
@@ -277,7 +277,7 @@ def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
 
 
 def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None:
-    """Refuse another mount of the volume *name* while the holder that *record* tells of holds one:
+    """Refuse another mount of the volume *name* while the holder that *record* describes holds one:
     its users would be cut off. Raises VolumeBusyError."""
     known = _find(record)
     if known is None:
@@ -301,7 +301,7 @@ def check_held(record: Path, name: str, backing: Path, mountpoint: Path) -> None
 
 
 def is_held(record: Path) -> bool:
-    """Returns True if the holder that *record* tells of still runs."""
+    """Returns True if the holder that *record* describes still runs."""
     known = _find(record)
     if known is None:
         return False
@@ -310,7 +310,7 @@ def is_held(record: Path) -> bool:
 
 
 def release_kept(record: Path) -> None:
-    """End the holder that *record* tells of, if it still runs: what it holds goes with it."""
+    """End the holder that *record* describes, if it still runs: what it holds goes with it."""
     known = _find(record)
     if known is None:
         return

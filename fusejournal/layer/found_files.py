@@ -32,7 +32,7 @@ class FoundFiles:
     def has(self, parent: Fid, name: bytes) -> bool:
         """Tells whether *name*, which the catalog does not know, is in the backing for others to
         see. A read-only volume does not show it. Raises OSError ENOENT where that cannot be
-        told."""
+        determined."""
         tree = self._volume.tree
         is_read_only = self._volume.write_errno not in (None, EHELD)
         if is_read_only or tree.is_hidden(parent, name):

@@ -5,7 +5,7 @@ says (kernel_protocol.py). Its answer is the reply's body, made there, too; the 
 have to wait give a coroutine then (replies.py). Up to there a method runs from start to end without
 an await, so nothing else happens meanwhile.
 
-The kernel is told to keep attributes and names for long: nothing but this mount changes the tree.
+The kernel is asked to keep attributes and names for long: nothing but this mount changes the tree.
 Its requests name files by fid, at any time after any eviction or restart, so every method works
 from the fid alone; a fid that is gone is ESTALE.
 

@@ -75,7 +75,7 @@ class Handshake:
 
     @property
     def init_flags(self) -> int:
-        """The flags of INIT that the kernel was told."""
+        """The flags of INIT that the kernel was given."""
         return int(_INIT_FLAGS.unpack_from(self._connection.reply, OUT_HEADER.size)[1])
 
     @property

@@ -1,6 +1,6 @@
 """The holder's process (connection_holder.py) by its name of 0.1.0.
 
-A layer of that release whose volume is not exported starts it when it is told to restart: by then
+A layer of that release whose volume is not exported starts it when it is asked to restart: by then
 this program is installed in its place. No layer of today runs it."""
 
 import sys

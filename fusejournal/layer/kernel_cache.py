@@ -1,6 +1,6 @@
 """Keeps account of what the kernel remembers of a mirror's tree, and drops what is out of date.
 
-The kernel is told to keep attributes for long, because all changes come through the mount. On a
+The kernel is asked to keep attributes for long, because all changes come through the mount. On a
 mirror they do not: the applier reports each here, right after it is applied. Of what the kernel
 knows (it says when it looks a fid up, and when it forgets it) the attributes are then taken from
 it. That cannot block, and is enough: with the attributes it has to ask for, the kernel sees that

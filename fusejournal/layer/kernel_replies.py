@@ -50,8 +50,8 @@ _STATX_OUT: Final = struct.Struct("=QII16xIIQIIIHHQQQQqIiqIiqIiqIiIIII112x")
 assert (OUT_HEADER.size, _ENTRY_OUT.size, _KSTATFS.size, _STATX_OUT.size) == (16, 128, 80, 288)
 
 KEEP_SECONDS: Final = 3600
-"""The time for which the kernel may keep names and attributes. It is told of every change, because
-only its mount changes the tree."""
+"""The time for which the kernel may keep names and attributes. It is notified of every change,
+because only its mount changes the tree."""
 
 _FOPEN_KEEP_CACHE: Final = 1 << 1
 _STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800

@@ -1,6 +1,6 @@
 """Finds what the kernel may remember wrongly after a layer died: names and attributes that a
-request changed whose answer was lost. The kernel keeps both for long, because it is told of every
-change.
+request changed whose answer was lost. The kernel keeps both for long, because it is notified of
+every change.
 
 Such requests are among the last entries of the journal: those that could wait at once, and what
 was appended while they waited for a flush."""

@@ -4,8 +4,8 @@ Knows /etc/exports, /etc/exports.d/*.exports and /var/lib/nfs/etab, which holds 
 now, by a file or by hand. Changes them only by exportfs, and writes one file a volume,
 exports.d/fusejournal-NAME.exports. What the kernel does with them is in nfsd.py.
 
-Exports are told apart by their path as it is written; no path is touched, because a mount may hang.
-Blocks; for the command line, or a thread.
+Exports are distinguished by their path as it is written; no path is touched, because a mount may
+hang. Blocks; for the command line, or a thread.
 
 Source: exports(5), exportfs(8); nfs-utils' support/nfs/exports.c and xio.c for quoting (double
 quotes, three octal digits after a backslash), comments and continued lines."""
@@ -102,7 +102,7 @@ def own_file(name: str) -> Path:
 
 
 def parse(content: bytes, file: Path) -> list[Export]:
-    """The exports that *content* of *file* tells of."""
+    """The exports that *content* of *file* describes."""
     found = []
     for line, words in _lines(content):
         path = Path(os.path.normpath(os.fsdecode(words[0])))

@@ -54,7 +54,7 @@ class Holder(NamedTuple):
     inode: int
     client: Path | None
     """The client's directory in /proc/fs/nfsd/clients; None for NFSv3, where the kernel does not
-    tell."""
+    report it."""
 
 
 def root() -> Path:
@@ -102,7 +102,7 @@ def threads() -> int:
 
 
 def read_kernel(path: str | Path) -> str:
-    """Returns what the kernel tells at *path*, or an empty text."""
+    """Returns what the kernel reports at *path*, or an empty text."""
     try:
         return (root() / path).read_text(errors="surrogateescape")
     except OSError:
@@ -290,8 +290,8 @@ def recall(mountpoint: Path, handle_key: HandleKey, seconds: float) -> list[Hold
 
 def take_away(mountpoint: Path) -> None:
     """Take from the clients what they hold on *mountpoint*. An NFSv4 client that older kernels
-    (before 6.9) cannot be told to leave one file system loses what it has on the others, too, and
-    asks for it anew."""
+    (before 6.9) cannot be asked to leave one file system loses what it has on the others, too,
+    and asks for it anew."""
     unlock = root() / "proc/fs/nfsd/unlock_filesystem"
     with suppress(OSError):
         unlock.write_bytes(os.fsencode(mountpoint) + b"\n")

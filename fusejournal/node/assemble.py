@@ -131,7 +131,7 @@ def assemble_start(
 
     Args:
         spec, state: what was asked for, and the volume's state.
-        reporter: told how far a long step is.
+        reporter: called with how far a long step is.
         hooks: the programs around a change of the role, which outlive these parts.
         root_fd: of the backing; the startup closes it.
         table_fd: of the table of open files, of this mount or of the process before.
@@ -204,7 +204,7 @@ def assemble_startup(
         state: the volume's state, with its backing.
         root_fd, page: of the backing's root and of the watermarks; both are closed with the volume.
         options: how the journal is written.
-        watcher: told how far a long step is.
+        watcher: called with how far a long step is.
         base_tree: opens the tree at the journal's base.
         adopt, observer, policy: as of VolumeStartup."""
     return VolumeStartup(

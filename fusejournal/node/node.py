@@ -251,7 +251,7 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def _prune(self, durability: Durability, request: dict[str, Any]) -> dict[str, Any]:
-        """Have the journal begin after the base that *request* tells."""
+        """Have the journal begin after the base that *request* holds."""
         try:
             base = JournalBase.from_json(request["base"])
         except UNREADABLE_JSON as error:

@@ -1,5 +1,5 @@
-"""Reasons of a start to refuse that can be told before, while the volume's layer still runs: a
-restart asks for it all before it ends anything, a start where it comes to it."""
+"""Reasons of a start to refuse that can be determined before, while the volume's layer still runs:
+a restart asks for it all before it ends anything, a start where it comes to it."""
 
 from fusejournal.disk.process import file_bytes_max
 from fusejournal.errors import MountError

@@ -11,7 +11,7 @@ between, in the order in which they come.
 6. Recovery: catalog and backing become what the journal says.
 7. An epoch where one is due; the import of what the journal does not know.
 8. The parts that serve the open volume, the mount, and the layer over it.
-9. Serving, until the volume is unmounted or told to stop (node.py); then everything closes.
+9. Serving, until the volume is unmounted or asked to stop (node.py); then everything closes.
 
 A change of role passes here, too: the volume is closed in order, the role is changed in one durable
 write, unless a handoff has written it already, and the steps come again, with other parts. A new
@@ -82,7 +82,7 @@ class Stopped(FusejournalError):
 
 
 def serve(spec: MountSpec, reporter: Reporter) -> None:
-    """Mount the volume and serve it until it is unmounted or told to stop.
+    """Mount the volume and serve it until it is unmounted or asked to stop.
 
     A restart on command ends without unmounting: this process begins again with the program as it
     is installed by then. Raises FusejournalError."""

@@ -29,7 +29,7 @@ _STORE_FILE = "store.json"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOutcome(Reply):
-    """The end of one work on versions, as the process that does it tells the layer."""
+    """The end of one work on versions, as the process that does it reports it to the layer."""
 
     NESTED: ClassVar[Mapping[str, type[Reply]]] = {"status": VersionStatus}
 

@@ -268,7 +268,7 @@ class VersionSchedule:
         return told, process.returncode
 
     def _failed(self, why: str) -> WorkOutcome:
-        """Returns the end of a process that has told nothing, and writes it down."""
+        """Returns the end of a process that has reported nothing, and writes it down."""
         found = self._known or load_version_status(self._state_dir)
         found = replace(
             found or VersionStatus(store="", store_id=""),

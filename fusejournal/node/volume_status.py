@@ -40,7 +40,7 @@ class FlushWaits(Reply):
 
 @dataclass(frozen=True, kw_only=True)
 class BranchesStatus(Reply):
-    """The branches of the volume together, and their bounds, which only a running layer tells."""
+    """The branches of the volume together, and their bounds, which only a running layer knows."""
 
     count: int
     bytes: int

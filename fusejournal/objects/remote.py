@@ -280,7 +280,7 @@ class RemoteStore:
 
 
 def _status(error: Exception) -> int | None:
-    """Returns the status of the answer that *error* tells of, if there was one."""
+    """Returns the status of the answer that *error* describes, if there was one."""
     match = _STATUS.search(str(error))
     return int(match[1]) if match is not None else None
 

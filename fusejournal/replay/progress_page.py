@@ -47,7 +47,7 @@ class ProgressPage:
         _SEQS.pack_into(self._page, 0, done_seq, begun_seq)
 
     def note(self, ino: int, replaced_ino: int, mtime_ns: int) -> None:
-        """Note what an operation that is about to begin cannot be told by afterwards."""
+        """Note what an operation that is about to begin cannot be recognized by afterwards."""
         _BEFORE.pack_into(self._page, _SEQS.size, ino, replaced_ino, time_to_word(mtime_ns))
 
     def recall(self) -> tuple[int, int, int]:

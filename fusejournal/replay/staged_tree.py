@@ -157,7 +157,7 @@ class StagedTree:
 
     def clear_acls(self) -> None:
         """Takes away what a new directory inherited from the one that it is in: only what the
-        journal tells belongs to it. Raises TargetError."""
+        journal records belongs to it. Raises TargetError."""
         try:
             self.keep_root(self.root._replace(acl=None))
             os.removexattr(self.root_fd, DEFAULT_ACL_XATTR)

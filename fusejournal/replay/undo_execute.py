@@ -5,7 +5,7 @@ Users work on meanwhile. So nothing is reached by a path, and each thing is look
 changed (undo_files.py). Only a name that is taken away must be found by name; it is moved into a
 directory that only root can enter first, looked at there, and moved back if it is not what was
 planned. What comes back is made in that directory (undo_make.py), and then gets its name. What
-slips in between a look and a change, the journal tells (undo_others.py).
+slips in between a look and a change, the journal records (undo_others.py).
 
 At whatever point it is stopped, nothing is lost: what is on its way lies in the private directory,
 and undoing its own entries gives back the tree as it was.
@@ -133,7 +133,7 @@ class UndoExecutor:
 
     def _wanted_times(self, changed: Collection[Fid]) -> dict[Fid, int]:
         """The mtimes, as they are to be, of all directories that are there and of which names or
-        something else (*changed*) changes; where the journal here does not tell, as they are."""
+        something else (*changed*) changes; where the journal here does not record, as they are."""
         fids = {fid for fid in changed if self._files.is_directory(fid)}
         fids |= {dentry[0] for dentry in self._wanted} - self._new
         fids -= {fid for fid in self._now.values() if fid not in self._wanted.values()}

@@ -3,7 +3,7 @@ change, because users work on meanwhile.
 
 A fid is the layer's file handle, so a descriptor is the file that the plan means or none. A file's
 ctime on a volume is the time of its last entry: it tells, before each change, whether another
-process changed the file since the plan. Of a directory the journal tells (undo_others.py).
+process changed the file since the plan. Of a directory the journal records (undo_others.py).
 
 Source: open_by_handle_at(2), fuse(4)."""
 

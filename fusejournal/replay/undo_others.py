@@ -9,7 +9,7 @@ What others do to the names in a directory sets its mtime, and that is the one w
 so their changes of mtimes are no conflict, but known here.
 
 A layer that cannot see processes, as one in a container cannot see those of its machine, says pid 0
-for all of them: nothing can be told there."""
+for all of them: nothing can be determined there."""
 
 from collections.abc import Collection, Iterable, Iterator
 from enum import Enum, auto

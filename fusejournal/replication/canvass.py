@@ -149,8 +149,8 @@ async def has_votes(
 
 
 def _why_not(members: Members | None, answers: Sequence[PeerAnswer]) -> str:
-    """Returns why those of *answers* do not count of which that can be told, in words that go on a
-    sentence."""
+    """Returns why those of *answers* do not count for which that can be determined, in words that
+    go on a sentence."""
     why = [f"{one.peer}: {one.error}" for one in answers if one.error]
     why += [
         f"{one.peer} lacks what it had acknowledged, and so does not count"

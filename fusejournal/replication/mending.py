@@ -48,7 +48,7 @@ class _Piece(NamedTuple):
 
     @classmethod
     def of_json(cls, raw: dict[str, Any]) -> "_Piece":
-        """Returns the piece that a request tells. Raises UNREADABLE_JSON."""
+        """Returns the piece that a request names. Raises UNREADABLE_JSON."""
         attributes = None
         if "mode" in raw:
             xattrs = {_bytes(name): _bytes(value) for name, value in raw["xattrs"]}
@@ -72,7 +72,7 @@ class Mending:
         self._kernel_cache = kernel_cache
 
     async def mend(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Puts right what *request* tells of a file; with the attributes, which come last, all of
+        """Puts right what *request* names of a file; with the attributes, which come last, all of
         the file is on the disk then. Raises UsageError for what is no piece, ConflictError where
         entries are about the file that are not applied or came later, FusejournalError where the
         backing refuses. Cancelled, it may be done."""

@@ -214,7 +214,7 @@ class MirrorApplier:
         self._kernel_cache.invalidate(entry.operation)
 
     def _lookup(self) -> Lookup:
-        """Returns what answers about the whole journal, what its base tells too."""
+        """Returns what answers about the whole journal, what its base records too."""
         journal = self._volume.journal
         base = journal.reader.base
         return Lookup(JournalReader(journal.directory, journal.uuid, base=base))

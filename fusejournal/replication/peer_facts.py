@@ -18,7 +18,7 @@ from fusejournal.wire.versions import (
 
 
 class PeerFacts(NamedTuple):
-    """``protocol_version``: the one that the two speak. ``limits``: None where it did not tell
+    """``protocol_version``: the one that the two speak. ``limits``: None where it did not give
     them. ``notes``: what should be known, a line each."""
 
     protocol_version: int | None = None
@@ -32,7 +32,7 @@ class PeerFacts(NamedTuple):
 
 
 def facts_of(theirs: Welcome, me: HandshakeState) -> PeerFacts:
-    """Returns what *theirs* tells, to the node *me*, which ships to its sender."""
+    """Returns what *theirs* holds, to the node *me*, which ships to its sender."""
     versions = versions_of(theirs)
     notes = []
     unreadable = unreadable_entries(me.versions, versions)

@@ -63,7 +63,7 @@ class Peer:
     """The time when a mirror heard of it last as its primary, in seconds since 1970, and then again
     every some seconds; None where it never did."""
     told_seq: Seq = Seq(0)
-    """The end of its journal, as it told a mirror last."""
+    """The end of its journal, as it reported to a mirror last."""
     held_seq: Seq | None = None
     """The peer has everything up to here where it has lost some of ``acked_seq``; None where it has
     all of that."""

@@ -47,7 +47,7 @@ class PrimaryRecord:
 
     @property
     def lag_entries(self) -> int:
-        """Entries of the primary that are not applied here, as far as it has told of them."""
+        """Entries of the primary that are not applied here, as far as it has reported them."""
         head_seq = max(self.source_head_seq, self._volume.journal.head_seq)
         return head_seq - self._applied_seq
 

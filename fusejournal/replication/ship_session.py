@@ -2,9 +2,9 @@
 acknowledgements as they come, several batches in flight.
 
 Frames are read as they lie in the segments, after they were applied, so a slow or dead peer costs
-nothing but the disk that its backlog takes. Whatever was not acknowledged is sent again in
-the next session, from the position that the peer itself tells. Two peers that are one node are one:
-the second is not shipped to.
+nothing but the disk that its backlog takes. Whatever was not acknowledged is sent again in the next
+session, from the position that the peer itself reports. Two peers that are one node are one: the
+second is not shipped to.
 
 Reading and compressing a large batch is done in a thread, a small one at once, because handing it
 over would take longer. Used from the event loop's thread."""

@@ -70,7 +70,7 @@ class PeerStatus(Reply):
     protocol_version: int | None = None
     """The version that the two speak; None before they have."""
     limits: BackingLimits | None = None
-    """The limits of the peer's backing; None where it has not told them."""
+    """The limits of the peer's backing; None where it has not given them."""
     notes: tuple[str, ...] = ()
     """Facts about the peer that are no fault yet, a line each."""
 

@@ -1,7 +1,7 @@
 """A witness: a node without data, whose vote lets one of two nodes go on by itself. It keeps, on
-its disk, the highest reign that it has seen, which reign has begun as far as it was told, and the
-record of members with what they have acknowledged (member_record.py). It takes no entry, counts for
-no acknowledgement, and is never a primary.
+its disk, the highest reign that it has seen, which reign has begun as far as it was informed, and
+the record of members with what they have acknowledged (member_record.py). It takes no entry, counts
+for no acknowledgement, and is never a primary.
 
 ::
 
@@ -68,7 +68,7 @@ _NO_REIGN: Final = Reign(Epoch(0), 0)
 @dataclass(frozen=True)
 class Seen:
     """The knowledge of a witness: of which volume it is; the highest reign that it has seen; and
-    the highest that has begun, with the end of its primary's journal as that told last."""
+    the highest that has begun, with the end of its primary's journal as that reported last."""
 
     uuid: UUID | None = None
     fence: Reign = _NO_REIGN

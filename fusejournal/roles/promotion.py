@@ -55,7 +55,7 @@ class Candidate:
     primary: str | None
     """The peer that was its primary; None where it never had one."""
     told_seq: Seq
-    """The end of the primary's journal, as that told last."""
+    """The end of the primary's journal, as that reported last."""
     silent_seconds: float | None
     """The time since it was heard; None where it never was."""
     has_fence: bool = False

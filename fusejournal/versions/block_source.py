@@ -55,7 +55,7 @@ class OfferedTree:
 
     @classmethod
     def from_fields(cls, where: str, raw: dict[str, Any]) -> "OfferedTree":
-        """Returns the tree that *raw* tells of, which came from *where*. Raises WireError,
+        """Returns the tree that *raw* describes, which came from *where*. Raises WireError,
         StoreError."""
         try:
             version = raw["version"]

@@ -1,9 +1,9 @@
 """Blocks in a store: chunks and nodes by their ids. Read by :class:`BlockReader`; what is new is
 gathered into packs by :class:`BlockWriter`.
 
-The order in which a writer works is what makes a kill harmless: packs, then the index that tells
-of them; who wants them to be kept puts the version's own object last. So whatever an index tells
-of is there. Data and nodes go into separate packs: who browses or compares reads nodes alone.
+The order in which a writer works is what makes a kill harmless: packs, then the index that tells of
+them; who wants them to be kept puts the version's own object last. So whatever an index lists is
+there. Data and nodes go into separate packs: who browses or compares reads nodes alone.
 
 Small indexes are merged now and then: the new one is put before the old ones are removed, and a
 reader to whom one of these vanished looks again.
@@ -86,7 +86,7 @@ class BlockReader:
         self.spoilt: set[tuple[bytes, bytes]] = set()
         """Blocks that were read and are not what was put there: pack and id."""
         self.gone: set[bytes] = set()
-        """Packs that an index tells of, and that were looked for and are not there."""
+        """Packs that an index lists, and that were looked for and are not there."""
         self.indexes: dict[str, IndexTable] = indexes or {}
         if indexes is None:
             self.look_again()
@@ -112,7 +112,7 @@ class BlockReader:
         return lost
 
     def places(self, id_: bytes) -> Iterator[Place]:
-        """Yields all places where block *id_* was put, as far as indexes tell."""
+        """Yields all places where block *id_* was put, as far as indexes list them."""
         for table in self.indexes.values():
             if (place := table.find(id_)) is not None:
                 yield place

@@ -14,7 +14,7 @@
    is done.
 
 What cannot be read may need anything: while the object of a version is spoilt or a newer program's,
-nothing goes that an index tells of, nor while that of a journal's base is gone; while an index is
+nothing goes that an index lists, nor while that of a journal's base is gone; while an index is
 spoilt, nothing goes at all.
 
 A kill at any point leaves a plan that the next collection takes up. Creating, reading, listing go
@@ -218,7 +218,7 @@ class _Usage:
         there = set(store.names("packs/"))
         told = {pack for table in reader.indexes.values() for pack in table.packs}
         self._gone = {pack for pack in told if pack_name(pack) not in there}
-        """Packs that indexes tell of, and that are lost: what another has, these have not."""
+        """Packs that indexes list, and that are lost: what another has, these have not."""
         self._progress = progress
         self._tables = list(reader.indexes.values())
         self._flags = [bytearray(len(table)) for table in self._tables]

@@ -49,7 +49,7 @@ class Created(NamedTuple):
     """Versions of the volume that were passed over, because they cannot be read."""
     faults: tuple[StoreDamagedError, ...]
     """Damage that was met: for the first kind it was not made of a nearer version; until spoilt
-    indexes are made anew it may lack what only they told."""
+    indexes are made anew it may lack what only they listed."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns what ``version create --json`` prints."""

@@ -1,4 +1,4 @@
-"""The live tree of a running volume beside the tree that versions and journal tell, file by file.
+"""The live tree of a running volume beside the tree that versions and journal record, file by file.
 
 A file is opened by its fid, which is the layer's handle; its content is read past the kernel's
 cache of the mount (O_DIRECT) and known by the hashes of its chunks, so that nothing is read from

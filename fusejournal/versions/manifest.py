@@ -63,7 +63,7 @@ class NoSuchVersionError(FusejournalError):
 
 @dataclass(frozen=True)
 class Version:
-    """One version, as its object tells it."""
+    """One version, as its object describes it."""
 
     uuid: UUID
     epoch: Epoch
@@ -283,7 +283,7 @@ def protect(store: ObjectStore, key: str, *, on: bool) -> None:
 
 
 class StoreHead(NamedTuple):
-    """The things that a store of versions tells of itself."""
+    """The things that a store of versions says of itself."""
 
     id: str
     key_id: str

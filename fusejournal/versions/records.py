@@ -5,7 +5,7 @@
 ===== ========= ================================================================================
 index field     what
 ===== ========= ================================================================================
-0     mode      st_mode with the type; of the root nil while no entry tells it
+0     mode      st_mode with the type; of the root nil while no entry records it
 1, 2  uid, gid  nil as mode
 3     rdev      the number of a device, else 0
 4     size      bytes of a regular file's content, else 0

@@ -38,7 +38,7 @@ class Reindexed(NamedTuple):
 def make_indexes_anew(
     store: ObjectStore, node: str, progress: Callable[[int, int | None], None]
 ) -> Reindexed:
-    """Makes anew what spoilt indexes of *store* told; *progress* gets the packs read and all.
+    """Makes anew what spoilt indexes of *store* listed; *progress* gets the packs read and all.
     Raises BusyError where a collection is under way; StoreFullError, StoreError."""
     me = register(store, "collector", node)
     try:

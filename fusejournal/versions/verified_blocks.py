@@ -51,7 +51,7 @@ assert _HEAD.size == 40
 
 
 class VerifiedBlocks:
-    """The chunks of the store with id *store_id* that *path* tells of, and those that are read by
+    """The chunks of the store with id *store_id* that *path* lists, and those that are read by
     now. *today*: the day, since 1970."""
 
     def __init__(self, path: Path, store_id: str, today: int) -> None:

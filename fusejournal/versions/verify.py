@@ -228,7 +228,7 @@ class _Verification:
         return set(self._blocks.store.names("packs/"))
 
     def check_names(self) -> None:
-        """Raises StoreDamagedError where the counts are not those that the version tells."""
+        """Raises StoreDamagedError where the counts are not those that the version gives."""
         version = self._version
         told = version.file_count, version.name_count, version.content_bytes
         if len(self._names) != self.names or (self.files, self.names, self._content_bytes) != told:

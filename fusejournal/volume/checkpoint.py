@@ -2,9 +2,9 @@
 
 It cannot be in the catalog, whose pages reach the disk in any order. So it lies in a small file of
 its own (STATE/checkpoint), written only once the backing was flushed, and made durable at once: it
-may be older than what it tells of, never newer. One that was torn counts as none, and so does one
-of another state directory, which would tell of another backing; that only means that more is looked
-at after the loss.
+may be older than what it describes, never newer. One that was torn counts as none, and so does one
+of another state directory, which would describe another backing; that only means that more is
+looked at after the loss.
 
 Little-endian: seq (8 bytes), Unix time in nanoseconds when that was the last entry (8, signed),
 xxh3-64 of both, seeded with the number of the state directory (journal/watermarks.py; of an older

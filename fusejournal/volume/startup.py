@@ -87,7 +87,7 @@ class VolumeStartup:
             state_dir, uuid, backing: the volume's state directory, its id, where its files are.
             root_fd: the backing's root, opened; closed with the volume.
             options: how the journal is written.
-            watcher: told how far a long step is.
+            watcher: called with how far a long step is.
             page: the node's watermarks; closed with the volume.
             is_mirror: the journal is a copy.
             is_uninitialized: it has no journal yet, and will be whichever volume its primary's is.

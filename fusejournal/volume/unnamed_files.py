@@ -1,8 +1,8 @@
 """Files that are made without a name (O_TMPFILE), and may get one later (linkat).
 
 As long as such a file has no name, nothing that is done to it is journaled, as with one that has
-lost its last name: no other process sees it. When it gets a name, entries tell what it is by then:
-a CREATE under that name, which in the backing is but a further link, then WRITEs of all its
+lost its last name: no other process sees it. When it gets a name, entries record what it is by
+then: a CREATE under that name, which in the backing is but a further link, then WRITEs of all its
 content, its attributes, and its mtime. They come in one go, or, of a large file, in pieces between
 which others are served; the caller is answered when the last is there.
 

@@ -5,8 +5,8 @@ it in the catalog; on a refusal, a VOID entry at once. There is no await in it, 
 entries is the order of effects.
 
 What is on disk if the process dies in between: before the append, nothing; between append and
-apply, an entry that recovery decides by looking (the caller was told nothing); after apply, a
-change with its entry. The catalog may be behind at any time: recovery records what it lacks.
+apply, an entry that recovery decides by looking (the caller got no answer); after apply, a change
+with its entry. The catalog may be behind at any time: recovery records what it lacks.
 
 Owns the decision whether changes are taken at all (``write_errno``). Called from the event loop's
 thread only."""

@@ -31,7 +31,7 @@ class Comparison:
 
     @property
     def is_over(self) -> bool:
-        """True if the last common entry is ``agreed_seq``, or cannot be told."""
+        """True if the last common entry is ``agreed_seq``, or cannot be determined."""
         return self.gap <= 1
 
     @property

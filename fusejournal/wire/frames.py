@@ -76,8 +76,7 @@ class Hello(NamedTuple):
     it reads journals up to ``journal_format``, and entries up to the kind ``newest_kind``
     (versions.py). ``listen_port`` is where it listens itself, for when the roles turn;
     ``wanted_epoch`` the epoch that it, or of a handoff the listener, is to begin, where that is
-    what it asks for. Each field
-    with a default is 0 where it is not told."""
+    what it asks for. Each field with a default is 0 where it is not given."""
 
     version: int
     uuid: bytes
@@ -103,7 +102,7 @@ class Welcome(NamedTuple):
     any volume's. ``detail`` is something that the greeter should know, in words. Versions are as in
     HELLO. ``limits`` are those of its backing's file system, in the order of the fields of
     ``BackingLimits`` (backing/limits.py), each 0 where it is not known. ``role`` is its own, in a
-    word; empty where it is not told. ``members``: its record of members (members.py)."""
+    word; empty where it is not given. ``members``: its record of members (members.py)."""
 
     version: int
     uuid: bytes
@@ -166,7 +165,7 @@ class Begin(NamedTuple):
 
 class Diverged(NamedTuple):
     """The two journals agree up to ``seq`` and no further: the sender's chain there is ``chain``,
-    and ``next_chain`` after the entry that follows. Both are 0 where they are not told, and the
+    and ``next_chain`` after the entry that follows. Both are 0 where they are not given, and the
     latter where the sender has no more."""
 
     seq: Seq

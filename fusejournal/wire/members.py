@@ -2,9 +2,9 @@
 all of them, and what each is known to have acknowledged. Pure.
 
 A primary that waits for N mirrors acknowledges by its own configuration. Were a promotion to count
-by the promoted mirror's, the two might meet in no node. So the primary tells its mirrors by which
-rule it acknowledges (MEMBERS, from version 4 on), and each keeps that on its disk: a promotion
-counts by the newest record among those who answer, never by a configuration.
+by the promoted mirror's, the two might meet in no node. So the primary informs its mirrors of by
+which rule it acknowledges (MEMBERS, from version 4 on), and each keeps that on its disk: a
+promotion counts by the newest record among those who answer, never by a configuration.
 
 A rule changes in two steps, as in Raft's joint consensus (Ongaro and Ousterhout 2014, section 6).
 First a record has the new rule and the one before, and a promotion needs votes enough by both; the

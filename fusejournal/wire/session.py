@@ -20,11 +20,11 @@ Votes: a node that is to begin a reign asks others first for their *vote* (purpo
 answers, and takes nothing more from who reigns by a lower. The answer tells where its journal ends
 then. A vote is given for one reign of an epoch.
 
-Members: from version 4 on the source tells which nodes count, and by which rule (MEMBERS), and the
+Members: from version 4 on the source sends which nodes count, and by which rule (MEMBERS), and the
 sink keeps that (members.py).
 
 Instances: a node makes a number at each start, and gives that of the start before, too. Two nodes
-that have one key, as a machine and its clone, are told apart by it (instances.py).
+that have one key, as a machine and its clone, are distinguished by it (instances.py).
 
 Versions: a session speaks the newest version that both sides do (versions.py)."""
 

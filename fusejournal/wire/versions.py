@@ -41,7 +41,7 @@ HANDOFF_VERSION: Final = 3
 WHOLE_VERSION: Final = 4
 """from which on a tree can be copied,"""
 MEMBERS_VERSION: Final = 4
-"""and from which on members are told."""
+"""and from which on members are reported."""
 _UNSAID_JOURNAL_FORMAT: Final = 1
 _UNSAID_KIND: Final = Kind.CLEAN
 """The highest of release 0.1.0."""

@@ -35,6 +35,7 @@ from fusejournal.types import Fid
 
 _COMMAND_SECONDS = 120.0
 _POLL_SECONDS = 0.05
+_CLIENTS_NAMED_MAX = 5
 _FILES_NAMED_MAX = 5
 _IN_SCOPE = 'echo "$1" >/proc/sys/kernel/hostname && shift && exec "$@"'
 _KINDS = {"deleg": "delegated", "layout": "laid out", "lock": "locked"}
@@ -216,9 +217,11 @@ def _info(client: Path) -> dict[str, str]:
 
 
 def describe(found: list[Holder], mountpoint: Path, handle_key: HandleKey) -> str:
-    """Returns in words for people who that is: each client with its files below *mountpoint*."""
+    """Returns in words for people who that is: the first clients, each with the first of its files
+    below *mountpoint*, and how many more there are."""
     told = []
-    for client in sorted({holder.client for holder in found}, key=str):
+    clients = sorted({holder.client for holder in found}, key=str)
+    for client in clients[:_CLIENTS_NAMED_MAX]:
         files: dict[int, set[str]] = {}
         for holder in found:
             if holder.client == client:
@@ -230,6 +233,8 @@ def describe(found: list[Holder], mountpoint: Path, handle_key: HandleKey) -> st
         if len(files) > _FILES_NAMED_MAX:
             names.append(f"{len(files) - _FILES_NAMED_MAX} more")
         told.append(f"{_client(client)} has {', '.join(names)}")
+    if len(clients) > _CLIENTS_NAMED_MAX:
+        told.append(f"{len(clients) - _CLIENTS_NAMED_MAX:,} more clients have files, too")
     return "; ".join(told)
 
 

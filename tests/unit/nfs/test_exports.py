@@ -391,6 +391,20 @@ def test_holders(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not nfsd.has_lost_files()
 
 
+def test_of_many_holders_the_first_are_named(server: Path) -> None:
+    found = []
+    for number in range(16):
+        client = server / f"proc/fs/nfsd/clients/{number + 10}"
+        client.mkdir(parents=True)
+        (client / "info").write_text(f'address: "10.0.0.{number}:759"\nname: "c{number}"\n')
+        found += [nfsd.Holder("open", inode, client) for inode in range(100, 107)]
+    words = nfsd.describe(found, HERE, NO_HANDLE_KEY)
+    assert words.count("NFSv4 client") == 5
+    assert "10.0.0.0 (c0) has inode 100 (open), " in words
+    assert "inode 104 (open), 2 more; " in words
+    assert words.endswith("; 11 more clients have files, too")
+
+
 def test_caches(server: Path) -> None:
     directory = server / "proc/net/rpc/nfsd.export"
     directory.mkdir(parents=True)

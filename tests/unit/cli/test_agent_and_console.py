@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from fusejournal.agent import own_calls
-from fusejournal.cli import console as console_module
 from fusejournal.cli.agent import agent
 from fusejournal.cli.console import console
+from fusejournal.console import libraries
 from fusejournal.console.agents import AgentBook, KnownAgent
 from fusejournal.console.place import console_directory
 from fusejournal.errors import FusejournalError, NotRunningError, PeerLostError, UsageError
@@ -63,7 +63,7 @@ def test_agents() -> None:
 
 
 def test_no_console_without_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
     with pytest.raises(FusejournalError, match=r"pip install 'fusejournal\[console\]'"):
         _console()
 

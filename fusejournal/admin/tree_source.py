@@ -38,8 +38,8 @@ from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import Version, list_versions
 from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeReport
 from fusejournal.wire.frames import Decoder, Message, Refusal, encode_parts
-from fusejournal.wire.session import COPY, expect
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session import COPY
+from fusejournal.wire.session_states import SessionMachine, SessionState, Side
 
 _NICE: Final = 10
 _SIGN_SECONDS: Final = 2.0
@@ -55,8 +55,8 @@ class TreeSource:
     def __init__(self, name: str, config: Path | None, send: Send) -> None:
         """Raises FusejournalError."""
         self._versions = VolumeVersions(name, config=config)
-        self._send = send
-        self._state = SessionState.ASKING
+        self._give = send
+        self._session = SessionMachine(Side.LISTENER, SessionState.ASKING)
         self._blocks: BlockReader | None = None
         self._reading = ExitStack()
         self._is_reading = False
@@ -67,16 +67,19 @@ class TreeSource:
 
     def answer(self, message: Message) -> None:
         """Answers one message. Raises FusejournalError, OSError."""
-        question: AskTree | AskBlocks = expect(message, self._state, Side.LISTENER)
+        question: AskTree | AskBlocks = self._session.received(message)
         if isinstance(question, AskTree):
             self._send(self._report(make=bool(question.make)))
-            self._state = SessionState.COPYING
         else:
             if self._blocks is None:
                 # What is asked for together lies together, mostly.
                 self._blocks = BlockReader(self._versions.store()).by_windows()
             for blocks in answer_blocks(self._blocks, question):
                 self._send(blocks)
+
+    def _send(self, message: Message) -> None:
+        self._session.sent(message)
+        self._give(message)
 
     def _report(self, *, make: bool) -> TreeReport:
         versions = self._versions

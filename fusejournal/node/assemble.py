@@ -41,8 +41,8 @@ from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.wait_policy import WaitPolicy
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
+from fusejournal.wire.session_connection import SessionConnection
 
 
 class NodeObserver:
@@ -258,7 +258,7 @@ class MirrorSeams:
 
     kernel_cache: KernelCache
     join_volume: Callable[[UUID], None]
-    take_over: Callable[[Connection, Hello], Awaitable[None]]
+    take_over: Callable[[SessionConnection, Hello], Awaitable[None]]
 
 
 def assemble_replication(
@@ -300,7 +300,7 @@ def assemble_serving(
     *,
     fail: Callable[[str], None],
     join_volume: Callable[[UUID], None],
-    take_over: Callable[[Connection, Hello], Awaitable[None]],
+    take_over: Callable[[SessionConnection, Hello], Awaitable[None]],
 ) -> ServingParts:
     """Make the parts that stand on the volume, once it is open.
 

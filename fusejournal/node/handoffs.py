@@ -28,9 +28,9 @@ from fusejournal.roles.role import Event, Role
 from fusejournal.roles.take_over import TakeOver, TakeOverSeams
 from fusejournal.types import Reign
 from fusejournal.volume.startup import VolumeStartup
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.session import HANDOFF, RefusedError
+from fusejournal.wire.session_connection import SessionConnection
 
 if TYPE_CHECKING:
     from fusejournal.node.node import Node
@@ -168,14 +168,14 @@ class Handoffs:
 
     # -- the target --------------------------------------------------------------------------------
 
-    async def take_over(self, connection: Connection, greeting: Hello) -> None:
+    async def take_over(self, session: SessionConnection, greeting: Hello) -> None:
         """Serve the primary that hands over to this mirror: see roles/take_over.py. Cancelling
         before the role is written down leaves all as it was. Raises RefusedError,
         FusejournalError."""
         if self._target is None or self._node.state.role is not Role.MIRROR:
             name = self._node.state.name
             raise RefusedError(HANDOFF, f"volume {name} cannot take over now: try again")
-        await self._target.serve(connection, greeting)
+        await self._target.serve(session, greeting)
 
     def _take(self, reign: Reign) -> None:
         self._node.end_in_role(Event.PROMOTED, reign)

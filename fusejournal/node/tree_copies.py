@@ -15,9 +15,9 @@ import trio
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import PeerLostError
 from fusejournal.wire.block_messages import Blocks, TreeReport
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Decoder, Message, encode
 from fusejournal.wire.session import RefusedError
+from fusejournal.wire.session_connection import SessionConnection
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,10 @@ class TreeCopies:
         if (count := len(self._copies)) >= _COPIES_MAX:
             raise RefusedError("busy", f"{count} mirrors copy the tree already: try again")
 
-    async def serve(self, connection: Connection) -> None:
-        """Serves one mirror, which was let in, until it ends the connection. Cancelling ends that.
+    async def serve(self, session: SessionConnection) -> None:
+        """Serves one mirror, which was let in, until it ends the session. Cancelling ends that.
         Raises PeerLostError, WireError, OSError."""
-        copy = _Copy(connection.peer)
+        copy = _Copy(session.peer)
         self._copies.append(copy)
         try:
             async with trio.open_nursery() as nursery:
@@ -93,8 +93,8 @@ class TreeCopies:
                     start_new_session=True,
                 )
                 try:
-                    nursery.start_soon(self._ask, connection, process)
-                    await self._answer(connection, process, copy)
+                    nursery.start_soon(self._ask, session, process)
+                    await self._answer(session, process, copy)
                     nursery.cancel_scope.cancel()
                 finally:
                     with trio.CancelScope(shield=True):
@@ -103,22 +103,22 @@ class TreeCopies:
         finally:
             self._copies.remove(copy)
 
-    async def _ask(self, connection: Connection, process: trio.Process) -> None:
+    async def _ask(self, session: SessionConnection, process: trio.Process) -> None:
         assert process.stdin is not None
         try:
-            while (message := await connection.receive()) is not None:
+            while (message := await session.receive_or_end()) is not None:
                 await process.stdin.send_all(encode(message))
         except trio.BrokenResourceError:
             return  # it has ended, and says why
         await process.stdin.aclose()
 
-    async def _answer(self, connection: Connection, process: trio.Process, copy: _Copy) -> None:
+    async def _answer(self, session: SessionConnection, process: trio.Process, copy: _Copy) -> None:
         assert process.stdout is not None
         decoder = Decoder()
         decoder.expect_batches()
         while data := await process.stdout.receive_some(_RECEIVE_BYTES):
             for message in decoder.feed(data):
-                await connection.send(message)
+                await session.send(message)
                 copy.note(message)
         if not decoder.is_between:
-            raise PeerLostError(connection.where, "the process that reads the tree has ended")
+            raise PeerLostError(session.where, "the process that reads the tree has ended")

@@ -31,6 +31,8 @@ from fusejournal.wire.session import (
     check_asked,
     hello,
 )
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
 
 _AHEAD_MAX: Final = 4096
@@ -222,8 +224,9 @@ async def _ask(
                 timeout_seconds=seconds,
                 open_seconds=min(seconds, _OPEN_SECONDS),
             ) as connection:
-                await connection.send(greeting)
-                theirs = check_asked(me, await connection.receive())
+                session = SessionConnection(connection, Side.CONNECTOR)
+                await session.send(greeting)
+                theirs = check_asked(me, await session.receive())
                 local.book.note_witness(peer.name, theirs.role == WITNESS)
                 return PeerAnswer(peer.name, theirs)
     except* RefusedError as group:

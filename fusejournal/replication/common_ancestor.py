@@ -23,10 +23,9 @@ from fusejournal.journal.segment import (
 )
 from fusejournal.types import Position, Reign, Seq
 from fusejournal.wire.comparison import Comparison
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import AskChains, Begin, Chains, Diverged, End, WireError
-from fusejournal.wire.session import Claim, expect, is_proven
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session import Claim, is_proven
+from fusejournal.wire.session_connection import SessionConnection
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +115,7 @@ async def is_bound_by(claim: Claim, mine: Reign, chains: ChainFinder) -> bool:
 
 
 async def find_common(
-    connection: Connection,
-    state: SessionState,
+    session: SessionConnection,
     chains: ChainFinder,
     my_head: Seq,
     theirs: Position,
@@ -126,12 +124,12 @@ async def find_common(
     still have. Cancelling ends the comparison.
 
     Args:
-        connection, state: to the sink, and that of the session, which is not left.
+        session: with the sink; its state is not left.
         chains, my_head: of this node's journal.
         theirs: the end of the sink's.
 
     Raises RefusedError, WireError, JournalDamagedError, trio.TooSlowError."""
-    ask = partial(_ask, connection, state, chains)
+    ask = partial(_ask, session, chains)
     seq = min(theirs.seq, my_head)
     if theirs.seq <= my_head:
         (mine,) = await chains.at((seq,))
@@ -155,40 +153,35 @@ async def find_common(
     if not comparison.is_told:
         log.warning(
             "%s: where the two journals part cannot be told: of one, all up to entry %d is gone",
-            connection.where,
+            session.where,
             comparison.unknown_seq,
         )
     return comparison.agreed_seq
 
 
 async def _ask(
-    connection: Connection,
-    state: SessionState,
+    session: SessionConnection,
     chains: ChainFinder,
     comparison: Comparison,
     seqs: tuple[Seq, ...],
 ) -> None:
     if not seqs or seqs == (0,):
         return
-    await connection.send(AskChains(seqs))
+    await session.send(AskChains(seqs))
     mine = await chains.at(seqs)
     with trio.fail_after(SILENCE_SECONDS):
-        theirs: Chains = expect(await connection.receive(), state, Side.SOURCE)
+        theirs: Chains = await session.receive()
     comparison.told(seqs, mine, theirs.chains)
 
 
-async def answer_chains(
-    connection: Connection, state: SessionState, chains: ChainFinder
-) -> Begin | Diverged | End:
+async def answer_chains(session: SessionConnection, chains: ChainFinder) -> Begin | Diverged | End:
     """Answers, as the sink, the source's questions, and returns what the source says at last.
     Cancelling ends the session. Raises RefusedError, WireError, JournalDamagedError, OSError,
     trio.TooSlowError."""
     for _ in range(ASKED_MAX):
         with trio.fail_after(SILENCE_SECONDS):
-            message: AskChains | Begin | Diverged | End = expect(
-                await connection.receive(), state, Side.SINK
-            )
+            message: AskChains | Begin | Diverged | End = await session.receive()
         if not isinstance(message, AskChains):
             return message
-        await connection.send(Chains(await chains.at(message.seqs)))
-    raise WireError(f"{connection.where}: asks for chains again and again")
+        await session.send(Chains(await chains.at(message.seqs)))
+    raise WireError(f"{session.where}: asks for chains again and again")

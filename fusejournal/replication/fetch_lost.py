@@ -50,7 +50,6 @@ from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Position, Seq
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import RAW, batch_of, frame_range_of
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Batch, Begin, Diverged, End, Hello, Welcome
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
@@ -63,12 +62,12 @@ from fusejournal.wire.session import (
     RefusedError,
     Sink,
     check_welcome,
-    expect,
     hello,
     position_of,
     welcome,
 )
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 from fusejournal.wire.signatures import SegmentSigner, SignatureCheck, signing_key
 from fusejournal.wire.transport import connect
 
@@ -208,8 +207,8 @@ class LostEntryFetcher:
         self, peer: Peer, answers: dict[str, Welcome], everybody: trio.CancelScope
     ) -> None:
         try:
-            async with await self._connect(peer) as connection:
-                answers[peer.name] = await self._greet(connection)
+            async with await self._connect(peer) as session:
+                answers[peer.name] = await self._greet(session)
                 self._heard.add(peer.name)
         except* (FusejournalError, OSError, trio.TooSlowError) as group:
             error = first_error(group)
@@ -255,8 +254,8 @@ class LostEntryFetcher:
     ) -> None:
         while True:
             try:
-                async with await self._connect(peer) as connection:
-                    theirs = await self._greet(connection)
+                async with await self._connect(peer) as session:
+                    theirs = await self._greet(session)
                     position = position_of(theirs)
                     if theirs.role == WITNESS:  # it has no entries
                         position = position._replace(seq=Seq(0))
@@ -308,39 +307,40 @@ class LostEntryFetcher:
                 return why
             await trio.sleep(_PAUSE_SECONDS)
 
-    async def _connect(self, peer: Peer) -> Connection:
+    async def _connect(self, peer: Peer) -> SessionConnection:
         assert peer.address is not None
-        return await connect(
+        connection = await connect(
             peer.address,
             self.identity,
             peer.certificate,
             insecure=self.insecure,
             timeout_seconds=_CONNECT_SECONDS,
         )
+        return SessionConnection(connection, Side.CONNECTOR)
 
-    async def _greet(self, connection: Connection) -> Welcome:
+    async def _greet(self, session: SessionConnection) -> Welcome:
         me = self.me()
         with trio.fail_after(SILENCE_SECONDS):
-            await connection.send(hello(me, FETCH))
-            return check_welcome(me, await connection.receive(), FETCH)
+            await session.send(hello(me, FETCH))
+            return check_welcome(me, await session.receive())
 
     async def _fetch(self, peer: Peer, upto_seq: Seq) -> None:
         """Append what *peer* has more, which should be up to *upto_seq*."""
         journal = self.journal
         chains = ChainFinder(journal.directory, journal.uuid)
-        async with await self._connect(peer) as connection:
-            await self._greet(connection)
+        async with await self._connect(peer) as session:
+            await self._greet(session)
             me = self.me()
             sink = Sink(journal.head, *me.reign)
             check = self._check(peer)
-            message = await answer_chains(connection, SessionState.SEARCHING, chains)
+            message = await answer_chains(session, chains)
             if isinstance(message, Diverged):
                 raise DivergedError(peer.name, message.seq, journal.head_seq, upto_seq)
             if isinstance(message, Begin):
                 sink.begin(message)
-                connection.expect_batches()
+                session.connection.expect_batches()
                 try:
-                    message = await self._take_batches(connection, sink, check)
+                    message = await self._take_batches(session, sink, check)
                 finally:
                     await self._keep()
             if message.seq <= journal.head_seq:
@@ -355,16 +355,14 @@ class LostEntryFetcher:
             raise WireError(f"it gave entries up to {journal.head_seq} only")
 
     async def _take_batches(
-        self, connection: Connection, sink: Sink, check: SignatureCheck | None
+        self, session: SessionConnection, sink: Sink, check: SignatureCheck | None
     ) -> End:
         """Append what follows in *sink* and *check* vouches for, and return what comes at its
         end."""
         journal = self.journal
         while True:
             with trio.fail_after(SILENCE_SECONDS):
-                message: Batch | End = expect(
-                    await connection.receive(), SessionState.FETCHING, Side.SINK
-                )
+                message: Batch | End = await session.receive()
             if isinstance(message, End):
                 return message
             if not sink.take(message):
@@ -413,7 +411,7 @@ def _readable(batch: Batch, handle_key: HandleKey) -> FrameRange:
 
 
 async def serve_fetch(
-    connection: Connection,
+    session: SessionConnection,
     greeting: Hello,
     me: HandshakeState,
     volume: Volume,
@@ -426,24 +424,24 @@ async def serve_fetch(
     """Ship, as the other side, what comes after the greeter's end. Cancelling ends the session.
 
     Args:
-        connection, greeting: to the greeter, and what it said.
+        session, greeting: with the greeter, and what it said.
         me, volume: of this node.
         upto_seq, held_seq: the last entry that is shipped, and that is known to be applied.
         bytes_max, signatures: the size of a batch, which ends where there is one of these.
         detail: what the greeter should know, in words.
 
     Raises WireError, JournalError."""
-    await connection.send(welcome(me, greeting, is_mirror=True, detail=detail))
+    await session.send(welcome(me, greeting, is_mirror=True, detail=detail))
     reign = me.reign
     journal = volume.journal
     theirs = position_of(greeting)
     if upto_seq < theirs.seq:
-        await connection.send(End(Seq(0)))
+        await session.send(End(Seq(0)))
         return
     chains = ChainFinder(journal.directory, journal.uuid)
-    agreed_seq = await find_common(connection, SessionState.SEARCHING, chains, upto_seq, theirs)
+    agreed_seq = await find_common(session, chains, upto_seq, theirs)
     if agreed_seq != theirs.seq:
-        await connection.send(Diverged(agreed_seq, upto_seq))
+        await session.send(Diverged(agreed_seq, upto_seq))
         return
     if agreed_seq + 1 < (first_seq := await chains.first_seq()):
         why = f"entry {agreed_seq + 1} is not in the journal of {me.node} any more, which begins"
@@ -452,7 +450,7 @@ async def serve_fetch(
     try:
         chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)
         committed_seq = await trio.to_thread.run_sync(reader.committed_seq, journal.end)
-        await connection.send(
+        await session.send(
             Begin(reign.epoch, agreed_seq, chain, upto_seq, committed_seq, reign.node_id)
         )
         waiting = deque(signatures)
@@ -468,7 +466,7 @@ async def serve_fetch(
                 continue
             is_signed = bool(waiting) and frame_range.last_seq == waiting[0].seq
             signature = waiting[0].signature if is_signed else b""
-            await connection.send(
+            await session.send(
                 batch_of(
                     frame_range,
                     RAW,
@@ -481,4 +479,4 @@ async def serve_fetch(
             )
     finally:
         reader.close()
-    await connection.send(End(held_seq))
+    await session.send(End(held_seq))

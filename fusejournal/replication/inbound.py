@@ -1,7 +1,7 @@
 """Peers that connect to this node: each says what it wants, and gets it, once what it claims of a
 higher reign is judged.
 
-Used from the event loop's thread, by one task a connection."""
+Used from the event loop's thread, by one task a session."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.reception import Reception
 from fusejournal.types import Seq
 from fusejournal.volume.volume import Volume
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.instances import instance_of
 from fusejournal.wire.session import (
@@ -41,6 +40,7 @@ from fusejournal.wire.session import (
     wanted_reign,
     welcome,
 )
+from fusejournal.wire.session_connection import SessionConnection
 
 Heed = Callable[[Claim, str], Awaitable[None]]
 """Judges a claim of a peer, which is named; returns when what was seen of reigns is on the disk."""
@@ -57,7 +57,7 @@ class CopySource(Protocol):
         """Returns how far the copy of *peer* is; None where there is none."""
         ...
 
-    async def serve(self, connection: Connection) -> None:
+    async def serve(self, session: SessionConnection) -> None:
         """Serves one that was let in. Cancelling ends the session. Raises PeerLostError, WireError,
         OSError."""
         ...
@@ -71,7 +71,7 @@ class MirrorSide:
     signatures: KeptSignatures
     committed_seq: Callable[[], Seq]
     """Returns how far the primary is known to have applied."""
-    take_over: Callable[[Connection, Hello], Awaitable[None]] | None = None
+    take_over: Callable[[SessionConnection, Hello], Awaitable[None]] | None = None
     """Serves who hands over to this mirror, or asks what came of that."""
 
 
@@ -108,16 +108,16 @@ class Inbound:
         self._turn_back = turn_back
         self.reception = Reception(self._serve_greeted)
 
-    async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
-        await self._heed(connection, greeting)
+    async def _serve_greeted(self, session: SessionConnection, greeting: Hello) -> None:
+        await self._heed(session, greeting)
         if greeting.purpose == FETCH:
-            await self._serve_source(connection, greeting)
+            await self._serve_source(session, greeting)
         elif greeting.purpose == VOTE:
-            await self._give_vote(connection, greeting)
+            await self._give_vote(session, greeting)
         elif greeting.purpose == HANDOFF:
-            await self._serve_handoff(connection, greeting)
+            await self._serve_handoff(session, greeting)
         elif greeting.purpose == WHOLE:
-            await self._serve_copy(connection, greeting)
+            await self._serve_copy(session, greeting)
         elif self._mirror is None:
             name = self._local.name
             if self._local.fence.refusal(self._volume.journal.epoch) is not None:
@@ -125,45 +125,46 @@ class Inbound:
                 raise RefusedError("busy", f"{name} is fenced, and no mirror yet")
             raise RefusedError("role", f"{name} is a primary and takes no entries")
         else:
-            await self._receive(connection, greeting, self._mirror.receiver)
+            await self._receive(session, greeting, self._mirror.receiver)
 
-    async def _receive(self, connection: Connection, greeting: Hello, receiver: Receiver) -> None:
+    async def _receive(
+        self, session: SessionConnection, greeting: Hello, receiver: Receiver
+    ) -> None:
         """Have *receiver* take what the peer ships. Raises RefusedError, WireError,
         FusejournalError."""
-        receiver.check_needed(connection.peer or greeting.node, greeting)
-        if self._is_downstream(connection.peer) and not await self._turn(
-            connection, greeting, receiver
-        ):
-            reason = f"{connection.peer} is shipped to from here, and so cannot ship to here"
+        receiver.check_needed(session.peer or greeting.node, greeting)
+        is_downstream = self._is_downstream(session.peer)
+        if is_downstream and not await self._turn(session, greeting, receiver):
+            reason = f"{session.peer} is shipped to from here, and so cannot ship to here"
             raise RefusedError("direction", reason)
-        if connection.peer is not None and greeting.listen_port:
-            host = parse_address(connection.where).host
-            self._local.book.note_return(connection.peer, Address(host, greeting.listen_port))
-        await receiver.serve(connection, greeting)
+        if session.peer is not None and greeting.listen_port:
+            host = parse_address(session.where).host
+            self._local.book.note_return(session.peer, Address(host, greeting.listen_port))
+        await receiver.serve(session, greeting)
 
-    async def _serve_handoff(self, connection: Connection, greeting: Hello) -> None:
+    async def _serve_handoff(self, session: SessionConnection, greeting: Hello) -> None:
         """Be handed over to, or tell what came of it. Raises as :meth:`_give_vote`."""
         mirror, name = self._mirror, self._local.name
         if mirror is not None and mirror.take_over is not None:
-            await mirror.take_over(connection, greeting)
+            await mirror.take_over(session, greeting)
         elif greeting.wanted_epoch:
             raise RefusedError(HANDOFF, f"{name} is no mirror that could take over")
         else:
-            await connection.send(welcome(self._me(), greeting, is_mirror=mirror is not None))
+            await session.send(welcome(self._me(), greeting, is_mirror=mirror is not None))
 
-    async def _serve_copy(self, connection: Connection, greeting: Hello) -> None:
+    async def _serve_copy(self, session: SessionConnection, greeting: Hello) -> None:
         """Have the tree be copied. Raises RefusedError, WireError, FusejournalError."""
         answer = welcome(self._me(), greeting, is_mirror=self._mirror is not None)
         if self._copies is None or not answer.uuid:
             raise RefusedError("unborn", f"{self._local.name} has no volume yet to be copied")
         self._copies.check()
-        await self._keep_journal_for(connection.peer)
-        await connection.send(answer)
+        await self._keep_journal_for(session.peer)
+        await session.send(answer)
         try:
-            await self._copies.serve(connection)
+            await self._copies.serve(session)
         except* OSError as group:
-            raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
-        await self._keep_journal_for(connection.peer)  # it may have grown by much meanwhile
+            raise FusejournalError(f"{session.where}: {first_error(group)}") from None
+        await self._keep_journal_for(session.peer)  # it may have grown by much meanwhile
 
     async def _keep_journal_for(self, peer: str | None) -> None:
         """Have the journal be kept for *peer* again, which copies the tree."""
@@ -172,7 +173,7 @@ class Inbound:
             await trio.to_thread.run_sync(self._local.book.save)
             self._peers_changed()
 
-    async def _give_vote(self, connection: Connection, greeting: Hello) -> None:
+    async def _give_vote(self, session: SessionConnection, greeting: Hello) -> None:
         """Give the vote that *greeting* asks for. Raises RefusedError, WireError,
         FusejournalError."""
         mirror, name = self._mirror, self._local.name
@@ -182,50 +183,50 @@ class Inbound:
         reign = wanted_reign(self._me(), greeting)
         try:
             await mirror.receiver.give_vote(
-                reign, connection.peer or greeting.node, instance_of(greeting, connection.where)
+                reign, session.peer or greeting.node, instance_of(greeting, session.where)
             )
         except JournalFailedError as error:
             raise RefusedError(FAILED, f"{name}: {error}") from None
-        await connection.send(welcome(self._me(), greeting, is_mirror=True))
+        await session.send(welcome(self._me(), greeting, is_mirror=True))
 
-    async def _turn(self, connection: Connection, greeting: Hello, receiver: Receiver) -> bool:
+    async def _turn(self, session: SessionConnection, greeting: Hello, receiver: Receiver) -> bool:
         """Returns True if the peer, which is shipped to from here, reigns by now: then it is not
         shipped to any more, because it ships to here. Raises RefusedError where it may be a copy of
         who was followed, FusejournalError where that cannot be written down."""
-        reign, mine, peer = reign_of(greeting), self._me().reign, connection.peer
+        reign, mine, peer = reign_of(greeting), self._me().reign, session.peer
         if peer is None or not comes_from_primary(greeting):
             return False
         if reign != mine:
             if reign.epoch <= mine.epoch:
                 return False
             # (A higher one was heeded, unless this node has followed that one before.)
-            await receiver.check_instance(instance_of(greeting, connection.where))
+            await receiver.check_instance(instance_of(greeting, session.where))
         await self._turn_back(peer)
         return True
 
-    async def _heed(self, connection: Connection, greeting: Hello) -> None:
+    async def _heed(self, session: SessionConnection, greeting: Hello) -> None:
         """Have what *greeting* proves of a higher reign on this node's disk before anything is
         answered, whatever the greeting asks for. Raises RefusedError where the disk failed, and
         FusejournalError where the claim cannot be judged."""
         if not speaks_of_same(self._me(), greeting):
             return
         try:
-            await self._heed_claim(claim_of(greeting), connection.peer or greeting.node)
+            await self._heed_claim(claim_of(greeting), session.peer or greeting.node)
         except JournalFailedError as error:
             raise RefusedError(FAILED, f"{self._local.name}: {error}") from None
         except OSError as error:
-            raise FusejournalError(f"{connection.where}: {error}") from None
+            raise FusejournalError(f"{session.where}: {error}") from None
 
     def _is_downstream(self, name: str | None) -> bool:
         peer = self._local.book.find(name) if name is not None else None
         return peer is not None and peer.address is not None
 
-    async def _serve_source(self, connection: Connection, greeting: Hello) -> None:
+    async def _serve_source(self, session: SessionConnection, greeting: Hello) -> None:
         mirror, journal = self._mirror, self._volume.journal
         applied_seq = self._volume.catalog.applied_seq
         try:
             await serve_fetch(
-                connection,
+                session,
                 greeting,
                 self._me(),
                 self._volume,
@@ -233,7 +234,7 @@ class Inbound:
                 mirror.committed_seq() if mirror else applied_seq,
                 self._local.config.batch_bytes,
                 mirror.signatures.after(greeting.seq) if mirror else [],
-                mirror.receiver.twice(greeting, connection.where) if mirror else "",
+                mirror.receiver.twice(greeting, session.where) if mirror else "",
             )
         except* OSError as group:
-            raise FusejournalError(f"{connection.where}: {first_error(group)}") from None
+            raise FusejournalError(f"{session.where}: {first_error(group)}") from None

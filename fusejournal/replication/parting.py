@@ -21,7 +21,6 @@ from fusejournal.errors import FusejournalError
 from fusejournal.replication.common_ancestor import SILENCE_SECONDS, ChainFinder, answer_chains
 from fusejournal.replication.peers import Peer
 from fusejournal.types import Position, Reign, Seq
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Diverged, End, Welcome, WireError
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
@@ -31,7 +30,8 @@ from fusejournal.wire.session import (
     hello,
     reign_of,
 )
-from fusejournal.wire.session_states import SessionState
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
 
 PARTED_FILE: Final = "parted.json"
@@ -100,41 +100,42 @@ class PartingInquiry:
         Cancelling is harmless. Raises RefusedError, WireError, JournalDamagedError, OSError,
         trio.TooSlowError."""
         me = self._me
-        async with await self._connect(peer) as connection:
-            theirs = await self._greet(connection, me)
+        async with await self._connect(peer) as session:
+            theirs = await self._greet(session, me)
             if theirs.seq >= me.position.seq:
-                return await self._compare(connection, peer, theirs, me.position)
+                return await self._compare(session, peer, theirs, me.position)
         # It would not look for more than it has itself.
         (chain,) = await self._chains.at((Seq(theirs.seq),))
         if chain is None:
             raise FusejournalError(f"{peer.name}: ends with entry {theirs.seq}, which is not here")
         position = me.position._replace(seq=Seq(theirs.seq), chain=chain)
-        async with await self._connect(peer) as connection:
-            theirs = await self._greet(connection, me._replace(position=position))
-            return await self._compare(connection, peer, theirs, position)
+        async with await self._connect(peer) as session:
+            theirs = await self._greet(session, me._replace(position=position))
+            return await self._compare(session, peer, theirs, position)
 
-    async def _connect(self, peer: Peer) -> Connection:
+    async def _connect(self, peer: Peer) -> SessionConnection:
         assert peer.any_address is not None
-        return await connect(
+        connection = await connect(
             peer.any_address,
             self._identity,
             peer.certificate,
             insecure=self._insecure,
             timeout_seconds=_CONNECT_SECONDS,
         )
+        return SessionConnection(connection, Side.CONNECTOR)
 
-    async def _greet(self, connection: Connection, me: HandshakeState) -> Welcome:
+    async def _greet(self, session: SessionConnection, me: HandshakeState) -> Welcome:
         with trio.fail_after(SILENCE_SECONDS):
-            await connection.send(hello(me, FETCH))
-            return check_followed(me, await connection.receive())
+            await session.send(hello(me, FETCH))
+            return check_followed(me, await session.receive())
 
     async def _compare(
-        self, connection: Connection, peer: Peer, theirs: Welcome, mine: Position
+        self, session: SessionConnection, peer: Peer, theirs: Welcome, mine: Position
     ) -> Parting:
         parting = Parting(
             peer.name, theirs.node, reign_of(theirs), mine.seq, mine.chain, theirs.seq
         )
-        message = await answer_chains(connection, SessionState.SEARCHING, self._chains)
+        message = await answer_chains(session, self._chains)
         if isinstance(message, Diverged):
             (chain,) = await self._chains.at((message.seq,))
             if not message.seq < mine.seq or chain is None:

@@ -33,11 +33,10 @@ from fusejournal.types import Reign
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import frame_range_of
-from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Ack, Batch, MembersReport, Message, Ping
+from fusejournal.wire.frames import Ack, Batch, MembersReport, Ping
 from fusejournal.wire.instances import Instances
-from fusejournal.wire.session import FAILED, FULL, OK, Sink, check_members, expect
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session import FAILED, FULL, OK, Sink, check_members
+from fusejournal.wire.session_connection import SessionConnection
 
 log = logging.getLogger(__name__)
 
@@ -93,17 +92,17 @@ class Receiving:
 
 
 class ReceiveSession:
-    """Receives over *connection* what follows in *sink*. *on_heard* is called when the sender has
+    """Receives in *session* what follows in *sink*. *on_heard* is called when the sender has
     said something, or is at it."""
 
     def __init__(
         self,
-        connection: Connection,
+        session: SessionConnection,
         sink: Sink,
         receiving: Receiving,
         on_heard: Callable[[], None],
     ) -> None:
-        self._connection = connection
+        self._session = session
         self._sink = sink
         self._receiving = receiving
         self._on_heard = on_heard
@@ -112,7 +111,7 @@ class ReceiveSession:
         """Receive until the sender ends it. Cancelling ends the session; what was appended stays.
         Raises RefusedError, WireError, FusejournalError, OSError, trio.TooSlowError."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(acknowledge, self._connection, self._receiving)
+            nursery.start_soon(acknowledge, self._session, self._receiving)
             await self._receive()
             nursery.cancel_scope.cancel()
 
@@ -120,11 +119,8 @@ class ReceiveSession:
 
     async def _receive(self) -> None:
         record = self._receiving.record
-        while (received := await self._next()) is not None:
+        while (message := await self._next()) is not None:
             self._on_heard()
-            message: Batch | Ping | MembersReport = expect(
-                received, SessionState.STREAMING, Side.SINK
-            )
             if isinstance(message, MembersReport):
                 await self._keep_members(message)
                 continue
@@ -145,14 +141,15 @@ class ReceiveSession:
             log.warning("%s", error)
         self._receiving.wakeup.set()
 
-    async def _next(self) -> Message | None:
+    async def _next(self) -> Batch | Ping | MembersReport | None:
         """Returns the next message, which may take as long as it will while something comes; None
         at the end. Raises trio.TooSlowError when nothing does."""
-        connection = self._connection
+        connection = self._session.connection
         received_bytes, heard_at = connection.bytes_received, trio.current_time()
         while True:
             with trio.move_on_after(_LIFE_SECONDS):
-                return await connection.receive()
+                message: Batch | Ping | MembersReport | None = await self._session.receive_or_end()
+                return message
             if connection.bytes_received > received_bytes:
                 received_bytes, heard_at = connection.bytes_received, trio.current_time()
                 self._on_heard()
@@ -225,8 +222,8 @@ async def follow_flushes(receiving: Receiving) -> None:
 # -- 4. it is acknowledged -------------------------------------------------------------------------
 
 
-async def acknowledge(connection: Connection, receiving: Receiving) -> None:
-    """Tell the sender over *connection* of each change here, until cancelled."""
+async def acknowledge(session: SessionConnection, receiving: Receiving) -> None:
+    """Tell the sender in *session* of each change here, until cancelled."""
     while True:
         await receiving.wakeup.wait()
         applied_seq = receiving.applier.applied_seq
@@ -234,7 +231,7 @@ async def acknowledge(connection: Connection, receiving: Receiving) -> None:
         state, detail = receiving.trouble()
         if state == OK:
             detail = receiving.instances.describe(trio.current_time()) or ""
-        await connection.send(
+        await session.send(
             Ack(
                 receiving.volume.journal.head_seq,
                 durable_seq,

@@ -36,7 +36,6 @@ from fusejournal.replication.receive_session import ReceiveSession, Receiving, f
 from fusejournal.replication.states import MirrorEvent, MirrorState
 from fusejournal.replication.status import MirrorStatus
 from fusejournal.types import Reign, Seq
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
     Begin,
     Diverged,
@@ -61,7 +60,7 @@ from fusejournal.wire.session import (
     reign_of,
     welcome,
 )
-from fusejournal.wire.session_states import SessionState
+from fusejournal.wire.session_connection import SessionConnection
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ class Receiver:
 
     # -- sessions ----------------------------------------------------------------------------------
 
-    async def serve(self, connection: Connection, greeting: Hello) -> None:
+    async def serve(self, session: SessionConnection, greeting: Hello) -> None:
         """Serve one session, whose sender has greeted. Cancelling ends it. Raises RefusedError,
         which the sender is to hear, and WireError."""
         try:
@@ -149,7 +148,7 @@ class Receiver:
             if self._session is None:
                 self._refused(error)
             raise
-        peer = connection.peer or greeting.node
+        peer = session.peer or greeting.node
         self._check_peer(peer, greeting)
         if self._newcomer is not None:
             self._newcomer[1].cancel()
@@ -157,7 +156,7 @@ class Receiver:
         newcomer = self._newcomer = peer, trio.CancelScope()
         try:
             with newcomer[1]:
-                begin = await self._admit(connection, greeting)
+                begin = await self._admit(session, greeting)
         except* RefusedError as group:
             if self._session is None:
                 self._refused(first_error(group))
@@ -182,7 +181,7 @@ class Receiver:
                 self._session_peer = peer
                 self._is_from_primary = comes_from_primary(greeting)
                 try:
-                    await self._serve(connection, greeting, begin)
+                    await self._serve(session, greeting, begin)
                 except* RefusedError as group:
                     self._refused(first_error(group))
                     has_ended = True
@@ -209,17 +208,17 @@ class Receiver:
             raise RefusedError("unborn", f"{greeting.node} has no volume yet")
         return answer, uuid
 
-    async def _admit(self, connection: Connection, greeting: Hello) -> Begin | None:
+    async def _admit(self, session: SessionConnection, greeting: Hello) -> Begin | None:
         """Compare who has greeted, beside the session that goes on; what it begins with, or None
         where the two have parted. Raises RefusedError, WireError."""
-        await self.check_instance(instance_of(greeting, connection.where))
-        await self._heed(claim_of(greeting), connection.peer or greeting.node, is_let_in=True)
+        await self.check_instance(instance_of(greeting, session.where))
+        await self._heed(claim_of(greeting), session.peer or greeting.node, is_let_in=True)
         if self._session is None:
-            self._record.connect(greeting.node, connection.where)
+            self._record.connect(greeting.node, session.where)
         self._shared.space.check()
         answer, _ = self._check(greeting)
-        await connection.send(answer)
-        return await self._compare(connection, greeting)
+        await session.send(answer)
+        return await self._compare(session, greeting)
 
     async def heed(self, claim: Claim, peer: str) -> None:
         """Hear of a reign from *peer*. When this returns, it is on the disk where it is higher than
@@ -392,14 +391,14 @@ class Receiver:
         log.info("%s: %s", node, why)
         self._record.note(MirrorEvent.LOST, why)
 
-    async def _serve(self, connection: Connection, greeting: Hello, begin: Begin) -> None:
+    async def _serve(self, session: SessionConnection, greeting: Hello, begin: Begin) -> None:
         shared = self._shared
-        self._record.connect(greeting.node, connection.where)
+        self._record.connect(greeting.node, session.where)
         me = self._me()
         _, uuid = self._check(greeting)
         sink = Sink(me.position, *me.reign)
         sink.begin(begin)
-        connection.expect_batches()
+        session.connection.expect_batches()
         if me.uuid is None:
             self._join_volume(uuid)
         # A lower reign must not come in any more, whatever happens to this machine.
@@ -408,23 +407,23 @@ class Receiver:
         await self._fence.make_durable(self._durability.flush_watermarks)
         with suppress(OSError):
             await trio.to_thread.run_sync(forget_parting, self._volume.journal.directory.parent)
-        self._instances.follow(instance_of(greeting, connection.where), trio.current_time())
+        self._instances.follow(instance_of(greeting, session.where), trio.current_time())
         await self._keep_following()
         self._heard()  # it has, by what it began with
         shared.applier.wake()
         self._record.begin(begin.head_seq)
         shared.wakeup.set()  # where it stands, the sender does not know
-        await ReceiveSession(connection, sink, shared, self._heard).run()
+        await ReceiveSession(session, sink, shared, self._heard).run()
 
-    async def _compare(self, connection: Connection, greeting: Hello) -> Begin | None:
+    async def _compare(self, session: SessionConnection, greeting: Hello) -> Begin | None:
         """Answer the sender's questions, until it begins; None when it will not."""
         journal = self._volume.journal
         chains = ChainFinder(journal.directory, journal.uuid)
-        message = await answer_chains(connection, SessionState.COMPARING, chains)
+        message = await answer_chains(session, chains)
         if isinstance(message, Begin):
             return message
         assert isinstance(message, Diverged)
-        await self._diverged(message, connection.peer or greeting.node, greeting)
+        await self._diverged(message, session.peer or greeting.node, greeting)
         return None
 
     async def _diverged(self, message: Diverged, who: str, greeting: Hello) -> None:

@@ -13,8 +13,9 @@ from fusejournal.errors import FusejournalError, PeerLostError, PeerRefusedError
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
-from fusejournal.wire.session import RefusedError, expect
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session import RefusedError
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 
 _GREETING_SECONDS: Final = 30.0
 _FAREWELL_SECONDS: Final = 1.0
@@ -24,7 +25,9 @@ class Reception:
     """Has *serve_greeted* do what a peer that has greeted wants; that raises RefusedError where it
     is not to be done, trio.TooSlowError where the peer has said nothing for too long."""
 
-    def __init__(self, serve_greeted: Callable[[Connection, Hello], Awaitable[None]]) -> None:
+    def __init__(
+        self, serve_greeted: Callable[[SessionConnection, Hello], Awaitable[None]]
+    ) -> None:
         self._serve_greeted = serve_greeted
         self._connections: dict[trio.CancelScope, str | None] = {}
         """Each with the name of the peer."""
@@ -42,24 +45,24 @@ class Reception:
             # Before anything is awaited: a peer that is removed is cut off, greeted or not.
             self._connections[scope] = connection.peer
             try:
-                await self._greet(connection)
+                await self._greet(SessionConnection(connection, Side.LISTENER))
             finally:
                 del self._connections[scope]
 
-    async def _greet(self, connection: Connection) -> None:
+    async def _greet(self, session: SessionConnection) -> None:
         try:
             with trio.fail_after(_GREETING_SECONDS):
-                greeting = expect(await connection.receive(), SessionState.GREETING, Side.LISTENER)
+                greeting: Hello = await session.receive()
         except trio.TooSlowError:
             words = f"no greeting within {_GREETING_SECONDS:g} s"
-            raise PeerLostError(connection.where, words) from None
+            raise PeerLostError(session.where, words) from None
         try:
-            await self._serve_greeted(connection, greeting)
+            await self._serve_greeted(session, greeting)
         except* RefusedError as group:
             error = first_error(group)
             assert isinstance(error, RefusedError)
             with trio.move_on_after(_FAREWELL_SECONDS), suppress(FusejournalError):
-                await connection.send(error.message())
-            raise PeerRefusedError(connection.where, f"refused: {error}") from None
+                await session.send(error.message())
+            raise PeerRefusedError(session.where, f"refused: {error}") from None
         except* trio.TooSlowError:
-            raise PeerLostError(connection.where, "said nothing for too long") from None
+            raise PeerLostError(session.where, "said nothing for too long") from None

@@ -29,7 +29,6 @@ from fusejournal.replication.retention import Retention
 from fusejournal.replication.shipping import Shipping
 from fusejournal.types import Seq
 from fusejournal.wire.batches import batch_of, compress
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
     Ack,
     Begin,
@@ -49,11 +48,10 @@ from fusejournal.wire.session import (
     RefusedError,
     Source,
     check_welcome,
-    expect,
     hello,
     position_of,
 )
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session_connection import SessionConnection
 from fusejournal.wire.signatures import SegmentSigner, signing_key
 
 PING_SECONDS = 2.0
@@ -73,12 +71,16 @@ class BehindError(FusejournalError):
 
 
 class ShipSession:
-    """Ships over *connection*, until that ends."""
+    """Ships in *session*, until that ends."""
 
     def __init__(
-        self, connection: Connection, record: PeerRecord, shipping: Shipping, retention: Retention
+        self,
+        session: SessionConnection,
+        record: PeerRecord,
+        shipping: Shipping,
+        retention: Retention,
     ) -> None:
-        self._connection = connection
+        self._session = session
         self._record = record
         self._shared = shipping
         self._retention = retention
@@ -104,8 +106,8 @@ class ShipSession:
     async def _greet(self) -> Welcome:
         me = self._shared.me()
         with trio.fail_after(SILENCE_SECONDS):
-            await self._connection.send(hello(me, SHIP))
-            theirs = check_welcome(me, await self._connection.receive(), SHIP)
+            await self._session.send(hello(me, SHIP))
+            theirs = check_welcome(me, await self._session.receive())
         self._record.greeted(facts_of(theirs, me))
         return theirs
 
@@ -126,13 +128,11 @@ class ShipSession:
 
     async def _agree(self, theirs: Welcome) -> Seq:
         """Find where the peer's journal ends in this one."""
-        shared, connection = self._shared, self._connection
+        shared, session = self._shared, self._session
         # Not only what is applied: after a loss, a mirror of this mirror may have more of it.
         head_seq = shared.volume.journal.head_seq
         chains = ChainFinder(shared.directory, shared.volume.journal.uuid)
-        agreed_seq = await find_common(
-            connection, SessionState.COMPARING, chains, head_seq, position_of(theirs)
-        )
+        agreed_seq = await find_common(session, chains, head_seq, position_of(theirs))
         is_ahead = agreed_seq == head_seq < theirs.seq
         is_newer = theirs.held_epoch > shared.volume.journal.epoch
         if shared.me().role == MIRROR and (is_ahead or is_newer):
@@ -140,7 +140,7 @@ class ShipSession:
             raise BehindError(theirs.node, head_seq, theirs.seq)
         if agreed_seq != theirs.seq:
             chain, next_chain = await chains.at((agreed_seq, Seq(agreed_seq + 1)))
-            await connection.send(Diverged(agreed_seq, head_seq, chain or 0, next_chain or 0))
+            await session.send(Diverged(agreed_seq, head_seq, chain or 0, next_chain or 0))
             raise DivergedError(theirs.node, agreed_seq, head_seq, theirs.seq)
         first = shared.volume.journal.reader.first_seq
         if agreed_seq + 1 < first:
@@ -150,7 +150,7 @@ class ShipSession:
             why += (
                 ": this mirror needs a copy of the tree: umount it, 'fusejournal rejoin', mount it"
             )
-            await connection.send(Refusal(COPY, why))
+            await session.send(Refusal(COPY, why))
             raise NoSuchSeqError(agreed_seq + 1, first, head_seq)
         self._record.look_for_loss(theirs.seq)
         return agreed_seq
@@ -162,13 +162,13 @@ class ShipSession:
         source = Source(Seq(0), self._shared.config.window_bytes)
         self._record.begin(source, self._shared.applied_seq)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_acks, source, SessionState.INFORMING)
+            nursery.start_soon(self._take_acks, source)
             nursery.start_soon(self._ping)
             await self._send_members()
 
     async def _ship_from(self, seq: Seq) -> None:
         """Begin after entry *seq*."""
-        shared, connection = self._shared, self._connection
+        shared = self._shared
         reign = shared.me().reign
         reader = FrameRangeReader(shared.directory, shared.volume.journal.uuid)
         try:
@@ -177,13 +177,13 @@ class ShipSession:
                 reader.committed_seq, shared.volume.journal.end
             )
             head_seq = shared.applied_seq
-            await connection.send(
+            await self._session.send(
                 Begin(reign.epoch, seq, chain, head_seq, committed_seq, reign.node_id)
             )
             source = Source(seq, shared.config.window_bytes)
             self._record.begin(source, head_seq)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._take_acks, source, SessionState.STREAMING)
+                nursery.start_soon(self._take_acks, source)
                 nursery.start_soon(self._ping)
                 if self._record.facts.sends_members:
                     nursery.start_soon(self._send_members)
@@ -221,7 +221,7 @@ class ShipSession:
         return await trio.to_thread.run_sync(reader.next, end, applied_seq, bytes_max)
 
     async def _send(self, source: Source, frame_range: FrameRange) -> None:
-        shared, record, connection = self._shared, self._record, self._connection
+        shared, record, connection = self._shared, self._record, self._session.connection
         size = len(frame_range.content)
         level = record.compression.level_for(size)
         began = time.perf_counter()
@@ -242,7 +242,7 @@ class ShipSession:
         )._replace(signature=await self._sign(frame_range))
         blocked = connection.send_blocked_seconds
         source.sent(frame_range.last_seq, size, trio.current_time())
-        await connection.send(batch)
+        await self._session.send(batch)
         blocked_seconds = connection.send_blocked_seconds - blocked
         record.compression.took(size, len(content), took, blocked_seconds)
         record.sent(frame_range.first_seq, frame_range.last_seq, size, len(content))
@@ -254,12 +254,12 @@ class ShipSession:
 
     # -- beside them -------------------------------------------------------------------------------
 
-    async def _take_acks(self, source: Source, state: SessionState) -> None:
+    async def _take_acks(self, source: Source) -> None:
         while True:
             with trio.move_on_after(SILENCE_SECONDS) as waiting:
-                ack: Ack = expect(await self._connection.receive(), state, Side.SOURCE)
+                ack: Ack = await self._session.receive()
             if waiting.cancelled_caught:
-                raise WireError(f"{self._connection.where}: no word for {SILENCE_SECONDS:g} s")
+                raise WireError(f"{self._session.where}: no word for {SILENCE_SECONDS:g} s")
             source.acked(ack)
             if ack.state == OK:
                 self._retention.takes()
@@ -272,11 +272,11 @@ class ShipSession:
         told: tuple[int, ...] = ()
         while True:
             if told := await self._shared.members.wait_past(told):
-                await self._connection.send(MembersReport(told))
+                await self._session.send(MembersReport(told))
             await trio.sleep(_MEMBERS_SECONDS)
 
     async def _ping(self) -> None:
         while True:
             await trio.sleep(PING_SECONDS)
             shared = self._shared
-            await self._connection.send(Ping(shared.applied_seq, shared.volume.journal.head_seq))
+            await self._session.send(Ping(shared.applied_seq, shared.volume.journal.head_seq))

@@ -31,6 +31,8 @@ from fusejournal.replication.shipping import Shipping
 from fusejournal.replication.states import PeerEvent
 from fusejournal.types import Seq
 from fusejournal.wire.session import FENCED, SERVED, Claim, RefusedError
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
 
 log = logging.getLogger(__name__)
@@ -170,8 +172,8 @@ class Shipper:
             insecure=shared.insecure,
             timeout_seconds=CONNECT_SECONDS,
         )
-        async with connection:
-            await ShipSession(connection, record, shared, self._retention).run()
+        async with SessionConnection(connection, Side.CONNECTOR) as session:
+            await ShipSession(session, record, shared, self._retention).run()
 
     async def _part(self) -> None:
         """Ship no more to the peer, which the primary itself ships to. This node had it in its book

@@ -43,12 +43,12 @@ from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.observer import ChangeObserver
 from fusejournal.volume.volume import Volume
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.instances import Instances
 from fusejournal.wire.listener import serve
 from fusejournal.wire.log_limiter import LogLimiter
 from fusejournal.wire.session import MIRROR, PRIMARY, Claim, HandshakeState, RefusedError
+from fusejournal.wire.session_connection import SessionConnection
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Mirroring:
     redo_until_seq: Seq
     """Entries up to here may have been applied by a process that is gone."""
     join_volume: Callable[[UUID], None]
-    take_over: Callable[[Connection, Hello], Awaitable[None]] | None = None
+    take_over: Callable[[SessionConnection, Hello], Awaitable[None]] | None = None
     """Serves who hands over to this mirror."""
 
 

@@ -13,7 +13,7 @@ becomes the witness of the volume that its first primary names. A witness that w
 older copy may give a second vote for an epoch: a reason to make none from a snapshot, and to pair a
 new one instead.
 
-Used from the event loop's thread, by one task a connection."""
+Used from the event loop's thread, by one task a session."""
 
 import json
 import logging
@@ -32,28 +32,28 @@ from fusejournal.replication.fence import gives_way
 from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.reception import Reception
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
-from fusejournal.wire import session
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Hello, MembersReport, Ping, WireError, uuid_of
 from fusejournal.wire.identity import Identity, node_id_of
 from fusejournal.wire.session import (
     FAILED,
     FENCED,
+    FETCH,
     HANDOFF,
     OK,
+    SHIP,
     VERSION,
+    VOTE,
     WITNESS,
     Claim,
     HandshakeState,
     RefusedError,
     check_members,
-    expect,
     reign_of,
     sends_members,
     wanted_reign,
     welcome,
 )
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session_connection import SessionConnection
 from fusejournal.wire.versions import versions_of
 
 log = logging.getLogger(__name__)
@@ -156,21 +156,20 @@ class Witness:
             with suppress(FusejournalError):  # a full disk: it is tried again
                 await self.members.save()
 
-    async def _serve_greeted(self, connection: Connection, greeting: Hello) -> None:
+    async def _serve_greeted(self, session: SessionConnection, greeting: Hello) -> None:
         if greeting.purpose == HANDOFF:
             raise RefusedError(HANDOFF, f"{self._name} is a witness, and has no data to serve")
         if not sends_members(self.me.versions, versions_of(greeting)):
             raise RefusedError(VERSION, f"{self._name} is a witness: upgrade {greeting.node}")
-        match greeting.purpose:
-            case session.VOTE:
-                await self._give_vote(greeting)
-                await connection.send(welcome(self.me, greeting, is_mirror=True))
-            case session.FETCH:
-                await connection.send(welcome(self.me, greeting, is_mirror=True))
-            case session.SHIP:
-                await self._receive_members(connection, greeting)
-            case _:
-                raise WireError(f"a session for {greeting.purpose!r}")
+        if greeting.purpose == VOTE:
+            await self._give_vote(greeting)
+            await session.send(welcome(self.me, greeting, is_mirror=True))
+        elif greeting.purpose == FETCH:
+            await session.send(welcome(self.me, greeting, is_mirror=True))
+        elif greeting.purpose == SHIP:
+            await self._receive_members(session, greeting)
+        else:
+            raise WireError(f"a session for {greeting.purpose!r}")
 
     # -- votes -------------------------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class Witness:
 
     # -- what a primary tells ----------------------------------------------------------------------
 
-    async def _receive_members(self, connection: Connection, greeting: Hello) -> None:
+    async def _receive_members(self, session: SessionConnection, greeting: Hello) -> None:
         """Hear from a primary who counts, until it goes. Raises RefusedError, WireError,
         FusejournalError, trio.TooSlowError."""
         await self._follow(greeting)
@@ -208,10 +207,10 @@ class Witness:
             self._session.cancel()
         with trio.CancelScope() as scope:
             # Nothing was awaited since it was looked at who reigns: a vote ends this from here on.
-            self._session, self.primary = scope, connection.peer or greeting.node
+            self._session, self.primary = scope, session.peer or greeting.node
             try:
-                await connection.send(welcome(self.me, greeting, is_mirror=True))
-                await self._hear(connection, reign_of(greeting))
+                await session.send(welcome(self.me, greeting, is_mirror=True))
+                await self._hear(session, reign_of(greeting))
             finally:
                 if self._session is scope:
                     self._session = self.primary = None
@@ -234,13 +233,12 @@ class Witness:
             begun = replace(self.seen, uuid=uuid, fence=self.seen.fence.after(reign), begun=reign)
             await self._save(replace(begun, seq=greeting.seq, chain=greeting.chain))
 
-    async def _hear(self, connection: Connection, reign: Reign) -> None:
+    async def _hear(self, session: SessionConnection, reign: Reign) -> None:
         while True:
             with trio.fail_after(SILENCE_SECONDS):
-                received = await connection.receive()
-            if received is None:
+                message: MembersReport | Ping | None = await session.receive_or_end()
+            if message is None:
                 return
-            message: MembersReport | Ping = expect(received, SessionState.INFORMING, Side.SINK)
             if isinstance(message, MembersReport) and self.members.note(
                 check_members(message.members, reign)
             ):
@@ -250,7 +248,7 @@ class Witness:
                 except FusejournalError as error:  # as a full disk is: it is not acknowledged
                     self._failed(str(error))
             nothing, version = Seq(0), self.members.version_on_disk(reign)
-            await connection.send(Ack(nothing, nothing, nothing, OK, "", nothing, version))
+            await session.send(Ack(nothing, nothing, nothing, OK, "", nothing, version))
 
     async def _save(self, seen: Seen) -> None:
         """Have *seen* on the disk. Raises RefusedError: all is as before."""

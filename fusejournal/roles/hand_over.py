@@ -33,11 +33,11 @@ from fusejournal.wire.session import (
     HANDOFF,
     HandshakeState,
     RefusedError,
-    expect,
     hello,
     reign_of,
 )
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
 from fusejournal.wire.versions import HANDOFF_VERSION
 
@@ -222,10 +222,9 @@ class HandOver:
             insecure=local.insecure,
             timeout_seconds=_ANSWER_SECONDS,
         ) as connection:
-            await connection.send(self._hello(self.reign.epoch))
-            agreed: Welcome = expect(
-                await connection.receive(), SessionState.ANSWERING, Side.CONNECTOR
-            )
+            session = SessionConnection(connection, Side.CONNECTOR)
+            await session.send(self._hello(self.reign.epoch))
+            agreed: Welcome = await session.receive()
             self.reign = Reign(self.reign.epoch, agreed.node_id)
             await self._seams.before(str(self.reign), self._name)
             failpoints.reached("handoff.agreed")
@@ -237,12 +236,10 @@ class HandOver:
             head = self._volume.journal.head
             # From the first byte on it may be taken.
             self._take(Move.SENT)
-            await connection.send(Offer(*self.reign, head.seq, head.chain))
+            await session.send(Offer(*self.reign, head.seq, head.chain))
             failpoints.reached("handoff.offered")
             try:
-                answer: Welcome = expect(
-                    await connection.receive(), SessionState.OFFERED, Side.CONNECTOR
-                )
+                answer: Welcome = await session.receive()
             except RefusedError:
                 self._take(Move.DECLINED)
                 raise
@@ -334,8 +331,9 @@ async def ask_outcome(local: LocalNode, peer: Peer, me: HandshakeState, offered:
                 insecure=local.insecure,
                 timeout_seconds=_ANSWER_SECONDS,
             ) as connection:
-                await connection.send(hello(me, HANDOFF))
-                answer = expect(await connection.receive(), SessionState.ANSWERING, Side.CONNECTOR)
+                session = SessionConnection(connection, Side.CONNECTOR)
+                await session.send(hello(me, HANDOFF))
+                answer: Welcome = await session.receive()
                 return move_by_answer(offered, answer)
     except* (FusejournalError, OSError, trio.TooSlowError) as group:
         log.warning("peer %s does not say if it has taken over: %s", peer.name, first_error(group))

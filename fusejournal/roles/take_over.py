@@ -1,14 +1,14 @@
 """Takes the reign of the primary that ships to this mirror: the target's side of a handoff
 (handoff.py).
 
-It agrees, calls its hooks and prepares, and then waits for the offer on the same connection. What
+It agrees, calls its hooks and prepares, and then waits for the offer on the same session. What
 is offered it takes only where its journal ends where the primary's does, on the disk and applied:
 then it writes its role down, answers, and the process changes its role (node/start.py). As long as
 that is not written, all it did was to wait: when it dies, or the primary goes, nothing came of it.
 A question of the same primary ends what goes on with it, so that an offer that is still on its way
 is not taken after it was told that it was not.
 
-Used from the event loop's thread, by one task a connection."""
+Used from the event loop's thread, by one task a session."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -23,11 +23,10 @@ from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Replication
 from fusejournal.types import Reign
 from fusejournal.volume.volume import Volume
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello, Offer, Welcome
 from fusejournal.wire.instances import instance_of
-from fusejournal.wire.session import HANDOFF, PRIMARY, RefusedError, expect, welcome
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session import HANDOFF, PRIMARY, RefusedError, welcome
+from fusejournal.wire.session_connection import SessionConnection
 
 log = logging.getLogger(__name__)
 
@@ -66,16 +65,16 @@ class TakeOver:
         self._has_taken = False
         """True once that is on the disk: the process is a mirror's until it has ended."""
 
-    async def serve(self, connection: Connection, greeting: Hello) -> None:
+    async def serve(self, session: SessionConnection, greeting: Hello) -> None:
         """Serve a primary that hands over, or asks what came of it. Cancelling before the role is
         written down leaves all as it was. Raises RefusedError, WireError, FusejournalError."""
-        peer = connection.peer or greeting.node
+        peer = session.peer or greeting.node
         while self._going is not None and self._going[0] == peer:
             _, scope, over = self._going
             scope.cancel()
             await over.wait()
         if not greeting.wanted_epoch:
-            await connection.send(self._answer(greeting))
+            await session.send(self._answer(greeting))
             return
         welcome(self._replication.me(), greeting, is_mirror=True)  # or a refusal
         self._check(peer)
@@ -84,7 +83,7 @@ class TakeOver:
         is_taken = False
         try:
             with scope:
-                is_taken = await self._take_over(connection, greeting, peer)
+                is_taken = await self._take_over(session, greeting, peer)
         finally:
             self._going = None
             over.set()
@@ -101,7 +100,7 @@ class TakeOver:
         if self._volume.failure is not None:
             raise RefusedError(HANDOFF, f"{name} has failed: {self._volume.failure}")
 
-    async def _take_over(self, connection: Connection, greeting: Hello, peer: str) -> bool:
+    async def _take_over(self, session: SessionConnection, greeting: Hello, peer: str) -> bool:
         """Agree, and take what is offered then. Returns True once it is taken."""
         me = self._replication.me()
         reign = Reign(greeting.wanted_epoch, me.node_id)
@@ -116,15 +115,13 @@ class TakeOver:
             # What the end of this run has to flush is not left for then.
             await self._replication.durability.checkpoint()
             failpoints.reached("handoff.prepared")
-            await connection.send(welcome(me, greeting, is_mirror=True))
+            await session.send(welcome(me, greeting, is_mirror=True))
             with trio.fail_after(_OFFER_SECONDS):
-                offer: Offer = expect(
-                    await connection.receive(), SessionState.AGREED, Side.LISTENER
-                )
+                offer: Offer = await session.receive()
             if Reign(offer.epoch, offer.reign_node) != reign:
                 raise RefusedError(HANDOFF, f"{me.node} agreed to reign {reign}, and to no other")
             with trio.CancelScope(shield=True):
-                await self._take(offer, peer, connection, greeting)
+                await self._take(offer, peer, session, greeting)
                 is_taken = True
         except trio.TooSlowError:
             raise RefusedError(HANDOFF, f"no offer within {_OFFER_SECONDS:g} s") from None
@@ -134,7 +131,9 @@ class TakeOver:
                     await self._seams.undone()
         return is_taken
 
-    async def _take(self, offer: Offer, peer: str, connection: Connection, greeting: Hello) -> None:
+    async def _take(
+        self, offer: Offer, peer: str, session: SessionConnection, greeting: Hello
+    ) -> None:
         reign = Reign(offer.epoch, offer.reign_node)
 
         def commit() -> None:
@@ -144,13 +143,13 @@ class TakeOver:
             failpoints.reached("handoff.committed")
 
         try:
-            instance = instance_of(greeting, connection.where)
+            instance = instance_of(greeting, session.where)
             await self._receiver.take_over(offer, peer, instance, commit)
         except (JournalFullError, OSError) as error:
             raise RefusedError(HANDOFF, f"{self._replication.local.name}: {error}") from None
         log.warning("%s has handed over: reign %s", peer, reign)
         with trio.move_on_after(_ANSWER_SECONDS), suppress(FusejournalError):
-            await connection.send(self._answer(greeting))
+            await session.send(self._answer(greeting))
         failpoints.reached("handoff.answered")
         self._seams.taken(reign)
 

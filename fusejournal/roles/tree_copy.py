@@ -26,16 +26,15 @@ from fusejournal.replication.peers import Peer
 from fusejournal.roles.rejoin import RejoinError
 from fusejournal.types import Epoch, Position, Reign, StageProgress
 from fusejournal.versions.agreement import check_agreement
-from fusejournal.versions.block_source import OfferedTree, parse_report
+from fusejournal.versions.block_source import OfferedTree
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.creators import check_registered, open_plan, register, unregister
 from fusejournal.versions.manifest import Version, put_version
 from fusejournal.versions.missing_blocks import MissingBlocks
 from fusejournal.versions.trees import Trees
 from fusejournal.wire.batches import frame_range_of
-from fusejournal.wire.block_messages import AskTree, Blocks, TreeReport
-from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import AskChains, Batch, Begin, Diverged, End, WireError
+from fusejournal.wire.block_messages import AskTree, Blocks, TreeReport, report_fields
+from fusejournal.wire.frames import AskChains, Batch, Begin, Diverged, End, Welcome, WireError
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
     FETCH,
@@ -43,11 +42,11 @@ from fusejournal.wire.session import (
     HandshakeState,
     Sink,
     check_followed,
-    expect,
     hello,
     reign_of,
 )
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
 from fusejournal.wire.versions import WHOLE_VERSION, common_version, versions_of
 
@@ -92,8 +91,8 @@ class TreeCopy:
     async def ask(self) -> OfferedTree:
         """Returns what the peer has. Cancelling is harmless. Raises RefusedError, RejoinError,
         WireError, PeerLostError, StoreError, trio.TooSlowError."""
-        async with await self._open(WHOLE) as connection:
-            return await self._ask_tree(connection, make=False)
+        async with await self._open(WHOLE) as session:
+            return await self._ask_tree(session, make=False)
 
     async def fetch(
         self,
@@ -113,9 +112,9 @@ class TreeCopy:
 
         Returns what the peer offers, which may be no version, and what was fetched. Raises as
         :meth:`ask`, and BusyError, StoreFullError, StoreDamagedError where it is no tree."""
-        async with await self._open(WHOLE) as connection:
-            connection.expect_batches()
-            offered = await self._ask_tree(connection, make=True)
+        async with await self._open(WHOLE) as session:
+            session.connection.expect_batches()
+            offered = await self._ask_tree(session, make=True)
             if offered.version is None:
                 return offered, Fetched(0, 0)
             check_room(offered.version)
@@ -123,7 +122,7 @@ class TreeCopy:
             try:
                 plan = open_plan(store)
                 blocks = BlockWriter(store, plan[1] if plan is not None else frozenset())
-                fetched = await self._fetch_blocks(connection, blocks, offered.version, own)
+                fetched = await self._fetch_blocks(session, blocks, offered.version, own)
                 check_agreement(blocks, offered.version, own, self._report_check)
                 check_registered(store, worker)
                 put_version(store, offered.version)
@@ -132,7 +131,7 @@ class TreeCopy:
             finally:
                 unregister(store, worker)
 
-    async def _open(self, purpose: str) -> Connection:
+    async def _open(self, purpose: str) -> SessionConnection:
         """Connects and greets."""
         peer = self._peer
         assert peer.any_address is not None
@@ -143,12 +142,13 @@ class TreeCopy:
             insecure=self._insecure,
             timeout_seconds=_CONNECT_SECONDS,
         )
+        session = SessionConnection(connection, Side.CONNECTOR)
         try:
             with trio.fail_after(SILENCE_SECONDS):
-                await connection.send(hello(self._me, purpose))
-                answer = await connection.receive()
-            if answer is None and purpose == WHOLE:
-                raise self._is_older()
+                await session.send(hello(self._me, purpose))
+                answer: Welcome | None = await session.receive_or_end()
+            if answer is None:
+                raise PeerLostError(session.where, "the other side closed the connection")
             theirs = check_followed(self._me, answer)
             version = common_version(self._me.versions, versions_of(theirs))
             if purpose == WHOLE and (version or 0) < WHOLE_VERSION:
@@ -156,11 +156,11 @@ class TreeCopy:
             self.node, self.reign = theirs.node, reign_of(theirs)
         except BaseException as error:
             with trio.CancelScope(shield=True):
-                await connection.aclose()
+                await session.aclose()
             if isinstance(error, PeerLostError) and purpose == WHOLE:
                 raise self._is_older() from None
             raise
-        return connection
+        return session
 
     def _is_older(self) -> RejoinError:
         return RejoinError(
@@ -168,41 +168,37 @@ class TreeCopy:
             "its log; if it is of release 0.1.0, upgrade it first"
         )
 
-    async def _ask_tree(self, connection: Connection, *, make: bool) -> OfferedTree:
-        await connection.send(AskTree(int(make)))
+    async def _ask_tree(self, session: SessionConnection, *, make: bool) -> OfferedTree:
+        await session.send(AskTree(int(make)))
         while True:
             with trio.fail_after(SILENCE_SECONDS):
-                told: TreeReport = expect(
-                    await connection.receive(), SessionState.ASKING, Side.CONNECTOR
-                )
-            raw = parse_report(connection.where, told)
+                told: TreeReport = await session.receive()
+            raw = report_fields(told)
             if "version" in raw:
                 break
             done, total = raw.get("done"), raw.get("total")
             if isinstance(done, int) and isinstance(total, int | None):
                 self._progress(f"{self.node} makes a version", done, total, "entries")
-        offered = OfferedTree.from_fields(connection.where, raw)
+        offered = OfferedTree.from_fields(session.where, raw)
         version, uuid = offered.version, self._me.uuid
         if version is not None and uuid is not None and version.uuid != uuid:
-            raise WireError(f"{connection.where}: a tree of volume {version.uuid}, not of {uuid}")
+            raise WireError(f"{session.where}: a tree of volume {version.uuid}, not of {uuid}")
         return offered
 
     async def _fetch_blocks(
-        self, connection: Connection, blocks: BlockWriter, version: Version, own: Trees | None
+        self, session: SessionConnection, blocks: BlockWriter, version: Version, own: Trees | None
     ) -> Fetched:
         walk = MissingBlocks(blocks, version, own, lambda: self._report(walk, version))
         kept_at = time.monotonic()
         try:
             while True:
                 while len(walk) < _QUESTIONS and (asked := walk.next_question()) is not None:
-                    await connection.send(asked)
+                    await session.send(asked)
                     self._report(walk, version)
                 if walk.is_done:
                     break
                 with trio.fail_after(SILENCE_SECONDS):
-                    answer: Blocks = expect(
-                        await connection.receive(), SessionState.COPYING, Side.CONNECTOR
-                    )
+                    answer: Blocks = await session.receive()
                 walk.take(answer)
                 self._report(walk, version)
                 if time.monotonic() > kept_at + _KEEP_SECONDS:
@@ -234,8 +230,8 @@ class TreeCopy:
         self._me = me._replace(uuid=base.uuid, position=position, applied_seq=base.seq)
         journal = Journal(directory, base.uuid, JournalOptions(), after=position)
         try:
-            async with await self._open(FETCH) as connection:
-                batch = await _first_batch(connection, Sink(position, *me.reign))
+            async with await self._open(FETCH) as session:
+                batch = await _first_batch(session, Sink(position, *me.reign))
                 journal.receive(await trio.to_thread.run_sync(frame_range_of, batch))
             await trio.to_thread.run_sync(journal.sync)
         finally:
@@ -243,20 +239,16 @@ class TreeCopy:
             journal.close()
 
 
-async def _first_batch(connection: Connection, sink: Sink) -> Batch:
+async def _first_batch(session: SessionConnection, sink: Sink) -> Batch:
     """Returns the batch that follows in *sink*, where the source goes on from there. Raises
     RefusedError, WireError, PeerLostError, trio.TooSlowError."""
     with trio.fail_after(SILENCE_SECONDS):
-        begin: AskChains | Begin | Diverged | End = expect(
-            await connection.receive(), SessionState.SEARCHING, Side.SINK
-        )
+        begin: AskChains | Begin | Diverged | End = await session.receive()
     if isinstance(begin, Begin):
         sink.begin(begin)
-        connection.expect_batches()
+        session.connection.expect_batches()
         with trio.fail_after(SILENCE_SECONDS):
-            batch: Batch | End = expect(
-                await connection.receive(), SessionState.FETCHING, Side.SINK
-            )
+            batch: Batch | End = await session.receive()
         if isinstance(batch, Batch) and sink.take(batch):
             return batch
-    raise WireError(f"{connection.where}: its journal does not go on from there")
+    raise WireError(f"{session.where}: its journal does not go on from there")

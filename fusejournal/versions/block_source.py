@@ -77,17 +77,6 @@ def progress_report(done: int, total: int | None) -> TreeReport:
     return TreeReport(json.dumps({"done": done, "total": total}).encode())
 
 
-def parse_report(where: str, told: TreeReport) -> dict[str, Any]:
-    """Returns the JSON object in *told*, which came from *where*. Raises WireError."""
-    try:
-        raw = json.loads(told.fields)
-    except UNREADABLE_JSON:
-        raw = None
-    if not isinstance(raw, dict):
-        raise WireError(f"{where}: a tree that cannot be read")
-    return raw
-
-
 def answer_blocks(blocks: BlockReader, asked: AskBlocks) -> Iterator[Blocks]:
     """Yields what *asked* wants, as far as *blocks* has it. Raises StoreError."""
     stored: list[bytes] = []

@@ -4,7 +4,10 @@ a mirror asks for a version of the source's tree, and for the blocks that it lac
 ``fields`` is a JSON object as UTF-8. frames.py turns them into bytes; the rules are in
 PROTOCOL.md."""
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
+
+from fusejournal.errors import WireError
 
 
 class AskTree(NamedTuple):
@@ -19,6 +22,23 @@ class TreeReport(NamedTuple):
     the journal beside it has (versions/block_source.py)."""
 
     fields: bytes
+
+
+def report_fields(report: TreeReport) -> dict[str, Any]:
+    """Returns the JSON object in *report*. Raises WireError."""
+    try:
+        raw = json.loads(report.fields)
+    except (ValueError, RecursionError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise WireError("a tree that cannot be read")
+    return raw
+
+
+def is_last_report(report: TreeReport) -> bool:
+    """True if *report* has the version, or that there is none; False if it says how far the making
+    of one is. Raises WireError."""
+    return "version" in report_fields(report)
 
 
 class AskBlocks(NamedTuple):

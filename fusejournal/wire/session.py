@@ -3,7 +3,8 @@ and no journal; the caller gives messages in, and carries out what is returned.
 
 One side, the *source*, has the journal; the other, the *sink*, gets it. Mostly the source has
 connected (``ship``); a primary that lost entries by a system crash connects to fetch them, and is
-then the sink (``fetch``). Which message may come when is a table: session_states.py.
+then the sink (``fetch``). Which message may come when, and what it leads to, is a table:
+session_states.py.
 
 A batch that comes twice is acknowledged again. One that does not follow, or of a lower reign than
 was seen, ends the session with an error that names it; the connector comes back, and the
@@ -30,7 +31,7 @@ Versions: a session speaks the newest version that both sides do (versions.py)."
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
@@ -39,14 +40,12 @@ from fusejournal.wire.frames import (
     Batch,
     Begin,
     Hello,
-    Message,
     Refusal,
     Welcome,
     WireError,
     uuid_of,
 )
 from fusejournal.wire.members import Members, members_of
-from fusejournal.wire.session_states import SESSION_TRANSITIONS, SessionState, Side, kind_name
 from fusejournal.wire.versions import (
     MEMBERS_VERSION,
     OWN_VERSIONS,
@@ -102,6 +101,13 @@ class RefusedError(WireError):
         self.reason = reason
         self.claim = claim
         super().__init__(reason)
+
+    @classmethod
+    def of(cls, message: Refusal) -> "RefusedError":
+        """Returns what the refusal *message* of the other side says."""
+        reign = Reign(message.epoch, message.reign_node)
+        claim = Claim(reign, message.held_epoch, message.seq, message.chain)
+        return cls(message.code, message.reason, claim if message.epoch else None)
 
     def message(self) -> Refusal:
         """Returns the refusal that tells the other side."""
@@ -217,10 +223,9 @@ def wanted_reign(me: HandshakeState, greeting: Hello) -> Reign:
     return reign
 
 
-def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> Welcome:
-    """Returns *answer*, which came after the greeting, if the session may go on. Raises
+def check_welcome(me: HandshakeState, theirs: Welcome) -> Welcome:
+    """Returns *theirs*, which came after the greeting, if the session may go on. Raises
     RefusedError, WireError."""
-    theirs: Welcome = expect(answer, SessionState.ANSWERING, Side.CONNECTOR)
     _check_same(me, theirs)
     mine, seen = me.reign, reign_of(theirs)
     if seen.epoch > EPOCH_MAX:
@@ -239,10 +244,9 @@ def check_welcome(me: HandshakeState, answer: Message | None, purpose: str) -> W
     return theirs
 
 
-def check_asked(me: HandshakeState, answer: Message | None) -> Welcome:
-    """Returns *answer*, of a peer that was asked before a reign begins, if it can be true. Raises
+def check_asked(me: HandshakeState, theirs: Welcome) -> Welcome:
+    """Returns *theirs*, of a peer that was asked before a reign begins, if it can be true. Raises
     RefusedError; WireError where it goes by an epoch that cannot be, or that none can follow."""
-    theirs: Welcome = expect(answer, SessionState.ANSWERING, Side.CONNECTOR)
     _check_same(me, theirs)
     if max(theirs.epoch, theirs.held_epoch) >= EPOCH_MAX:
         raise _impossible(theirs.node, reign_of(theirs))
@@ -265,10 +269,9 @@ def sends_members(mine: Versions, theirs: Versions) -> bool:
     return (common_version(mine, theirs) or 0) >= MEMBERS_VERSION
 
 
-def check_followed(me: HandshakeState, answer: Message | None) -> Welcome:
-    """Returns *answer*, of a peer that this node may follow. Raises RefusedError where that goes by
+def check_followed(me: HandshakeState, theirs: Welcome) -> Welcome:
+    """Returns *theirs*, of a peer that this node may follow. Raises RefusedError where that goes by
     a lower reign than this node has seen, or by another of the same epoch; WireError."""
-    theirs: Welcome = expect(answer, SessionState.ANSWERING, Side.CONNECTOR)
     _check_same(me, theirs)
     check_reign(me, reign_of(theirs), theirs.node)
     return theirs
@@ -351,26 +354,6 @@ def _check_same(me: HandshakeState, other: Hello | Welcome) -> None:
         raise RefusedError(
             "volume", f"{other.node} is of volume {theirs}, and {me.node} of {me.uuid}"
         )
-
-
-def expect(message: Message | None, state: SessionState, side: Side) -> Any:
-    """Returns *message* if it may come to *side* of a session in *state*; the caller names the
-    kinds that may as its type. Raises RefusedError for a refusal that may come, WireError for
-    anything else."""
-    row = SESSION_TRANSITIONS[state][side]
-    if message is None:
-        raise WireError("the other side closed the connection")
-    if type(message) not in row:
-        names = ", ".join(map(kind_name, row))
-        raise WireError(
-            f"{kind_name(type(message))} may not come while {state.value}: the {side.value} takes "
-            f"{names}"
-        )
-    if isinstance(message, Refusal):
-        reign = Reign(message.epoch, message.reign_node)
-        claim = Claim(reign, message.held_epoch, message.seq, message.chain)
-        raise RefusedError(message.code, message.reason, claim if message.epoch else None)
-    return message
 
 
 class Sink:

@@ -17,7 +17,6 @@ from fusejournal.wire.frames import (
     Message,
     encode,
 )
-from fusejournal.wire.session_states import SessionState
 
 
 class History:
@@ -45,7 +44,7 @@ class History:
 
 
 class Wire:
-    """Asks *other*, as a connection does."""
+    """Asks *other*, as a session does."""
 
     where = "other"
 
@@ -75,9 +74,7 @@ async def test_the_last_common_entry_is_found(mine: int, theirs: int, data: st.D
     other = History(2, common, theirs, data.draw(firsts))
     wire: Any = Wire(other)
     finder: Any = one
-    assert (
-        await find_common(wire, SessionState.COMPARING, finder, Seq(mine), other.position) == common
-    )
+    assert await find_common(wire, finder, Seq(mine), other.position) == common
     assert wire.questions <= 15
 
 
@@ -89,7 +86,7 @@ async def test_nothing_is_agreed_that_is_not(mine: int, theirs: int, data: st.Da
     one, other = History(1, common, mine, first), History(2, common, theirs, their_first)
     wire: Any = Wire(other)
     finder: Any = one
-    found = await find_common(wire, SessionState.COMPARING, finder, Seq(mine), other.position)
+    found = await find_common(wire, finder, Seq(mine), other.position)
     is_gone = theirs < first - 1
     assert found <= common or (found == theirs and is_gone)
     assert wire.questions <= 15

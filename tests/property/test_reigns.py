@@ -238,7 +238,7 @@ class Reigns(RuleBasedStateMachine):
         for mirror in (self.mirrors[n] for n in reaches):
             try:
                 answer = wired(welcome(mirror.me, hello(primary.me, FETCH), is_mirror=True))
-                theirs = check_welcome(primary.me, answer, FETCH)
+                theirs = check_welcome(primary.me, answer)  # type: ignore[arg-type]
                 is_behind |= theirs.seq > len(journal) and theirs.held_epoch == epoch_of(journal)
             except RefusedError as error:
                 if error.claim is not None:
@@ -315,7 +315,7 @@ class Reigns(RuleBasedStateMachine):
         ):
             mirror.instances.met(newcomer, self.now)
             raise RefusedError("instance", "runs twice")
-        check_welcome(me, answer, SHIP)
+        check_welcome(me, answer)  # type: ignore[arg-type]
         agreed = common(primary.journal, mirror.journal)
         if agreed < len(mirror.journal):
             return  # they have parted
@@ -343,7 +343,7 @@ class Reigns(RuleBasedStateMachine):
             1, UUID_OF_WORKLOADS.bytes, "liar", *position, Seq(seq), 9, Epoch(held), 0, ""
         )
         try:
-            check_welcome(me, wired(answer), FETCH)
+            check_welcome(me, wired(answer))  # type: ignore[arg-type]
         except RefusedError as error:
             if error.claim is not None:
                 primary.hear(error.claim)

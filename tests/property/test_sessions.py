@@ -42,13 +42,12 @@ from fusejournal.wire.session import (
     Sink,
     Source,
     check_welcome,
-    expect,
     hello,
     position_of,
     reign_of,
     welcome,
 )
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session_states import SessionMachine, SessionState, Side
 from fusejournal.wire.versions import OWN_VERSIONS, Versions, common_version, versions_of
 from tests.support.mirrors import unlike_journals
 from tests.support.random_workloads import workloads
@@ -93,15 +92,13 @@ class Mirror:
     def session(self) -> Callable[[Message], None]:
         """A new one; gives what takes its messages, which raises FusejournalError."""
         sink = Sink(self.journal.head, self.fence)
-        begun = False
+        machine = SessionMachine(Side.SINK, SessionState.COMPARING)
 
         def take(message: Message) -> None:
-            nonlocal begun
-            if not begun:
-                sink.begin(expect(message, SessionState.COMPARING, Side.SINK))
-                begun = True
+            received: Begin | Batch | Ping = machine.received(message)
+            if isinstance(received, Begin):
+                sink.begin(received)
                 return
-            received: Batch | Ping = expect(message, SessionState.STREAMING, Side.SINK)
             if isinstance(received, Batch) and sink.take(received):
                 self.journal.receive(frame_range_of(received))
                 sink.appended(received)
@@ -330,7 +327,7 @@ def test_greetings(
     refused = None
     try:
         answer = welcome(other, greeting, is_mirror=is_mirror)
-        theirs = check_welcome(one, answer, purpose)
+        theirs = check_welcome(one, answer)
     except RefusedError as error:
         refused = error
     if refused is not None:
@@ -339,7 +336,7 @@ def test_greetings(
             assert common_version(one.versions, other.versions) is None
             assert refused.reason.endswith((f": upgrade {one.node}", f": upgrade {other.node}"))
         with pytest.raises(RefusedError, match=re.escape(refused.reason)):
-            expect(refused.message(), SessionState.ANSWERING, Side.CONNECTOR)
+            SessionMachine(Side.CONNECTOR, SessionState.ANSWERING).received(refused.message())
         return
     assert None in (one.uuid, other.uuid) or one.uuid == other.uuid
     assert common_version(one.versions, other.versions) is not None
@@ -405,7 +402,7 @@ def test_a_reign_is_judged_alike_on_every_path(mine: Reign, theirs: Reign, path:
     # And what it is answered, it judges alike.
     if mine.epoch > theirs.epoch or (mine.epoch == theirs.epoch and rivals):
         with pytest.raises(RefusedError) as refused:
-            check_welcome(there, welcome(here, hello(here, FETCH), is_mirror=True), FETCH)
+            check_welcome(there, welcome(here, hello(here, FETCH), is_mirror=True))
         assert (refused.value.claim is not None) == (mine.epoch > theirs.epoch)
 
 
@@ -448,4 +445,4 @@ def test_acknowledgements(start: int, steps: list[int | Ack], window: int) -> No
 @given(message=st.sampled_from((None, Ping(Seq(1), Seq(2)), Refusal("busy", "later"))))
 def test_what_may_not_be_said(message: Message | None) -> None:
     with pytest.raises(WireError):
-        expect(message, SessionState.FETCHING, Side.SINK)
+        SessionMachine(Side.SINK, SessionState.FETCHING).received(message)

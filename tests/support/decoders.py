@@ -52,18 +52,16 @@ from fusejournal.wire.instances import instance_of
 from fusejournal.wire.members import members_of
 from fusejournal.wire.pairing import check_offer
 from fusejournal.wire.session import (
-    SHIP,
     HandshakeState,
     RefusedError,
     Sink,
     Source,
     check_members,
     check_welcome,
-    expect,
     speaks_of_same,
     welcome,
 )
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session_states import SessionMachine, SessionState, Side
 from tests.support.decoding import Decoding, check_types
 from tests.support.objects import MemoryStore
 from tests.support.record_decoders import RECORD_DECODERS
@@ -108,11 +106,11 @@ def _use(message: Message) -> None:
             speaks_of_same(_ME, message)
             encode(welcome(_ME, message, is_mirror=True))
         case Welcome():
-            facts = facts_of(check_welcome(_ME, message, SHIP), _ME)
+            facts = facts_of(check_welcome(_ME, message), _ME)
             assert all(note.isprintable() for note in facts.notes)
         case Refusal():
             try:
-                expect(message, SessionState.ANSWERING, Side.CONNECTOR)
+                SessionMachine(Side.CONNECTOR, SessionState.ANSWERING).received(message)
             except RefusedError as error:
                 encode(error.message())
                 raise

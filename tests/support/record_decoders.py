@@ -40,7 +40,7 @@ from fusejournal.replication.member_record import MemberRecord
 from fusejournal.replication.parting import load_parting
 from fusejournal.replication.witness import load_seen
 from fusejournal.types import ROOT_FID, Epoch
-from fusejournal.versions.block_source import OfferedTree, parse_report
+from fusejournal.versions.block_source import OfferedTree
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.keys import StoreKey, StoreKeyError, read_key
 from fusejournal.versions.manifest import store_head
@@ -51,7 +51,7 @@ from fusejournal.versions.version_tree import VersionTree
 from fusejournal.volume.boot_record import BootRecord
 from fusejournal.volume.rollback import load_rollback
 from fusejournal.volume.whole_set import load_whole_set
-from fusejournal.wire.block_messages import TreeReport
+from fusejournal.wire.block_messages import TreeReport, is_last_report, report_fields
 from fusejournal.wire.frames import WireError
 from tests.golden import page_files
 from tests.support.consoles import make_story
@@ -190,8 +190,8 @@ def _tree(data: bytes, _: Path) -> None:
 
 def _tree_told(data: bytes, _: Path) -> object:
     told = TreeReport(data)
-    raw = parse_report("peer", told)
-    if "version" in raw:
+    raw = report_fields(told)
+    if is_last_report(told):
         found = OfferedTree.from_fields("peer", raw)
         check_types(found)
         return found

@@ -38,8 +38,8 @@ from fusejournal.volume.observer import Unobserved
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
+from fusejournal.wire.session_connection import SessionConnection
 from tests.support.bases import STORES, base_tree
 from tests.support.trees import difference, image, rebuild
 
@@ -99,7 +99,7 @@ class OpenVolume:
     """True if it ends by an orderly stop, not by a process crash."""
     becomes_mirror: bool = False
     """True if that stop is one of a primary that is to be a mirror."""
-    take_over: Callable[[Connection, Hello], Awaitable[None]] | None = None
+    take_over: Callable[[SessionConnection, Hello], Awaitable[None]] | None = None
     """A mirror's: serves who hands over to it."""
 
     @property
@@ -167,9 +167,9 @@ class OpenVolume:
         self.durability = replication.durability
         return replication
 
-    async def _take_over(self, connection: Connection, greeting: Hello) -> None:
+    async def _take_over(self, session: SessionConnection, greeting: Hello) -> None:
         assert self.take_over is not None
-        await self.take_over(connection, greeting)
+        await self.take_over(session, greeting)
 
     # -- changes -----------------------------------------------------------------------------------
 

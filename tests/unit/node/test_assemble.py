@@ -29,8 +29,8 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import Mkdir
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Epoch, Reign
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello
+from fusejournal.wire.session_connection import SessionConnection
 from tests.support.volumes import SOMEBODY
 
 
@@ -70,7 +70,7 @@ def _assemble(spec: MountSpec, state: VolumeState) -> tuple[StartParts, ServingP
     for _ in startup.start_epoch_and_import(read_only=False):
         pass
 
-    async def take_nothing_over(connection: Connection, greeting: Hello) -> None:
+    async def take_nothing_over(session: SessionConnection, greeting: Hello) -> None:
         raise AssertionError("nobody hands over here")
 
     serving = assemble_serving(

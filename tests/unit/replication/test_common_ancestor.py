@@ -8,7 +8,6 @@ import pytest
 from fusejournal.journal.segment import first_seq_of, list_segments
 from fusejournal.replication.common_ancestor import ChainFinder, find_common
 from fusejournal.types import Epoch, Position, Seq
-from fusejournal.wire.session_states import SessionState
 from tests.support.volumes import open_volume
 
 pytestmark = pytest.mark.mount
@@ -31,6 +30,4 @@ async def test_the_chain_before_the_first_entry_that_is_left(tmp_path: Path) -> 
         assert await chains.at(seqs) == (None, before)
         theirs = Position(Epoch(1), Seq(first_seq - 1), before)
         wire: Any = None  # no peer is asked
-        assert await find_common(
-            wire, SessionState.COMPARING, chains, journal.head_seq, theirs
-        ) == (first_seq - 1)
+        assert await find_common(wire, chains, journal.head_seq, theirs) == (first_seq - 1)

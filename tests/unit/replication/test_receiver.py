@@ -19,9 +19,9 @@ from fusejournal.replication.parting import load_parting
 from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.states import MirrorEvent, MirrorState
 from fusejournal.types import Seq
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Diverged, Hello, WireError
 from fusejournal.wire.session import FULL, SHIP, RefusedError, hello
+from fusejournal.wire.session_connection import SessionConnection
 from tests.support.losses import begin_another_boot
 from tests.support.pairs import (
     level,
@@ -213,7 +213,7 @@ async def test_what_was_appended_is_applied_though_its_session_is_over(
 
 
 class _Clone:
-    """A connection of one that says that it has parted."""
+    """A session with one that says that it has parted."""
 
     peer, where = None, "clone:1"
 
@@ -229,7 +229,7 @@ class _Clone:
 
     async def ship(self, receiver: Receiver, greeting: Hello) -> None:
         try:
-            await receiver.serve(cast("Connection", self), greeting)
+            await receiver.serve(cast("SessionConnection", self), greeting)
         except* (RefusedError, WireError):
             pass
 

@@ -1,5 +1,5 @@
-"""States of a session: the table of what may come, and real sessions. Each kind of message is sent
-to each, in each of its states, and taken as the table has it."""
+"""Real sessions, in each of their states: each kind of message is sent to each, and taken as the
+table has it. (The table, and the machine that goes by it: wire/test_session_machine.py.)"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -27,12 +27,8 @@ from fusejournal.versions.block_source import OfferedTree
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
     Begin,
-    Call,
-    CallPart,
     Hello,
     Message,
-    PairOffer,
-    Refusal,
     Welcome,
 )
 from fusejournal.wire.identity import load_or_make
@@ -44,11 +40,10 @@ from fusejournal.wire.session import (
     VOTE,
     WITNESS,
     HandshakeState,
-    RefusedError,
-    expect,
     hello,
     welcome,
 )
+from fusejournal.wire.session_connection import SessionConnection
 from fusejournal.wire.session_states import (
     SESSION_TRANSITIONS,
     SessionState,
@@ -62,57 +57,6 @@ from tests.support.objects import MemoryStore
 from tests.support.pairs import listens_at, running
 from tests.support.volumes import OpenVolume, open_volume
 from tests.unit.roles.test_handoff import sides
-
-_ELSEWHERE = frozenset({PairOffer, Call, CallPart})
-"""Kinds of conversations that are no sessions."""
-_ROWS = [(state, side) for state, sides in SESSION_TRANSITIONS.items() for side in sides]
-
-
-def test_every_state_is_reached_and_has_an_end() -> None:
-    assert list(SESSION_TRANSITIONS) == list(SessionState)
-    after = {
-        state: {target for row in sides.values() for targets in row.values() for target in targets}
-        for state, sides in SESSION_TRANSITIONS.items()
-    }
-    for state in SessionState:
-        reached, left = set[SessionState](), [state]
-        while left:
-            if (one := left.pop()) not in reached:
-                reached.add(one)
-                left += after[one]
-        assert SessionState.OVER in reached
-        if state is next(iter(SessionState)):
-            assert reached == set(SessionState)
-
-
-def test_every_kind_may_come_somewhere() -> None:
-    kinds = {kind for state, side in _ROWS for kind in SESSION_TRANSITIONS[state][side]}
-    assert kinds == {type(message) for message in MESSAGES} - _ELSEWHERE
-
-
-def test_the_page_names_every_kind() -> None:
-    page = Path(expect.__code__.co_filename).with_name("PROTOCOL.md").read_text()
-    names = [f"| {number} | {kind_name(type(one))} |" for number, one in enumerate(MESSAGES, 1)]
-    assert [name for name in names if name not in page] == []
-
-
-@pytest.mark.parametrize(("state", "side"), _ROWS)
-def test_what_may_come_is_taken(state: SessionState, side: Side) -> None:
-    row = SESSION_TRANSITIONS[state][side]
-    for message in MESSAGES:
-        if type(message) not in row:
-            with pytest.raises(WireError, match=f"{kind_name(type(message))} may not come while"):
-                expect(message, state, side)
-        elif isinstance(message, Refusal):
-            with pytest.raises(RefusedError, match="has begun"):
-                expect(message, state, side)
-        else:
-            assert expect(message, state, side) is message
-    with pytest.raises(WireError, match="closed the connection"):
-        expect(None, state, side)
-
-
-# -- real sessions ---------------------------------------------------------------------------------
 
 Say = Callable[[Message], Awaitable[str]]
 """Begins a session, brings it to its state, sends it a message, and returns what ended it."""
@@ -319,7 +263,8 @@ async def test_a_shipper_takes(tmp_path: Path, state: SessionState, side: Side) 
         async def ship(connection: Connection) -> None:
             shipper = Shipper("east", shared)
             connection.expect_batches()
-            await ShipSession(connection, shipper.record, shared, shipper._retention).run()
+            session = SessionConnection(connection, Side.CONNECTOR)
+            await ShipSession(session, shipper.record, shared, shipper._retention).run()
 
         await _check(state, side, partial(_in_memory, ship, lead))
 
@@ -419,13 +364,13 @@ async def test_both_sides_of_a_handoff_take(tmp_path: Path) -> None:
         primary, mirror = both.primary, both.mirror
         said, serve_it, ended = MESSAGES[0], both.take_over().serve, ""
 
-        async def target(connection: Connection, greeting: Hello) -> None:
+        async def target(session: SessionConnection, greeting: Hello) -> None:
             """The mirror's side, which says something else than its answer."""
             me = mirror.replication.me()
-            await connection.send(welcome(me, greeting, is_mirror=True))
+            await session.send(welcome(me, greeting, is_mirror=True))
             if greeting.wanted_epoch:
-                await connection.receive()
-                await connection.send(said)
+                await session.receive()
+                await session.connection.send(said)
 
         async def offer(message: Message) -> str:
             nonlocal said
@@ -435,9 +380,9 @@ async def test_both_sides_of_a_handoff_take(tmp_path: Path) -> None:
         mirror.take_over = target
         await _check(SessionState.OFFERED, Side.CONNECTOR, offer)
 
-        async def real_target(connection: Connection, greeting: Hello) -> None:
+        async def real_target(session: SessionConnection, greeting: Hello) -> None:
             nonlocal ended
-            ended = await _end_of(lambda: serve_it(connection, greeting))
+            ended = await _end_of(lambda: serve_it(session, greeting))
 
         async def agree(message: Message) -> str:
             local, me = primary.replication.local, primary.replication.me()

@@ -27,11 +27,12 @@ from fusejournal.roles.handoff import HANDOFF_TRANSITIONS, Move, Stage, move_by_
 from fusejournal.roles.take_over import TakeOver, TakeOverSeams
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.volume import EHELD
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Hello, Message, Offer, Refusal, Welcome
 from fusejournal.wire.identity import node_id_of
 from fusejournal.wire.instances import Instance
 from fusejournal.wire.session import HANDOFF, HandshakeState, RefusedError, hello, welcome
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
 from tests.support.pairs import level, mirror_and_primary, peer_status, until
 from tests.support.volumes import OpenVolume
@@ -273,22 +274,19 @@ async def test_it_is_undone_in_time(tmp_path: Path, stalls: str, is_cancelled: b
         assert await both.hand_over().run(10) == both.reign
 
 
-class Deaf(Connection):
-    """A connection of which the second message is lost."""
+class Deaf(SessionConnection):
+    """A session of which the second message is lost."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._whole = connection
-        self.peer, self.where = connection.peer, connection.where
+    def __init__(self, session: SessionConnection) -> None:
+        super().__init__(session.connection, Side.LISTENER)
+        self.machine = session.machine
         self._sent = 0
 
-    async def receive(self) -> Message | None:
-        return await self._whole.receive()
-
-    async def send(self, *messages: Message) -> None:
+    async def send(self, message: Message) -> None:
         self._sent += 1
         if self._sent > 1:
             raise PeerLostError(self.where, "the connection was cut")
-        await self._whole.send(*messages)
+        await super().send(message)
 
 
 @pytest.mark.mount
@@ -308,16 +306,16 @@ async def test_an_answer_that_is_lost_is_asked_for(
             asked.append(Move.BROKEN_OFF if away else await ask_outcome(local, peer, me, offered))
             return asked[-1]
 
-        async def lose(connection: Connection, greeting: Hello) -> None:
+        async def lose(session: SessionConnection, greeting: Hello) -> None:
             """Be gone after the offer: before it is read, or with the answer on the way."""
             if not greeting.wanted_epoch:
-                await serve(connection, greeting)
+                await serve(session, greeting)
             elif is_taken:
-                await serve(Deaf(connection), greeting)
+                await serve(Deaf(session), greeting)
             else:
                 me = both.mirror.replication.me()
-                await connection.send(welcome(me, greeting, is_mirror=True))
-                await connection.receive()
+                await session.send(welcome(me, greeting, is_mirror=True))
+                await session.receive()
 
         monkeypatch.setattr(hand_over_module, "ask_outcome", ask)
         both.mirror.take_over = lose

@@ -275,10 +275,10 @@ def test_a_word_that_was_given_to_this_very_node_fences_it_not() -> None:
     def said(theirs: HandshakeState) -> Welcome:
         return welcome(theirs, hello(primary, "fetch"), is_mirror=True)
 
-    assert check_welcome(primary, said(mine), "fetch").node == "east"
+    assert check_welcome(primary, said(mine)).node == "east"
     for theirs in (said(mine)._replace(held_epoch=Epoch(3)), said(mine)._replace(reign_node=ME)):
         with pytest.raises(RefusedError):
-            check_welcome(primary, theirs, "fetch")
+            check_welcome(primary, theirs)
 
 
 def test_a_record_of_before_the_last_reign_covers_nothing() -> None:

@@ -13,11 +13,11 @@ from fusejournal.roles.hand_over import ask_outcome
 from fusejournal.roles.handoff import Move
 from fusejournal.roles.take_over import TakeOver, TakeOverSeams
 from fusejournal.types import Epoch, Reign
-from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Offer, Welcome
 from fusejournal.wire.identity import node_id_of
-from fusejournal.wire.session import HANDOFF, expect, hello
-from fusejournal.wire.session_states import SessionState, Side
+from fusejournal.wire.session import HANDOFF, hello
+from fusejournal.wire.session_connection import SessionConnection
+from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
 from tests.support.pairs import level, listens_at, mirror_and_primary, until
 from tests.support.volumes import OpenVolume
@@ -53,20 +53,19 @@ class _Target:
         return await ask_outcome(local, peer, self._primary.replication.me(), self.reign)
 
     @asynccontextmanager
-    async def agreed(self) -> AsyncIterator[Connection]:
-        """A connection on which it waits for the offer."""
+    async def agreed(self) -> AsyncIterator[SessionConnection]:
+        """A session in which it waits for the offer."""
         local = self._primary.replication.local
         where = parse_address(listens_at(self._mirror))
         async with await connect(
             where, local.identity, None, insecure=True, timeout_seconds=10
         ) as connection:
             me = self._primary.replication.me()
-            await connection.send(hello(me, HANDOFF, self.reign.epoch))
-            welcome: Welcome = expect(
-                await connection.receive(), SessionState.ANSWERING, Side.CONNECTOR
-            )
+            session = SessionConnection(connection, Side.CONNECTOR)
+            await session.send(hello(me, HANDOFF, self.reign.epoch))
+            welcome: Welcome = await session.receive()
             assert welcome.role == "mirror"
-            yield connection
+            yield session
 
 
 async def test_it_has_taken_over_once_that_is_on_its_disk(tmp_path: Path) -> None:
@@ -75,10 +74,10 @@ async def test_it_has_taken_over_once_that_is_on_its_disk(tmp_path: Path) -> Non
         primary.work(3)
         await until("the mirror is level", level(primary, mirror))
         target = _Target(primary, mirror)
-        async with target.agreed() as connection:
+        async with target.agreed() as session:
             await mirror.durability.flush()
             head, told = primary.volume.journal.head, list[Move]()
-            await connection.send(Offer(*target.reign, head.seq, head.chain))
+            await session.send(Offer(*target.reign, head.seq, head.chain))
             await until("it is written down", target.is_committing.is_set)
 
             async def ask() -> None:

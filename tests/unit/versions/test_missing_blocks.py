@@ -15,7 +15,6 @@ from fusejournal.types import ROOT_FID, Epoch, Fid, Seq
 from fusejournal.versions.block_source import (
     OfferedTree,
     answer_blocks,
-    parse_report,
     progress_report,
 )
 from fusejournal.versions.blocks import BlockReader, BlockWriter
@@ -36,7 +35,7 @@ from fusejournal.versions.records import (
 from fusejournal.versions.sorted_tree import Nodes, empty_tree, update_tree
 from fusejournal.versions.trees import Trees
 from fusejournal.versions.verify import verify_version
-from fusejournal.wire.block_messages import Blocks, TreeReport
+from fusejournal.wire.block_messages import Blocks, TreeReport, is_last_report, report_fields
 from fusejournal.wire.frames import WireError
 from tests.support.objects import MemoryStore
 
@@ -252,12 +251,14 @@ def test_the_tree_that_is_told() -> None:
     version = make_version(MemoryStore())
     for one in (version, None):
         offered = OfferedTree(one, "store", Seq(3), Seq(11), 12345)
-        raw = parse_report("there", offered.told())
+        raw = report_fields(offered.told())
         assert OfferedTree.from_fields("there", raw) == offered
-    assert parse_report("there", progress_report(3, None)) == {"done": 3, "total": None}
+        assert is_last_report(offered.told())
+    assert report_fields(progress_report(3, None)) == {"done": 3, "total": None}
+    assert not is_last_report(progress_report(3, None))
     for fields in (b"", b"[]", b"\xff", b"[" * 100_000):
         with pytest.raises(WireError, match="cannot be read"):
-            parse_report("there", TreeReport(fields))
+            report_fields(TreeReport(fields))
     with pytest.raises(WireError, match="cannot be"):
         OfferedTree.from_fields("there", {"version": None, "store": "x"})
     for name in ("first_seq", "head_seq", "journal_bytes"):

@@ -69,7 +69,7 @@ def test_the_newest_that_both_speak(one: Versions, other: Versions, common: int 
     assert speaks_of_same(listener, greeting) == (common is not None)
     if common is not None:
         answer = welcome(listener, greeting, is_mirror=True)
-        assert versions_of(check_welcome(connector, answer, SHIP)) == other
+        assert versions_of(check_welcome(connector, answer)) == other
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_none_in_common(connector: Versions, listener: Versions, words: str) -> 
     assert refused.value.message() == Refusal(VERSION, words)
     told = welcome(b, hello(_node("a", listener), SHIP), is_mirror=True)
     with pytest.raises(RefusedError, match=f"upgrade {words[-1]}$") as refused:
-        check_welcome(a, told, SHIP)
+        check_welcome(a, told)
     assert refused.value.code == VERSION
 
 

@@ -10,7 +10,7 @@ from fusejournal.errors import NoSuchMomentError, UsageError
 from fusejournal.history.marks import MarkedPoint, all_marks, find_mark
 from fusejournal.history.moments import parse_moment
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.volume.marks import check_mark_name
+from fusejournal.volume.marks import MarkNoted, check_mark_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ def remove_mark(state: VolumeState, name: str) -> MarkMade:
         raise NoSuchMomentError(
             f"{state.name} has no mark {name!r}; it has: fusejournal mark {state.name} --list"
         )
-    return MarkMade.from_json({"name": name, **ask_layer(state, "unmark", name=name)})
+    noted = MarkNoted.from_json(ask_layer(state, "unmark", name=name))
+    return MarkMade(name=name, seq=noted.seq, time_ns=noted.time_ns)
 
 
 def set_mark(state: VolumeState, name: str) -> MarkMade:
@@ -48,4 +49,5 @@ def set_mark(state: VolumeState, name: str) -> MarkMade:
         raise UsageError(
             f"{name!r} cannot be a mark's name, because it reads as a time: choose another"
         )
-    return MarkMade.from_json({"name": name, **ask_layer(state, "mark", name=name)})
+    noted = MarkNoted.from_json(ask_layer(state, "mark", name=name))
+    return MarkMade(name=name, seq=noted.seq, time_ns=noted.time_ns)

@@ -2,36 +2,31 @@
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Final
 
 from fusejournal.address import Address, parse_address
 from fusejournal.admin.live import ask_layer
 from fusejournal.admin.own_address import listens_everywhere, shown_address
-from fusejournal.control.reply import Reply
 from fusejournal.errors import PairingError
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.replication.peer_replies import OpenedCode, PairedWith, PairingState
 from fusejournal.replication.status import PeerInfo
+from fusejournal.wire.code_state import CodeState
 
 _POLL_SECONDS: Final = 0.5
 _ENDED: Final = {
-    "failed": "the code was right, but the two were not paired",
-    "expired": "the code was not used in time: make a new one",
-    "closed": "the code was taken back",
+    CodeState.FAILED: "the code was right, but the two were not paired",
+    CodeState.EXPIRED: "the code was not used in time: make a new one",
+    CodeState.CLOSED: "the code was taken back",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairingCode(Reply):
+class PairingCode(OpenedCode):
     """A code that was given out, with the command that uses it on the other node."""
 
-    id: int
-    code: str
-    node: str
-    fingerprint: str
-    listen: str
-    seconds_left: float
     command: str
 
     @property
@@ -40,47 +35,13 @@ class PairingCode(Reply):
         return listens_everywhere(parse_address(self.listen))
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairingState(Reply):
-    """The state of a code: ``waiting``, ``paired``, ``failed``, ``expired`` or ``closed``."""
-
-    OMITTED: ClassVar[frozenset[str]] = frozenset({"peer"})
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
-
-    state: str
-    seconds_left: float
-    wrong_tries: int
-    log: tuple[str, ...]
-    """The last lines about what was tried."""
-    logged: int
-    """The number of all lines there were."""
-    peer: PeerInfo | None = None
-
-    def paired(self) -> PeerInfo:
-        """Returns the peer that was paired. Raises PairingError where none was."""
-        if self.state != "paired" or self.peer is None:
-            raise PairingError(_ENDED.get(self.state, self.state))
-        return self.peer
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedWith(Reply):
-    """The outcome of using a code: the peer, and what it calls itself."""
-
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
-
-    peer: PeerInfo
-    node: str
-
-
 def open_pairing(state: VolumeState) -> PairingCode:
     """Gives out a code, which is good once and for ten minutes; an earlier one is taken back.
     Raises NotRunningError, UsageError where the node does not listen."""
-    opened = ask_layer(state, "pair-open")
-    listen = parse_address(opened["listen"])
-    where = f"{opened['node']}={shown_address(listen)}"
-    command = f"fusejournal pair VOLUME {shlex.quote(where)} {opened['code']}"
-    return PairingCode.from_json({**opened, "command": command})
+    opened = OpenedCode.from_json(ask_layer(state, "pair-open"))
+    where = f"{opened.node}={shown_address(parse_address(opened.listen))}"
+    command = f"fusejournal pair VOLUME {shlex.quote(where)} {opened.code}"
+    return PairingCode(**vars(opened), command=command)
 
 
 def await_pairing(state: VolumeState, number: int, tried: Callable[[str], None]) -> PairingState:
@@ -93,9 +54,17 @@ def await_pairing(state: VolumeState, number: int, tried: Callable[[str], None])
         for line in now.log[max(0, shown - forgotten) :]:
             tried(line)
         shown = now.logged
-        if now.state != "waiting":
+        if now.state is not CodeState.WAITING:
             return now
         time.sleep(_POLL_SECONDS)
+
+
+def paired_peer(state: PairingState) -> PeerInfo:
+    """Returns the peer that was paired by a code whose last state is *state*. Raises PairingError
+    where none was."""
+    if state.state is not CodeState.PAIRED or state.peer is None:
+        raise PairingError(_ENDED.get(state.state, state.state))
+    return state.peer
 
 
 def close_pairing(state: VolumeState, number: int) -> PairingState:

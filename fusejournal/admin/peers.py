@@ -1,62 +1,13 @@
 """The peers of a volume, mounted or not: a running layer is asked; else their file is changed."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
-
 from fusejournal.address import Address
 from fusejournal.control.client import ask
-from fusejournal.control.reply import Reply
 from fusejournal.errors import NotRunningError
 from fusejournal.node.holding import hold_volume
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replication.peer_info import describe
+from fusejournal.replication.peer_replies import PeerAdded, PeerChanged, PeerList, PeerRemoved
 from fusejournal.replication.peers import PeerBook
-from fusejournal.replication.status import PeerInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerAdded(Reply):
-    """The outcome of :func:`add_peer`."""
-
-    OMITTED: ClassVar[frozenset[str]] = frozenset({"insecure"})
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
-
-    added: bool
-    """False where all was so before."""
-    insecure: bool | None = None
-    """True where the layer ships without TLS, and needs no pairing; None where none runs."""
-    peer: PeerInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerRemoved(Reply):
-    """The outcome of :func:`remove_peer`: the peer as it was."""
-
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
-
-    peer: PeerInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerChanged(Reply):
-    """The outcome of :func:`pause_peer` and :func:`resume_peer`."""
-
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peer": PeerInfo}
-
-    changed: bool
-    peer: PeerInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeerList(Reply):
-    """This node, which only a running layer knows, and its peers by name."""
-
-    NESTED: ClassVar[Mapping[str, type[Reply]]] = {"peers": PeerInfo}
-
-    node: str | None = None
-    fingerprint: str | None = None
-    peers: tuple[PeerInfo, ...]
 
 
 def add_peer(

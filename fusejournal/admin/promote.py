@@ -8,6 +8,7 @@ from typing import Any
 
 from fusejournal.admin.live import ask_layer, follow_layer, wait_for_role
 from fusejournal.errors import FusejournalError, NotRunningError, PromotionRefusedError
+from fusejournal.node.replies import PromotionProgress
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.roles.plan import PromotionPlan
 
@@ -45,7 +46,7 @@ def promote(
     deadline = time.monotonic() + timeout_seconds
 
     def working(told: Mapping[str, Any]) -> None:
-        left = int(told.get("left_to_apply", 0))
+        left = PromotionProgress.from_json(told).left_to_apply or 0
         if left:
             applying(left)
         if time.monotonic() > deadline:

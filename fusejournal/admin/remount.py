@@ -13,6 +13,7 @@ from fusejournal.admin.mount_options import mount_flags
 from fusejournal.disk import mounts
 from fusejournal.errors import MountError, UsageError, VolumeBusyError
 from fusejournal.node.registry import find_volume
+from fusejournal.node.replies import LayerArguments
 from fusejournal.node.spec import MountSpec
 
 _USERS_NAMED = 5
@@ -27,7 +28,8 @@ def remount(
     FusejournalError."""
     name = _volume_at(mountpoint)
     volume = find_volume(name)
-    spec = specify(ask_layer(volume, "arguments")["arguments"])
+    found = LayerArguments.from_json(ask_layer(volume, "arguments"))
+    spec = specify(list(found.arguments))
     given = spec.mount_flags | ({"ro"} if spec.read_only else frozenset())
     flags = mount_flags(given, words)
     if spec.read_only and "ro" not in flags:

@@ -8,6 +8,7 @@ from fusejournal.admin.live import ask_layer, live_status
 from fusejournal.control.client import RemoteError, ask
 from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.node.refusals import check_next_start
+from fusejournal.node.replies import LayerArguments
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState
 
@@ -42,10 +43,10 @@ def restart_volume(
 
 def _check(state: VolumeState, pid: int | None, specify: Callable[[list[str]], MountSpec]) -> None:
     try:
-        arguments = ask(state.directory, "arguments")["arguments"]
+        found = LayerArguments.from_json(ask(state.directory, "arguments"))
     except RemoteError:
         return  # a layer of an earlier version does not tell them
-    check_next_start(specify(arguments), state, pid or 0)
+    check_next_start(specify(list(found.arguments)), state, pid or 0)
 
 
 def _is_back(state: VolumeState, before: float | None) -> bool:

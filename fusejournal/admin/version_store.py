@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from fusejournal.config import StoreConfig, find_config, load_config
+from fusejournal.control.reply import Reply
 from fusejournal.errors import ConfigError, UsageError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.objects.local import LocalStore
@@ -26,12 +28,39 @@ OWN_STORE = "versions"
 """The directory of a store in the state directory, of a volume whose admin has named no other."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoreInitialized(Reply):
+    """The outcome of ``version store init``."""
+
+    OMITTED: ClassVar[frozenset[str]] = frozenset({"recovery_key"})
+
+    store: str
+    """A directory, or an address."""
+    id: str
+    key_id: str
+    """The id of the key that it is encrypted with; empty if it is not."""
+    recovery_key: str | None = None
+    """The key of a store that was made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreKeyId(Reply):
+    """The id of the key that a volume's versions are encrypted with."""
+
+    key_id: str
+
+
 class InitializedStore(NamedTuple):
     """A store that a volume's versions are kept in from now on."""
 
     place: StorePlace
     new_key: StoreKey | None
     """The key of a store that was made; None of one that was there, or that is not encrypted."""
+
+    def reply(self) -> StoreInitialized:
+        """Returns what is reported of it."""
+        new_key = self.new_key.text if self.new_key is not None else None
+        return StoreInitialized(**self.place._asdict(), recovery_key=new_key)
 
 
 def load_store_config(path: Path | None) -> StoreConfig:

@@ -7,6 +7,10 @@ from typing import Any, Final
 
 from fusejournal.control.client import ask
 from fusejournal.errors import FusejournalError, NotRunningError
+from fusejournal.node.replies import WitnessStatus
+from fusejournal.replication.peer_replies import OpenedCode, PairingState
+from fusejournal.replication.status import PeerInfo
+from fusejournal.wire.code_state import CodeState
 
 _POLL_SECONDS: Final = 0.5
 
@@ -19,29 +23,33 @@ def _ask(directory: Path, command: str, **fields: Any) -> dict[str, Any]:
         raise NotRunningError(f"no witness runs in {directory}: {again}") from None
 
 
-def open_witness_pairing(directory: Path) -> dict[str, Any]:
+def open_witness_pairing(directory: Path) -> OpenedCode:
     """Gives out a code, which is good once and for ten minutes; an earlier one is taken back.
     Raises NotRunningError, which says how to run it; FusejournalError."""
-    return _ask(directory, "pair-open")
+    return OpenedCode.from_json(_ask(directory, "pair-open"))
 
 
-def await_witness_pairing(directory: Path, number: int) -> dict[str, Any]:
+def await_witness_pairing(directory: Path, number: int) -> PairingState:
     """Waits until the code *number* is used or good no more, and returns its last state. Raises
     NotRunningError, which says how to run it; FusejournalError."""
-    while (state := _ask(directory, "pair-state", id=number))["state"] == "waiting":
+    while True:
+        state = PairingState.from_json(_ask(directory, "pair-state", id=number))
+        if state.state is not CodeState.WAITING:
+            return state
         time.sleep(_POLL_SECONDS)
-    return state
 
 
-def check_paired(state: dict[str, Any]) -> None:
-    """Raises FusejournalError where a code's last *state* is that it was not used."""
-    if state["state"] != "paired":
-        raise FusejournalError(f"no node has paired: the code is {state['state']}")
+def paired_node(state: PairingState) -> PeerInfo:
+    """Returns the node that was paired by a code whose last state is *state*. Raises
+    FusejournalError where none was."""
+    if state.state is not CodeState.PAIRED or state.peer is None:
+        raise FusejournalError(f"no node has paired: the code is {state.state}")
+    return state.peer
 
 
-def witness_status(directory: Path) -> dict[str, Any]:
+def witness_status(directory: Path) -> WitnessStatus:
     """Returns what a witness has seen. Raises NotRunningError, FusejournalError."""
-    return _ask(directory, "status")
+    return WitnessStatus.from_json(_ask(directory, "status"))
 
 
 def forget_node(directory: Path, name: str) -> None:

@@ -12,11 +12,18 @@ from typing import Any
 
 import trio
 
+from fusejournal.agent.console_replies import (
+    ConsoleCode,
+    ConsoleList,
+    ConsolePairingState,
+    ConsoleRemoved,
+)
 from fusejournal.control.server import Command
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import read_object
 from fusejournal.errors import FusejournalError, PairingError, UnknownPeerError
 from fusejournal.wire import pairing
+from fusejournal.wire.code_state import CodeState
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.pairing import OpenCode, Paired
@@ -81,7 +88,7 @@ class ConsolePairing:
 
     def is_open(self) -> bool:
         """Returns True while a console can pair."""
-        return self._code is not None and self._code.state(trio.current_time()) == "waiting"
+        return self._code is not None and self._code.is_waiting(trio.current_time())
 
     async def answer(self, connection: Connection) -> None:
         """Pairs with the console at the other end. Cancelling may leave it kept here, without the
@@ -112,25 +119,27 @@ class ConsolePairing:
             self._code.close()
         text = pairing.new_code()
         self._code, self._paired = OpenCode(text, trio.current_time()), None
-        return {
-            "code": text,
-            "node": self._node,
-            "listen": self._listen,
-            "fingerprint": self._identity.fingerprint,
-            "seconds_left": pairing.CODE_SECONDS,
-        }
+        return ConsoleCode(
+            code=text,
+            node=self._node,
+            listen=self._listen,
+            fingerprint=self._identity.fingerprint,
+            seconds_left=pairing.CODE_SECONDS,
+        ).to_json()
 
     async def _state(self, _: dict[str, Any]) -> dict[str, Any]:
-        state = "closed" if self._code is None else self._code.state(trio.current_time())
-        paired = self._paired
-        if state == "used" and paired is not None:
-            return {"state": "paired", "console": paired.node, "fingerprint": paired.fingerprint}
-        return {"state": state, "console": None, "fingerprint": None}
+        now, paired = trio.current_time(), self._paired
+        state = self._code.state(now) if self._code is not None else CodeState.CLOSED
+        if state is not CodeState.USED or paired is None:
+            return ConsolePairingState(state=state, console=None, fingerprint=None).to_json()
+        return ConsolePairingState(
+            state=CodeState.PAIRED, console=paired.node, fingerprint=paired.fingerprint
+        ).to_json()
 
     async def _list(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"consoles": sorted(self._book.certificates)}
+        return ConsoleList(consoles=tuple(sorted(self._book.certificates))).to_json()
 
     async def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
         name = str(request.get("name"))
         await trio.to_thread.run_sync(self._book.remove, name)
-        return {"removed": name}
+        return ConsoleRemoved(removed=name).to_json()

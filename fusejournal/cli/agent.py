@@ -63,23 +63,24 @@ def pair(no_wait: bool, as_json: bool) -> None:
       fusejournal agent pair
     """
     from fusejournal.agent import own_calls
+    from fusejournal.wire.code_state import CodeState
 
     opened = own_calls.open_console_pairing()
     if as_json:
-        text.echo_json(opened)
+        text.echo_json(opened.to_json())
     else:
-        text.echo(f"{'code':<12}{opened['code']}")
-        text.echo(f"{'this agent':<12}{opened['node']}, {opened['fingerprint']}")
+        text.echo(f"{'code':<12}{opened.code}")
+        text.echo(f"{'this agent':<12}{opened.node}, {opened.fingerprint}")
         text.echo("On the console's machine, within 10 minutes:")
-        where = f"{opened['node']}={shown_address(parse_address(opened['listen']))}"
-        text.echo(f"  fusejournal console pair {where} {opened['code']}")
+        where = f"{opened.node}={shown_address(parse_address(opened.listen))}"
+        text.echo(f"  fusejournal console pair {where} {opened.code}")
     if no_wait:
         return
     state = own_calls.await_console_pairing()
     if as_json:
-        text.echo_json(state)
-    elif state["state"] == "paired":
-        text.echo(f"paired with the console {state['console']}: {state['fingerprint']}")
+        text.echo_json(state.to_json())
+    elif state.state is CodeState.PAIRED:
+        text.echo(f"paired with the console {state.console}: {state.fingerprint}")
     own_calls.check_console_paired(state)
 
 
@@ -96,10 +97,10 @@ def consoles(as_json: bool) -> None:
 
     found = list_consoles()
     if as_json:
-        text.echo_json(found)
-    elif not found["consoles"]:
+        text.echo_json(found.to_json())
+    elif not found.consoles:
         text.echo("none yet: 'fusejournal agent pair' shows a code for one", err=True)
-    for name in () if as_json else found["consoles"]:
+    for name in () if as_json else found.consoles:
         text.echo(name)
 
 

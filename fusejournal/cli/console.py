@@ -99,11 +99,11 @@ def add_user(name: str, role: str, as_json: bool) -> None:
       fusejournal console user add anna --role admin
     """
     from fusejournal.console.place import console_directory
-    from fusejournal.console.users import UserBook, parse_access_role
+    from fusejournal.console.users import UserAdded, UserBook, parse_access_role
 
     code = UserBook(console_directory() / "users.json").add(name, parse_access_role(role))
     if as_json:
-        text.echo_json({"name": name, "role": role, "code": code})
+        text.echo_json(UserAdded(name=name, role=role, code=code).to_json())
         return
     text.echo(f"user {name}, {role}")
     text.echo(f"one-time code, for a day: {code}")
@@ -162,7 +162,7 @@ def pair(agent: str, code: str | None, as_json: bool) -> None:
     """
     import trio
 
-    from fusejournal.console.agents import AgentBook, pair_agent
+    from fusejournal.console.agents import AgentBook, AgentPaired, pair_agent
     from fusejournal.console.place import console_directory, console_identity
 
     name, address = parse_peer(agent)
@@ -172,7 +172,8 @@ def pair(agent: str, code: str | None, as_json: bool) -> None:
     book, identity = AgentBook(directory / "agents.json"), console_identity(directory)
     paired = trio.run(pair_agent, book, identity, name, address, code)
     if as_json:
-        text.echo_json({"agent": name, "node": paired.node, "fingerprint": paired.fingerprint})
+        done = AgentPaired(agent=name, node=paired.node, fingerprint=paired.fingerprint)
+        text.echo_json(done.to_json())
         return
     text.echo(f"paired with the agent {name} at {address}: {paired.fingerprint}")
     _warn_of_missing()
@@ -260,11 +261,12 @@ def create_token(name: str, role: str, volumes: tuple[str, ...], days: int, as_j
       fusejournal console token create grafana
       fusejournal console token create backup --role operator --volume 'cellar/*' --days 30
     """
+    from fusejournal.console.tokens import TokenMade
     from fusejournal.console.users import parse_access_role
 
     made = _tokens().create(name, parse_access_role(role), days, volumes)
     if as_json:
-        text.echo_json({"name": name, "role": role, "token": made})
+        text.echo_json(TokenMade(name=name, role=role, token=made).to_json())
         return
     text.echo(made)
     text.echo(f"token {name}, {role}, good for {text.count(days, 'day')}", err=True)

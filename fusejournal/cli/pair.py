@@ -12,6 +12,7 @@ from fusejournal.admin.pair import (
     close_pairing,
     open_pairing,
     pair_with,
+    paired_peer,
 )
 from fusejournal.cli import text
 from fusejournal.errors import FusejournalError
@@ -83,7 +84,7 @@ def _open(state: VolumeState, as_json: bool) -> None:
         raise
     if as_json:
         text.echo_json(ended.to_json())
-    peer = ended.paired()
+    peer = paired_peer(ended)
     if not as_json:
         text.echo(f"paired with {peer.name}: {peer.fingerprint}")
 

@@ -4,7 +4,6 @@ import click
 
 from fusejournal.address import parse_peer
 from fusejournal.admin.peers import (
-    PeerChanged,
     add_peer,
     list_peers,
     pause_peer,
@@ -13,6 +12,7 @@ from fusejournal.admin.peers import (
 )
 from fusejournal.cli import text
 from fusejournal.node.registry import find_volume
+from fusejournal.replication.peer_replies import PeerChanged
 from fusejournal.replication.status import PeerInfo
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fusejournal.admin.version_store import StoreKeyId
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.cli import text
 from fusejournal.cli.interrupts import raise_interrupt
@@ -78,8 +79,7 @@ def init(
     found = kept.init(where, encrypt=encrypt, ask=_ask, key=known)
     place, new_key = found
     if as_json:
-        shown = {} if new_key is None else {"recovery_key": new_key.text}
-        text.echo_json({**place._asdict(), **shown})
+        text.echo_json(found.reply().to_json())
         return
     sealed = f", encrypted with key {place.key_id}" if place.key_id else ""
     text.echo(f"versions of {volume} are kept in {place.store} (store {place.id}){sealed}")
@@ -178,7 +178,7 @@ def show_key(volume: str, as_json: bool) -> None:
     """
     found = VolumeVersions(volume, raise_interrupt).kept.needed_key()
     if as_json:
-        text.echo_json({"key_id": found.id})
+        text.echo_json(StoreKeyId(key_id=found.id).to_json())
     else:
         text.echo(f"key {found.id}; 'fusejournal version key export {volume}' gives it away")
 

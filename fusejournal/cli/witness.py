@@ -9,9 +9,9 @@ from fusejournal.address import Address, parse_address
 from fusejournal.admin.own_address import shown_address
 from fusejournal.admin.witness import (
     await_witness_pairing,
-    check_paired,
     forget_node,
     open_witness_pairing,
+    paired_node,
     witness_status,
 )
 from fusejournal.cli import text
@@ -76,19 +76,19 @@ def pair(directory: Path, as_json: bool) -> None:
     """
     opened = open_witness_pairing(directory)
     if as_json:
-        text.echo_json(opened)
+        text.echo_json(opened.to_json())
     else:
-        where = shlex.quote(f"{opened['node']}={shown_address(parse_address(opened['listen']))}")
-        text.echo(f"{'code':<12}{opened['code']}")
-        text.echo(f"{'witness':<12}{opened['node']}, {opened['fingerprint']}")
+        where = shlex.quote(f"{opened.node}={shown_address(parse_address(opened.listen))}")
+        text.echo(f"{'code':<12}{opened.code}")
+        text.echo(f"{'witness':<12}{opened.node}, {opened.fingerprint}")
         text.echo("On the primary, within 10 minutes; on its mirror the same with --standby:")
-        text.echo(f"  fusejournal pair VOLUME {where} {opened['code']}")
-    state = await_witness_pairing(directory, opened["id"])
+        text.echo(f"  fusejournal pair VOLUME {where} {opened.code}")
+    state = await_witness_pairing(directory, opened.id)
     if as_json:
-        text.echo_json(state)
-    check_paired(state)
+        text.echo_json(state.to_json())
+    peer = paired_node(state)
     if not as_json:
-        text.echo(f"paired with {state['peer']['name']}: {state['peer']['fingerprint']}")
+        text.echo(f"paired with {peer.name}: {peer.fingerprint}")
 
 
 @witness.command(short_help="What it has seen.")
@@ -104,19 +104,19 @@ def status(directory: Path, as_json: bool) -> None:
     """
     found = witness_status(directory)
     if as_json:
-        text.echo_json(found)
+        text.echo_json(found.to_json())
         return
     rows = [
-        ("witness", f"{found['node']}, listens on {found['listen']}"),
-        ("volume", found["volume"] or "none yet: no primary has called"),
-        ("reign", f"{found['begun']} has begun"),
-        ("primary", found["primary"] or "none is connected"),
-        ("peers", ", ".join(found["peers"]) or "none yet: 'fusejournal witness pair'"),
+        ("witness", f"{found.node}, listens on {found.listen}"),
+        ("volume", found.volume or "none yet: no primary has called"),
+        ("reign", f"{found.begun} has begun"),
+        ("primary", found.primary or "none is connected"),
+        ("peers", ", ".join(found.peers) or "none yet: 'fusejournal witness pair'"),
     ]
-    if found["reign"] != found["begun"]:
-        rows.append(("vote", f"given for {found['reign']}"))
-    if found["failure"]:
-        rows.append(("degraded", found["failure"]))
+    if found.reign != found.begun:
+        rows.append(("vote", f"given for {found.reign}"))
+    if found.failure:
+        rows.append(("degraded", found.failure))
     for name, value in rows:
         text.echo(f"{name:<12}{value}")
 

@@ -17,6 +17,7 @@ import trio
 from fusejournal.address import Address, check_peer_name, parse_remote
 from fusejournal.console.checked_overview import OVERVIEW_BYTES_MAX
 from fusejournal.console.place import console_name
+from fusejournal.control.reply import Reply
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
@@ -55,6 +56,16 @@ class KnownAgent:
     def to_json(self) -> dict[str, str]:
         """Returns what ``console agents --json`` prints."""
         return {"name": self.name, "address": self.address}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentPaired(Reply):
+    """An agent that was paired: its name here, what it calls itself, and its certificate's
+    fingerprint."""
+
+    agent: str
+    node: str
+    fingerprint: str
 
 
 class AgentBook:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from fusejournal.address import check_peer_name
 from fusejournal.console.users import AccessRole, parse_access_role
+from fusejournal.control.reply import Reply
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, UsageError
@@ -53,6 +54,15 @@ class ApiToken:
         """Returns True if it is good for this volume."""
         place = f"{agent}/{volume}"
         return not self.volumes or any(fnmatchcase(place, one) for one in self.volumes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMade(Reply):
+    """A token that was made, which is shown this once."""
+
+    name: str
+    role: str
+    token: str
 
 
 class TokenBook:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fusejournal.address import check_peer_name
+from fusejournal.control.reply import Reply
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import FusejournalError, UsageError
@@ -74,6 +75,15 @@ class ConsoleUser:
     def access(self) -> AccessRole:
         """The role."""
         return parse_access_role(self.role)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserAdded(Reply):
+    """A user that was added, with the one-time code that is shown this once."""
+
+    name: str
+    role: str
+    code: str
 
 
 class UserBook:

@@ -65,6 +65,13 @@ class Reply:
             raise FusejournalError(f"the layer's answer cannot be: {error}") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Done(Reply):
+    """The answer to a command that has nothing to tell."""
+
+    ok: bool = True
+
+
 def _to_json(value: Any) -> Any:
     if isinstance(value, Reply):
         return value.to_json()

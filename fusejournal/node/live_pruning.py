@@ -1,12 +1,17 @@
-"""The pruning of the journal of a running volume, beside all else that goes on in its node."""
+"""The pruning of the journal of a running volume, and of its branches, beside all else that goes on
+in its node."""
 
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from fusejournal.config import StoreConfig
+from fusejournal.config import BranchesConfig, StoreConfig
+from fusejournal.errors import FusejournalError
 from fusejournal.journal.base import JournalBase
+from fusejournal.journal.branches import BranchLimits, tend_branches
 from fusejournal.node.assemble import open_base
 from fusejournal.node.journal_limits import PruningRefusedError, install_base
 from fusejournal.replication.peer_record import PeerRecord
@@ -14,6 +19,11 @@ from fusejournal.volume.startup import VolumeStartup
 
 if TYPE_CHECKING:
     from fusejournal.node.node import Node
+
+
+log = logging.getLogger(__name__)
+
+_TEND_SECONDS: Final = 3600.0
 
 
 async def prune_running(
@@ -53,3 +63,18 @@ async def prune_running(
             )
         volume.journal.begin_behind(tree)
     return count
+
+
+async def keep_branches(state_dir: Path, config: BranchesConfig) -> None:
+    """Keep what lost to other histories within its bounds, now and every hour, until cancelled."""
+    limits, passed_seconds = BranchLimits(config.keep_bytes, config.keep_days), 0.0
+    while True:
+        try:
+            for branch in await trio.to_thread.run_sync(
+                tend_branches, state_dir, limits, passed_seconds
+            ):
+                log.warning("branch %s is dropped: see [branches]", branch.name)
+        except (FusejournalError, OSError) as error:
+            log.warning("branches are not looked after: %s", error)
+        passed_seconds = _TEND_SECONDS
+        await trio.sleep(_TEND_SECONDS)

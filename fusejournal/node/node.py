@@ -25,6 +25,7 @@ from uuid import UUID
 
 import trio
 
+from fusejournal.control.reply import Done
 from fusejournal.control.requests import seconds_in
 from fusejournal.control.server import serve_control
 from fusejournal.disk import mounts
@@ -39,7 +40,6 @@ from fusejournal.errors import (
     cause_of,
 )
 from fusejournal.journal.base import JournalBase
-from fusejournal.journal.branches import BranchLimits, tend_branches
 from fusejournal.layer.handshake import Handshake
 from fusejournal.layer.replies import WAITING_MAX
 from fusejournal.layer.request_loop import RequestLoop
@@ -48,8 +48,16 @@ from fusejournal.node.assemble import LayerParts, ServingParts, StartParts
 from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.hooks import undoing
 from fusejournal.node.journal_limits import PruningRefusedError
-from fusejournal.node.live_pruning import prune_running
+from fusejournal.node.live_pruning import keep_branches, prune_running
 from fusejournal.node.metrics import serve_metrics
+from fusejournal.node.replies import (
+    Demoting,
+    LayerArguments,
+    ModeFollowed,
+    PromotionProgress,
+    Restarting,
+    SegmentsPruned,
+)
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import (
     Offered,
@@ -73,11 +81,9 @@ from fusejournal.roles.role import Event, Role
 from fusejournal.types import Reign, reign_of_text
 from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.durability import Durability
-from fusejournal.volume.marks import MarkPlace, make_mark, remove_mark
+from fusejournal.volume.marks import MarkNoted, MarkPlace, make_mark, remove_mark
 
 log = logging.getLogger(__name__)
-
-_TEND_SECONDS = 3600.0
 
 assert PLACES <= WAITING_MAX - 64, "who waits for mirrors leaves room for other requests"
 
@@ -200,12 +206,13 @@ class Node:
             return status().to_json()
 
         async def mark(
-            noting: Callable[..., Awaitable[dict[str, Any]]], request: dict[str, Any]
+            noting: Callable[..., Awaitable[MarkNoted]], request: dict[str, Any]
         ) -> dict[str, Any]:
             state = self.state
             place = MarkPlace(state.name, state.directory, state.is_mirror)
             volume = self._startup.volume
-            return await noting(request.get("name"), volume, parts.durability, place)
+            noted = await noting(request.get("name"), volume, parts.durability, place)
+            return noted.to_json()
 
         async def remounted(request: dict[str, Any]) -> dict[str, Any]:
             layer.access_times.follow_mount(is_read_only=bool(request.get("read_only")))
@@ -213,7 +220,7 @@ class Node:
             failure = self._startup.volume.failure
             if failure is not None:
                 raise FusejournalError(failure)
-            return {"ok": True}
+            return Done().to_json()
 
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "status": report_status,
@@ -234,7 +241,7 @@ class Node:
             nursery.start_soon(self._sample, parts.status)
             if not self._spec.read_only:
                 nursery.start_soon(parts.durability.run)
-                nursery.start_soon(self._tend_branches)
+                nursery.start_soon(keep_branches, self._spec.state_dir, self._spec.config.branches)
                 nursery.start_soon(parts.versions.run)
             if self._replication is not None:
                 commands |= self._replication.commands()
@@ -260,7 +267,7 @@ class Node:
         count = await prune_running(
             self, self._startup, durability.tending, records, base, self._spec.config.store
         )
-        return {"segments": count}
+        return SegmentsPruned(segments=count).to_json()
 
     def _remember_listen(self) -> None:
         """Notes that it works: later mounts are to do the same."""
@@ -309,18 +316,18 @@ class Node:
         self._exports.follow()
         if self.is_live:
             self._hold_if_wanted()
-        return {"durability": self._policy.mode}
+        return ModeFollowed(durability=self._policy.mode).to_json()
 
     async def _restart(self, _: dict[str, Any]) -> dict[str, Any]:
         """End without unmounting; the reply tells the pid that the new program has, too."""
         self._mount.hold_for_restart()
         self.is_restarting = self._is_leaving = True
         self._leave()
-        return {"pid": os.getpid()}
+        return Restarting(pid=os.getpid()).to_json()
 
     async def _arguments(self, _: dict[str, Any]) -> dict[str, Any]:
         """Tell the command line by which a restart begins again."""
-        return {"arguments": sys.argv[1:]}
+        return LayerArguments(arguments=tuple(sys.argv[1:])).to_json()
 
     # -- roles -------------------------------------------------------------------------------------
 
@@ -407,8 +414,8 @@ class Node:
         """Returns what a promotion that is at work waits for."""
         replication = self._replication
         if replication is None or replication.receiver is None:
-            return {}
-        return {"left_to_apply": replication.left_to_apply}
+            return PromotionProgress().to_json()
+        return PromotionProgress(left_to_apply=replication.left_to_apply).to_json()
 
     async def _demote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this primary a mirror: see roles/demote.py. The role changes when the volume is
@@ -424,7 +431,8 @@ class Node:
             force = bool(request.get("force"))
             reign = await demotion.prepare(force=force, timeout_seconds=seconds)
         self.end_in_role(Event.DEMOTED, reign)
-        return {"reign": str(reign), "head_seq": self._startup.volume.journal.head_seq}
+        head_seq = self._startup.volume.journal.head_seq
+        return Demoting(reign=str(reign), head_seq=head_seq).to_json()
 
     # -- stopping ----------------------------------------------------------------------------------
 
@@ -464,7 +472,7 @@ class Node:
         if lazy:
             # What the kernel still asks of files that are open gets no answer: it sees the end.
             self._leave()
-        return {"ok": True}
+        return Done().to_json()
 
     # -- status ------------------------------------------------------------------------------------
 
@@ -474,21 +482,6 @@ class Node:
             await trio.sleep(1)
             if self.is_live and self._exports.has_changed():
                 await self._exported({})
-
-    async def _tend_branches(self) -> None:
-        """Keep what lost to other histories within its bounds, now and every hour."""
-        bounds = self._spec.config.branches
-        limits, passed_seconds = BranchLimits(bounds.keep_bytes, bounds.keep_days), 0.0
-        while True:
-            try:
-                for branch in await trio.to_thread.run_sync(
-                    tend_branches, self._spec.state_dir, limits, passed_seconds
-                ):
-                    log.warning("branch %s is dropped: see [branches]", branch.name)
-            except (FusejournalError, OSError) as error:
-                log.warning("branches are not looked after: %s", error)
-            passed_seconds = _TEND_SECONDS
-            await trio.sleep(_TEND_SECONDS)
 
     def _status(self, page: StatusPage) -> VolumeStatus:
         """Returns the status of the volume now."""

@@ -15,43 +15,22 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from fusejournal.address import Address, node_name
-from fusejournal.control.reply import Reply
 from fusejournal.control.server import serve_control
 from fusejournal.disk.files import make_directories
 from fusejournal.errors import FusejournalError
+from fusejournal.node.replies import WitnessStatus
 from fusejournal.replication.common_ancestor import first_error
 from fusejournal.replication.peer_commands import PeerCommands
 from fusejournal.replication.peers import PeerBook
 from fusejournal.replication.witness import Witness
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.listener import serve
-
-
-@dataclass(frozen=True, kw_only=True)
-class WitnessStatus(Reply):
-    """The status of a witness."""
-
-    node: str
-    fingerprint: str
-    listen: str
-    volume: str | None
-    """The volume's UUID; None before its first primary has called."""
-    reign: str
-    """The highest reign that it has seen,"""
-    begun: str
-    """and the highest that has begun."""
-    primary: str | None
-    """The peer that tells it who counts, as long as it does."""
-    peers: tuple[str, ...]
-    failure: str | None
-    """The reason why it refuses, as a full disk is."""
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import trio
 
 from fusejournal.backing.fid_tag import xattr_names
+from fusejournal.control.reply import Done
 from fusejournal.disk import calls, failpoints, syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR
 from fusejournal.disk.files import UNREADABLE_JSON
@@ -93,7 +94,7 @@ class Mending:
                 raise FusejournalError(f"fid {piece.fid}: {error.strerror}") from None
             finally:
                 os.close(fd)
-        return {"ok": True}
+        return Done().to_json()
 
     def _check(self, piece: _Piece) -> None:
         catalog = self._volume.catalog

@@ -1,24 +1,22 @@
 """Answers what an admin asks of a running node about its peers: the control commands behind
 ``fusejournal peer`` and ``fusejournal pair``.
 
-========================  ==========================================================================
-``peer-add``              name, address, standby -> added, peer
-``peer-remove``           name -> peer
-``peer-list``             -> node, fingerprint, peers
-``peer-pause, -resume``   name -> changed, peer
-``pair-open``             -> id, code, node, fingerprint, listen, seconds_left; takes back the code
-                          that was open
-``pair-state``            id -> state (``waiting``, ``paired``, ``failed``, ``expired``,
-                          ``closed``), seconds_left, wrong_tries, log (the last lines), logged (how
-                          many there were in all), peer (when paired)
-``pair-close``            id -> as pair-state
-``pair-with``             name, address, code, standby -> peer, node: pairs with the node that
-                          listens there
-========================  ==========================================================================
+=======================  ===========================================================================
+``peer-add``             name, address, standby -> PeerAdded
+``peer-remove``          name -> PeerRemoved
+``peer-list``            -> PeerList
+``peer-pause, -resume``  name -> PeerChanged
+``pair-open``            -> OpenedCode; takes back the code that was open
+``pair-state``           id -> PairingState
+``pair-close``           id -> PairingState
+``pair-with``            name, address, code, standby -> PairedWith: pairs with the node that
+                         listens there
+=======================  ===========================================================================
 
-Each replies once and soon; who waits for a pairing asks ``pair-state`` again and again. A change
-is in the file before it is answered and before ``changed`` is called; one that cannot be saved is
-taken back. Everything runs in the node's event loop; files are written in threads."""
+The answers are in peer_replies.py. Each comes once and soon; who waits for a pairing asks
+``pair-state`` again and again. A change is in the file before it is answered and before ``changed``
+is called; one that cannot be saved is taken back. Everything runs in the node's event loop; files
+are written in threads."""
 
 import logging
 from collections import deque
@@ -36,8 +34,18 @@ from fusejournal.errors import (
     UsageError,
 )
 from fusejournal.replication.peer_info import describe
+from fusejournal.replication.peer_replies import (
+    OpenedCode,
+    PairedWith,
+    PairingState,
+    PeerAdded,
+    PeerChanged,
+    PeerList,
+    PeerRemoved,
+)
 from fusejournal.replication.peers import PeerBook
 from fusejournal.wire import pairing
+from fusejournal.wire.code_state import CodeState
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.pairing import OpenCode, Paired
@@ -117,30 +125,30 @@ class PeerCommands:
         name, address = _name(request), parse_remote(_text(request, "address"))
         standby = bool(request.get("standby"))
         added = await self._change(name, lambda: self._book.add(name, address, standby=standby))
-        peer = describe(self._book.get(name)).to_json()
-        return {"added": added, "insecure": self._insecure, "peer": peer}
+        peer = describe(self._book.get(name))
+        return PeerAdded(added=added, insecure=self._insecure, peer=peer).to_json()
 
     async def _remove(self, request: dict[str, Any]) -> dict[str, Any]:
         peer = self._book.get(_name(request))
         await self._change(peer.name, lambda: self._book.remove(peer.name))
-        return {"peer": describe(peer).to_json()}
+        return PeerRemoved(peer=describe(peer)).to_json()
 
     async def _list(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "node": self._node,
-            "fingerprint": self._identity.fingerprint,
-            "peers": [describe(peer).to_json() for peer in self._book.list()],
-        }
+        return PeerList(
+            node=self._node,
+            fingerprint=self._identity.fingerprint,
+            peers=tuple(describe(peer) for peer in self._book.list()),
+        ).to_json()
 
     async def _pause(self, request: dict[str, Any]) -> dict[str, Any]:
         name = _name(request)
         changed = await self._change(name, lambda: self._book.pause(name))
-        return {"changed": changed, "peer": describe(self._book.get(name)).to_json()}
+        return PeerChanged(changed=changed, peer=describe(self._book.get(name))).to_json()
 
     async def _resume(self, request: dict[str, Any]) -> dict[str, Any]:
         name = _name(request)
         changed = await self._change(name, lambda: self._book.resume(name))
-        return {"changed": changed, "peer": describe(self._book.get(name)).to_json()}
+        return PeerChanged(changed=changed, peer=describe(self._book.get(name))).to_json()
 
     async def _change(self, name: str, change: Callable[[], bool | None]) -> bool:
         """Make a change to the peer *name*, save it, and tell. Not cancelled half-way: what is on
@@ -171,44 +179,36 @@ class PeerCommands:
             self._opened.code.close()
         self._numbers += 1
         self._opened = opened = _Opened(self._numbers, trio.current_time())
-        return {
-            "id": opened.number,
-            "code": opened.text,
-            "node": self._node,
-            "fingerprint": self._identity.fingerprint,
-            "listen": str(address),
-            "seconds_left": opened.code.seconds_left(trio.current_time()),
-        }
+        return OpenedCode(
+            id=opened.number,
+            code=opened.text,
+            node=self._node,
+            fingerprint=self._identity.fingerprint,
+            listen=str(address),
+            seconds_left=opened.code.seconds_left(trio.current_time()),
+        ).to_json()
 
     async def _state(self, request: dict[str, Any]) -> dict[str, Any]:
         opened = self._opened
         if opened is None or opened.number != request.get("id"):
             # A newer code was given out, or this is another process by now.
-            nothing: list[str] = []
-            return {
-                "state": "closed",
-                "seconds_left": 0,
-                "wrong_tries": 0,
-                "log": nothing,
-                "logged": 0,
-            }
+            return PairingState(state=CodeState.CLOSED).to_json()
         now = trio.current_time()
-        state = opened.code.state(now)
-        reply: dict[str, Any] = {
-            "state": state,
-            "seconds_left": opened.code.seconds_left(now),
-            "wrong_tries": opened.code.wrong_tries,
-            "log": list(opened.lines),
-            "logged": opened.logged,
-        }
-        if state == "used":
+        state, peer = opened.code.state(now), None
+        if state is CodeState.USED:
             # Between the right proof and the saved book it is not done yet.
+            state = CodeState.FAILED if opened.has_failed else CodeState.WAITING
             peer = self._book.find(opened.peer) if opened.peer is not None else None
             if peer is not None:
-                reply |= {"state": "paired", "peer": describe(peer).to_json()}
-            else:
-                reply["state"] = "failed" if opened.has_failed else "waiting"
-        return reply
+                state = CodeState.PAIRED
+        return PairingState(
+            state=state,
+            seconds_left=opened.code.seconds_left(now),
+            wrong_tries=opened.code.wrong_tries,
+            log=tuple(opened.lines),
+            logged=opened.logged,
+            peer=describe(peer) if peer is not None else None,
+        ).to_json()
 
     async def _close(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._opened is not None and self._opened.number == request.get("id"):
@@ -218,7 +218,7 @@ class PeerCommands:
     def is_open(self) -> bool:
         """Returns True if a code waits to be used."""
         opened = self._opened
-        return opened is not None and opened.code.state(trio.current_time()) == "waiting"
+        return opened is not None and opened.code.is_waiting(trio.current_time())
 
     async def on_pairing(self, connection: Connection) -> None:
         """Pair the node that connected (for :func:`fusejournal.wire.transport.serve`). Cancelling
@@ -263,7 +263,7 @@ class PeerCommands:
         except trio.TooSlowError:
             raise PeerLostError(str(address), f"not paired within {_PAIR_SECONDS:g} s") from None
         await self._keep(name, address, paired, standby=bool(request.get("standby")))
-        return {"peer": describe(self._book.get(name)).to_json(), "node": paired.node}
+        return PairedWith(peer=describe(self._book.get(name)), node=paired.node).to_json()
 
     async def _keep(
         self, name: str, address: Address | None, paired: Paired, *, standby: bool = False

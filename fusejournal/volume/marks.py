@@ -3,9 +3,11 @@
 A mark is an entry like any other: it is refused where a change would be, and told only when it is
 on the disk."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from fusejournal.control.reply import Reply
 from fusejournal.errors import JournalError, JournalFailedError, JournalFullError, UsageError
 from fusejournal.history.marks import removal_of, removed_name
 from fusejournal.operations import Mark
@@ -13,6 +15,14 @@ from fusejournal.types import GIVEN_NAME_MAX
 from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.volume import Volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkNoted(Reply):
+    """The entry by which a mark was made, or removed."""
+
+    seq: int
+    time_ns: int
 
 
 class MarkPlace(NamedTuple):
@@ -44,7 +54,7 @@ def check_mark_name(name: object) -> str:
 
 async def make_mark(
     name: object, volume: Volume, durability: Durability, place: MarkPlace
-) -> dict[str, Any]:
+) -> MarkNoted:
     """Make the mark *name*, and return its seq and time when it is durable. Raises
     FusejournalError. Cancelled while it waits, it may have been made."""
     return await _note(Mark(check_mark_name(name)), volume, durability, place)
@@ -52,15 +62,13 @@ async def make_mark(
 
 async def remove_mark(
     name: object, volume: Volume, durability: Durability, place: MarkPlace
-) -> dict[str, Any]:
+) -> MarkNoted:
     """Remove the marks *name*, whether or not there are any, and return seq and time of that when
     it is durable. Raises FusejournalError. Cancelled while it waits, it may have been done."""
     return await _note(removal_of(check_mark_name(name)), volume, durability, place)
 
 
-async def _note(
-    mark: Mark, volume: Volume, durability: Durability, place: MarkPlace
-) -> dict[str, Any]:
+async def _note(mark: Mark, volume: Volume, durability: Durability, place: MarkPlace) -> MarkNoted:
     # No await from here to the entry's time: another entry might come in between.
     _check_takes_marks(volume, place)
     try:
@@ -75,7 +83,7 @@ async def _note(
         raise JournalFailedError(
             f"{_shown(mark)} is entry {seq}, but may not outlive the machine: {volume.failure}"
         ) from None
-    return {"seq": seq, "time_ns": time_ns}
+    return MarkNoted(seq=seq, time_ns=time_ns)
 
 
 def _shown(mark: Mark) -> str:

@@ -39,6 +39,7 @@ from typing import Final, NamedTuple
 
 from fusejournal.address import check_peer_name
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
+from fusejournal.wire.code_state import CodeState
 from fusejournal.wire.connection import NONE_IS_OPEN, Connection
 from fusejournal.wire.frames import PairOffer, Refusal
 from fusejournal.wire.identity import Identity, fingerprint_of, normalize
@@ -111,13 +112,17 @@ class OpenCode:
         """Returns how long the code can still be used."""
         return max(0.0, self._until - now)
 
-    def state(self, now: float) -> str:
-        """Returns ``waiting``, ``used``, ``closed`` or ``expired``."""
+    def state(self, now: float) -> CodeState:
+        """Returns whether it waits, is used or closed, or has expired."""
         if self.is_used:
-            return "used"
+            return CodeState.USED
         if self._is_closed:
-            return "closed"
-        return "expired" if now >= self._until else "waiting"
+            return CodeState.CLOSED
+        return CodeState.EXPIRED if now >= self._until else CodeState.WAITING
+
+    def is_waiting(self, now: float) -> bool:
+        """Returns True if it can be used."""
+        return self.state(now) is CodeState.WAITING
 
     def close(self) -> None:
         """Takes the code back."""
@@ -127,7 +132,7 @@ class OpenCode:
         """Tells whether *offer*, from *network*, proves that its sender knows the code, which is
         used up then. A wrong proof counts as a try. No proof is right for a code that is not
         waiting, or from a network without tries left."""
-        if self.state(now) != "waiting" or self.tries_left(network) <= 0:
+        if not self.is_waiting(now) or self.tries_left(network) <= 0:
             return False
         expected = proof_of(self._code, PAIRING_CONNECTS, offer, own)
         if not hmac.compare_digest(expected, offer.proof):
@@ -180,7 +185,7 @@ async def answer(
     if first is None:
         return
     network = network_of(connection.where.rpartition(":")[0].strip("[]"))
-    if code is None or code.state(now()) != "waiting" or code.tries_left(network) <= 0:
+    if code is None or not code.is_waiting(now()) or code.tries_left(network) <= 0:
         # Before anything of it is parsed: strangers may say whatever they like.
         raise await _refuse(connection, "closed", NONE_IS_OPEN)
     theirs = check_offer(first, None)

@@ -15,7 +15,6 @@ from typing import Any
 from unittest import mock
 
 from fusejournal.admin.mark import MarkMade
-from fusejournal.admin.peers import PeerChanged
 from fusejournal.admin.source import open_source
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent import calls, kept_versions
@@ -27,6 +26,7 @@ from fusejournal.agent.overview import Overview
 from fusejournal.agent.standing import standing
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import VolumeState, save_state
+from fusejournal.replication.peer_replies import PeerChanged
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.role import Role
 from fusejournal.types import Epoch, Reign

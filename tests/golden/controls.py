@@ -13,18 +13,46 @@ from fusejournal.admin.digest import DigestReport
 from fusejournal.admin.export import ExportOption, ExportRemoved, ExportReport
 from fusejournal.admin.handoff import HandedOver
 from fusejournal.admin.mark import MarkMade
-from fusejournal.admin.pair import PairedWith, PairingCode, PairingState
-from fusejournal.admin.peers import PeerAdded, PeerChanged, PeerList, PeerRemoved
+from fusejournal.admin.pair import PairingCode
 from fusejournal.admin.promote import PromotionOutcome
 from fusejournal.admin.rejoin import Rejoined
 from fusejournal.admin.restore_report import RestoreReport
+from fusejournal.admin.version_store import StoreInitialized, StoreKeyId
+from fusejournal.agent.console_replies import (
+    ConsoleCode,
+    ConsoleList,
+    ConsolePairingState,
+    ConsoleRemoved,
+)
 from fusejournal.backing.limits import BackingLimits
-from fusejournal.control.reply import Reply
+from fusejournal.console.agents import AgentPaired
+from fusejournal.console.tokens import TokenMade
+from fusejournal.console.users import UserAdded
+from fusejournal.control.reply import Done, Reply
+from fusejournal.node.replies import (
+    Demoting,
+    LayerArguments,
+    ModeFollowed,
+    PromotionProgress,
+    Restarting,
+    SegmentsPruned,
+    WitnessStatus,
+)
 from fusejournal.node.version_record import WorkOutcome
 from fusejournal.node.volume_status import BranchesStatus, FlushWaits
-from fusejournal.node.witness_process import WitnessStatus
+from fusejournal.replication.peer_replies import (
+    OpenedCode,
+    PairedWith,
+    PairingState,
+    PeerAdded,
+    PeerChanged,
+    PeerList,
+    PeerRemoved,
+)
 from fusejournal.replication.status import PeerInfo
 from fusejournal.roles.plan import HandoffProgress, PeerVote, PromotionPlan
+from fusejournal.volume.marks import MarkNoted
+from fusejournal.wire.code_state import CodeState
 from tests.golden.files import NOW_NS
 from tests.golden.state_files import BASE, SCRUB
 from tests.golden.statuses import MIRROR, PEER, PRIMARY, REPLICATION, VERSIONS
@@ -51,13 +79,17 @@ _WITNESS = WitnessStatus(
     begun="2/00000000000000cd", primary="north", peers=("north", "east"), failure="no space left",
 )  # fmt: skip
 _PAIRING = PairingState(
-    state="paired", seconds_left=580.5, wrong_tries=1, log=("the code is wrong",), logged=3,
+    state=CodeState.PAIRED, seconds_left=580.5, wrong_tries=1, log=("the code is wrong",), logged=3,
     peer=_PEER,
 )  # fmt: skip
-_CODE = PairingCode(
+_OPENED = OpenedCode(
     id=2, code=CODE, node="hall-data", fingerprint="SHA256:abc", listen="10.0.0.1:7710",
-    seconds_left=600.0, command=f"fusejournal pair VOLUME hall-data=10.0.0.1:7710 {CODE}",
+    seconds_left=600.0,
 )  # fmt: skip
+_CODE = PairingCode(
+    **vars(_OPENED), command=f"fusejournal pair VOLUME hall-data=10.0.0.1:7710 {CODE}"
+)
+_REIGN = "3/00000000000000ab"
 _OPTION = ExportOption(option="no_wdelay", why="each write is one entry")
 REPLIES: tuple[Reply, ...] = (
     *(PRIMARY, PEER, MIRROR, VERSIONS, SCRUB, _PEER, _VOTE, _PLAN, _HANDOFF, _WITNESS),
@@ -103,6 +135,25 @@ REPLIES: tuple[Reply, ...] = (
         target="/restore/data", names=12, as_of_seq=4711,
         from_version="00000000-0000-0000-0000-00000000000a/0000000000004690",
     ),
+    *(Done(), MarkNoted(seq=4712, time_ns=NOW_NS), _OPENED, Restarting(pid=4242)),
+    LayerArguments(arguments=("mount", "data", "--foreground")),
+    *(ModeFollowed(durability="nfs"), SegmentsPruned(segments=16)),
+    *(Demoting(reign=_REIGN, head_seq=4711), PromotionProgress(left_to_apply=7)),
+    ConsoleCode(
+        code=CODE, node="hall-data", listen="10.0.0.1:7710", fingerprint="SHA256:abc",
+        seconds_left=600.0,
+    ),
+    ConsolePairingState(
+        state=CodeState.PAIRED, console="hall-console", fingerprint="SHA256:abc",
+    ),
+    *(ConsoleList(consoles=("hall-console",)), ConsoleRemoved(removed="hall-console")),
+    UserAdded(name="anna", role="admin", code=CODE),
+    TokenMade(name="backup", role="operator", token="fjt_token"),
+    AgentPaired(agent="cellar", node="cellar-agent", fingerprint="SHA256:abc"),
+    StoreInitialized(
+        store="/backup/versions", id="0123abcd", key_id="89abcdef", recovery_key="ABCD-EFGH",
+    ),
+    StoreKeyId(key_id="89abcdef"),
 )  # fmt: skip
 """A sample of each kind of typed answer, with all of its fields."""
 
@@ -126,23 +177,23 @@ def _reply(kind: type[Reply]) -> dict[str, Any]:
     return found.to_json()
 
 
-_OK = {"ok": True}
-_MARKED = {"seq": 4712, "time_ns": NOW_NS}
+_MARKED = _reply(MarkNoted)
 _FOLLOWED = {"follow": True}
 NODE: dict[str, Asked] = {
     "status": Asked({}, _reply(type(PRIMARY)), type(PRIMARY)),
-    "stop": Asked({"lazy": True}, _OK),
-    "mark": Asked({"name": "friday"}, _MARKED),
-    "unmark": Asked({"name": "friday"}, _MARKED),
-    "restart": Asked({}, {"pid": 4242}),
-    "arguments": Asked({}, {"arguments": ["mount", "data", "--foreground"]}),
-    "remounted": Asked({"read_only": True}, _OK),
-    "exported": Asked({}, {"durability": "nfs"}),
-    "prune": Asked({"base": BASE.to_json()}, {"segments": 16}),
+    "stop": Asked({"lazy": True}, _reply(Done), Done),
+    "mark": Asked({"name": "friday"}, _MARKED, MarkNoted),
+    "unmark": Asked({"name": "friday"}, _MARKED, MarkNoted),
+    "restart": Asked({}, _reply(Restarting), Restarting),
+    "arguments": Asked({}, _reply(LayerArguments), LayerArguments),
+    "remounted": Asked({"read_only": True}, _reply(Done), Done),
+    "exported": Asked({}, _reply(ModeFollowed), ModeFollowed),
+    "prune": Asked({"base": BASE.to_json()}, _reply(SegmentsPruned), SegmentsPruned),
     "promote": Asked({"force": True, "dry_run": True, **_FOLLOWED}, _PLAN.to_json(), PromotionPlan),
     "demote": Asked(
         {"force": True, "timeout_seconds": 30.5, **_FOLLOWED},
-        {"reign": "3/00000000000000ab", "head_seq": 4711},
+        _reply(Demoting),
+        Demoting,
     ),
     "handoff": Asked(
         {"peer": "east", "timeout_seconds": 30.5}, _HANDOFF.to_json(), HandoffProgress
@@ -155,7 +206,8 @@ NODE: dict[str, Asked] = {
             **{"uid": 1001, "gid": 100, "mode": 0o640, "size": 4103},
             "xattrs": [["dXNlci5h", "Yg=="]],
         },
-        _OK,
+        _reply(Done),
+        Done,
     ),
     "peer-add": Asked(
         {"name": "east", "address": "10.0.0.2:7710", "standby": True}, _reply(PeerAdded), PeerAdded
@@ -164,7 +216,7 @@ NODE: dict[str, Asked] = {
     "peer-list": Asked({}, _reply(PeerList), PeerList),
     "peer-pause": Asked({"name": "east"}, _reply(PeerChanged), PeerChanged),
     "peer-resume": Asked({"name": "east"}, _reply(PeerChanged), PeerChanged),
-    "pair-open": Asked({}, _only(_CODE, "command")),
+    "pair-open": Asked({}, _OPENED.to_json(), OpenedCode),
     "pair-state": Asked({"id": 2}, _PAIRING.to_json(), PairingState),
     "pair-close": Asked({"id": 2}, _PAIRING.to_json(), PairingState),
     "pair-with": Asked(
@@ -181,17 +233,15 @@ WITNESS: dict[str, Asked] = {
     },
 }
 AGENT: dict[str, Asked] = {
-    "pair-open": Asked({}, _only(_CODE, "command", "id")),
-    "pair-state": Asked(
-        {}, {"state": "paired", "console": "hall-console", "fingerprint": "SHA256:abc"}
-    ),
-    "console-list": Asked({}, {"consoles": ["hall-console"]}),
-    "console-remove": Asked({"name": "hall-console"}, {"removed": "hall-console"}),
+    "pair-open": Asked({}, _only(_CODE, "command", "id"), ConsoleCode),
+    "pair-state": Asked({}, _reply(ConsolePairingState), ConsolePairingState),
+    "console-list": Asked({}, _reply(ConsoleList), ConsoleList),
+    "console-remove": Asked({"name": "hall-console"}, _reply(ConsoleRemoved), ConsoleRemoved),
 }
 SERVERS = {"node": NODE, "witness": WITNESS, "agent": AGENT}
 LINES: dict[str, dict[str, Any]] = {
     "working": {"working": True},
-    "working, promote": {"working": True, "left_to_apply": 7},
+    "working, promote": {"working": True, **_reply(PromotionProgress)},
     "refused": {"error": "in use", "exit_code": 4},
     "unknown": {"error": "not a command this layer knows", "exit_code": 2},
     "bug": {"error": "the layer failed to do it: KeyError('bug')", "exit_code": 1},

@@ -85,6 +85,7 @@ def test_an_agent_that_does_not_run() -> None:
 
 def test_a_code_is_shown_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: dict[str, object] = {"code": "C", "node": "hall", "listen": "h:1", "fingerprint": "F"}
+    opened["seconds_left"] = 600.0
     states = ["waiting", "paired"]
 
     def ask(command: str, **_: object) -> dict[str, object]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fusejournal.agent.job_kinds import check_request
 from fusejournal.agent.job_progress import JobProgress, JobStoppedError
+from fusejournal.agent.job_states import JobState
 from fusejournal.errors import FusejournalError
 
 
@@ -28,9 +29,9 @@ class Job:
             check_request(self._job.request)
             self._work(do_it=self._job.order() != "plan")
         except (JobStoppedError, KeyboardInterrupt):
-            self._job.save(state="stopped", words="stopped as told: 'do' goes on with it")
+            self._job.save(JobState.STOPPED, words="stopped as told: 'do' goes on with it")
         except (FusejournalError, OSError) as error:
-            self._job.save(state="failed", words=str(error))
+            self._job.save(JobState.FAILED, words=str(error))
 
     def _work(self, *, do_it: bool) -> None:
         # Only the work of its kind: a job should not wait for the others to load.

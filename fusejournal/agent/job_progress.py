@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from fusejournal.agent.job_states import JobState
 from fusejournal.agent.jobs import read_json
 from fusejournal.disk.files import Outlives, write_atomically
 
@@ -24,13 +25,16 @@ class JobProgress:
         self._directory = directory
         self.request = read_json(directory / "request.json")
         self.values = read_json(directory / "progress.json")
-        """Everything that is told of it, the state among it."""
+        """Everything that is reported of it, the state among it."""
         self._saved = float("-inf")
         self._stamp = 0
         """The time of the last order that was looked at."""
 
-    def save(self, **changed: Any) -> None:
-        """Keeps *changed* in ``values``, and these on the disk. Raises OSError."""
+    def save(self, state: JobState | None = None, **changed: Any) -> None:
+        """Keeps *state* (None: as it is) and *changed* in ``values``, and these on the disk. Raises
+        OSError."""
+        if state is not None:
+            changed = {"state": state.value, **changed}
         self.values |= {**changed, "changed_ns": time.time_ns()}
         content = json.dumps(self.values).encode()
         path = self._directory / "progress.json"

@@ -9,19 +9,9 @@ A job is a directory, which both sides read and each file of which one side writ
     lock            locked while its process runs
     log             what its process had to say
 
-=============  =================================================================================
-state          meaning
-=============  =================================================================================
-``planning``   finds out what is to be done, and what is in the way
-``planned``    waits for the admin to have it done
-``doing``      at work; ``paused`` tells whether it waits between two steps
-``done``       all is done
-``stopped``    was told to stop, or its process died; ``do`` goes on with it
-``failed``     could not be done; ``words`` say why
-=============  =================================================================================
-
-The state on the disk is whole at any instruction: each file is replaced at once. A process that
-died left its last state, and the lock says that it is no more."""
+The states are in job_states.py. The one on the disk is whole at any instruction, because each file
+is replaced at once. A process that died left its last state, and the lock says that it is no
+more."""
 
 import fcntl
 import json
@@ -36,6 +26,7 @@ from typing import Any, Final
 
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_kinds import KINDS, check_access, kind_of
+from fusejournal.agent.job_states import RESTING, WORKING, JobState
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
 from fusejournal.disk.json_records import read_object
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
@@ -49,7 +40,6 @@ _LIST_BYTES_MAX: Final = 3 << 20
 """The most that is told of a plan's actions, changes or conflicts, each."""
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
 _ID_CHARS_MAX: Final = 64
-_WORKING: Final = ("planning", "doing")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -126,8 +116,8 @@ class JobBook:
             if not is_idle:
                 raise UsageError("the job is at work: stop it first")
             shutil.rmtree(path)
-            return {"id": path.name, "state": "removed"}
-        if order in ("do", "plan") and state in ("planned", "stopped", "failed") and is_idle:
+            return {"id": path.name, "state": JobState.REMOVED}
+        if order in ("do", "plan") and state in RESTING and is_idle:
             self._begin(path, order)
         elif order in ("pause", "resume", "stop") and not is_idle:
             word = "do" if order == "resume" else order
@@ -175,14 +165,14 @@ class JobBook:
         return job
 
     def _describe(self, path: Path) -> dict[str, Any]:
-        # In this order: one that ends in between is told as running with its last state.
+        # In this order: one that ends in between is reported as running with its last state.
         is_running = _is_locked(path)
         request, progress = read_json(path / "request.json"), read_json(path / "progress.json")
-        state = str(progress.get("state", "planning"))
+        state = JobState(str(progress.get("state", JobState.PLANNING)))
         words = str(progress.get("words", ""))
         kind = KINDS.get(str(request.get("kind")))
-        if state in _WORKING and not is_running:
-            state = "stopped"
+        if state in WORKING and not is_running:
+            state = JobState.STOPPED
             words = words or "its process ended before it was done: 'do' goes on with it"
         order = read_json(path / "order.json").get("order")
         told = {key: value for key, value in progress.items() if key != "essence"}

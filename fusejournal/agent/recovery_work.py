@@ -13,6 +13,7 @@ from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.job_progress import JobProgress, JobStoppedError
+from fusejournal.agent.job_states import JobState
 from fusejournal.errors import FusejournalError
 from fusejournal.history.json_values import exact_or_none
 from fusejournal.history.query import Criteria, find
@@ -47,7 +48,7 @@ class UndoWork:
     def run(self, *, do_it: bool) -> None:
         """Plans it, or does it. Raises FusejournalError, OSError, JobStoppedError."""
         approved = self._job.values.get("actions")
-        self._job.save(state="planning", words="", done=0, total=None)
+        self._job.save(JobState.PLANNING, words="", done=0, total=None)
         planned = self._plan(do_apply=do_it)
         actions, conflicts = _actions(planned), [one.to_json() for one in planned.plan.conflicts]
         self._job.keep(
@@ -63,11 +64,11 @@ class UndoWork:
                 words = f"{len(conflicts):,} later changes are in the way"
             elif not planned.plan.chosen:
                 words = "nothing was found to take back"
-            self._job.save(state="planned", words=words)
+            self._job.save(JobState.PLANNED, words=words)
             return
         planned.check()
         self._job.save(
-            state="doing", words="", pids=[*self._job.values.get("pids", []), os.getpid()]
+            JobState.DOING, words="", pids=[*self._job.values.get("pids", []), os.getpid()]
         )
         try:
             overlapped = planned.carry_out(self._job.step)
@@ -75,7 +76,7 @@ class UndoWork:
             self._note_results(planned, is_done=False)
             raise
         self._note_results(planned, is_done=True)
-        self._job.save(state="done", words="" if overlapped is None else str(overlapped))
+        self._job.save(JobState.DONE, words="" if overlapped is None else str(overlapped))
 
     def _plan(self, *, do_apply: bool) -> PlannedUndo:
         request = self._job.request
@@ -121,7 +122,7 @@ class UndoWork:
 def restore_aside(job: JobProgress) -> None:
     """Restores a path into a new directory. Killed, it has left a scratch directory that the next
     attempt goes on in. Raises FusejournalError, OSError, JobStoppedError."""
-    job.save(state="doing", words="", done=0, total=None)
+    job.save(JobState.DOING, words="", done=0, total=None)
     request = job.request
     target, version = Path(request["target"]), request.get("version")
     if version is not None:
@@ -133,7 +134,7 @@ def restore_aside(job: JobProgress) -> None:
         path = source.path(request["path"])
         work = AsideRestore(request["volume"], source, path, end, waiting=job.check)
         restored = work.run(target, job.step, log.warning)
-    job.save(state="done", names=restored.names, target=str(restored.path))
+    job.save(JobState.DONE, names=restored.names, target=str(restored.path))
 
 
 def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
@@ -142,7 +143,7 @@ def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
     OSError, JobStoppedError."""
     request = job.request
     is_begun = bool(job.values.get("pids"))  # it has less to do
-    job.save(state="planning", words="", done=0, total=None)
+    job.save(JobState.PLANNING, words="", done=0, total=None)
     moment = Moment(to_version=request["version"], to_seq=request["at"])
     path = request["path"] or None
     with planned_in_place(request["volume"], path, moment, job.step, job.check) as planned:
@@ -157,14 +158,14 @@ def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
             words = _CHANGED_WORDS if do_it and is_other else ""
             if planned.plan.is_empty:
                 words = f"all is as it was after entry {planned.seq}: there is nothing to do"
-            job.save(state="planned", words=words)
+            job.save(JobState.PLANNED, words=words)
             return
-        job.save(state="doing", words="", pids=[*job.values.get("pids", []), os.getpid()])
+        job.save(JobState.DOING, words="", pids=[*job.values.get("pids", []), os.getpid()])
         try:
             overlapped = planned.carry_out(job.step)
         finally:
             _note_way_back(job, planned)
-        job.save(state="done", words="" if overlapped is None else str(overlapped))
+        job.save(JobState.DONE, words="" if overlapped is None else str(overlapped))
 
 
 def _note_way_back(job: JobProgress, planned: PlannedInPlace) -> None:

@@ -11,6 +11,7 @@ from fusejournal.admin.peers import list_peers
 from fusejournal.admin.promote import plan_promotion, promote, store_hint
 from fusejournal.admin.rejoin import RejoinRequest
 from fusejournal.agent.job_progress import JobProgress
+from fusejournal.agent.job_states import JobState
 from fusejournal.errors import PromotionRefusedError, UnknownPeerError, UsageError
 from fusejournal.node.registry import find_volume
 from fusejournal.node.state_dir import VolumeState
@@ -49,9 +50,9 @@ def hand_over_to(job: JobProgress, *, do_it: bool) -> None:
     if peer not in found:
         raise UnknownPeerError(peer, f": there is {', '.join(sorted(found)) or 'none'}")
     if not do_it:
-        job.save(state="planned", words="", rows=[*_own_rows(status), _peer_row(found[peer])])
+        job.save(JobState.PLANNED, words="", rows=[*_own_rows(status), _peer_row(found[peer])])
         return
-    job.save(state="doing", words="")
+    job.save(JobState.DOING, words="")
 
     def check() -> None:
         if job.order() == "stop":
@@ -67,7 +68,7 @@ def hand_over_to(job: JobProgress, *, do_it: bool) -> None:
     words = f"{peer} is the primary of {state.name}, in reign {told.reign}"
     if follows is None:
         words += f"; it does not ship to here yet: see 'fusejournal status {state.name}'"
-    job.save(state="done", words=words)
+    job.save(JobState.DONE, words=words)
 
 
 def promote_here(job: JobProgress, *, do_it: bool) -> None:
@@ -80,13 +81,13 @@ def promote_here(job: JobProgress, *, do_it: bool) -> None:
     is_other = job.plan_again([plan.reign, plan.missing, plan.primary, roles, bool(plan.refusal)])
     if not do_it or is_other:
         job.save(
-            state="planned", words=_OTHER_PLAN if do_it else "", rows=plan.rows(), refusal=refusal,
+            JobState.PLANNED, words=_OTHER_PLAN if do_it else "", rows=plan.rows(), refusal=refusal,
             objection=plan.refusal,
         )  # fmt: skip
         return
     if refusal:
         raise PromotionRefusedError(f"not promoted: {refusal}")
-    job.save(state="doing", words="")
+    job.save(JobState.DOING, words="")
     promote(
         state, force=force, timeout_seconds=_ROLE_SECONDS,
         applying=lambda left: job.show(0, None, left_to_apply=left),
@@ -97,7 +98,7 @@ def promote_here(job: JobProgress, *, do_it: bool) -> None:
             words += f"; {peer.name} is paused, and so does not follow: resume it"
     if hint := store_hint(state):
         words += f"; {hint}"
-    job.save(state="done", words=words)
+    job.save(JobState.DONE, words=words)
 
 
 def demote_here(job: JobProgress, *, do_it: bool) -> None:
@@ -108,14 +109,14 @@ def demote_here(job: JobProgress, *, do_it: bool) -> None:
         raise UsageError(f"{state.name} is a {status.role} here already")
     if not do_it:
         rows = [*_own_rows(status), *map(_peer_row, _peers(status))]
-        job.save(state="planned", words="", rows=rows)
+        job.save(JobState.PLANNED, words="", rows=rows)
         return
-    job.save(state="doing", words="")
+    job.save(JobState.DOING, words="")
     _, words = demote_in_words(
         state, force=bool(job.request["force"]), drain_seconds=_HANDOFF_SECONDS,
         timeout_seconds=_HANDOFF_SECONDS + _ROLE_SECONDS,
     )  # fmt: skip
-    job.save(state="done", words=words)
+    job.save(JobState.DONE, words=words)
 
 
 def rejoin_here(job: JobProgress, *, do_it: bool) -> None:
@@ -128,12 +129,12 @@ def rejoin_here(job: JobProgress, *, do_it: bool) -> None:
     is_other = job.plan_again([plan["source"], plan["parted"], plan["own_entries"]])
     is_begun = bool(job.values.get("is_begun"))
     if not do_it or (is_other and not is_begun):
-        job.save(state="planned", words=_OTHER_PLAN if do_it else "", rejoin=plan)
+        job.save(JobState.PLANNED, words=_OTHER_PLAN if do_it else "", rejoin=plan)
         return
-    job.save(state="doing", words="", is_begun=True)
+    job.save(JobState.DOING, words="", is_begun=True)
     told = request.run(_JobReporter(job), job.check)
     words = f"it is a mirror now: fusejournal mount {state.name}"
-    job.save(state="done", words=words, rejoin=told.to_json())
+    job.save(JobState.DONE, words=words, rejoin=told.to_json())
 
 
 class _JobReporter:
@@ -155,7 +156,7 @@ class _JobReporter:
 
 
 def _begin(job: JobProgress) -> VolumeState:
-    job.save(state="planning", words="", done=0, total=None)
+    job.save(JobState.PLANNING, words="", done=0, total=None)
     return find_volume(job.request["volume"])
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from fusejournal.admin.prune import PrunePlan, Pruning
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.job_progress import JobProgress
+from fusejournal.agent.job_states import JobState
 from fusejournal.disk.process import lower_priority
 
 
@@ -24,7 +25,7 @@ def create(job: JobProgress) -> None:
     """Makes a version of the tree as it is now. Killed, it leaves all versions as they were. Raises
     FusejournalError, OSError, JobStoppedError."""
     lower_priority()
-    job.save(state="doing", words="", done=0, total=None)
+    job.save(JobState.DOING, words="", done=0, total=None)
     versions = VolumeVersions(job.request["volume"], job.check)
     created = versions.create(job.request["name"], job.step)
     words = ""
@@ -35,7 +36,7 @@ def create(job: JobProgress) -> None:
     faults = [str(fault) for fault in created.faults]
     faults += [str(one.error) for one in created.unreadable]
     job.save(
-        state="done", words=words, warnings=faults,
+        JobState.DONE, words=words, warnings=faults,
         version={**created.version.to_json(), "key": created.version.key},
         is_new=created.is_new, entries=created.entry_count,
     )  # fmt: skip
@@ -45,11 +46,11 @@ def verify(job: JobProgress) -> None:
     """Reads a version back. Changes nothing. Raises FusejournalError, OSError, JobStoppedError."""
     lower_priority()
     request = job.request
-    job.save(state="doing", words="", done=0, total=None)
+    job.save(JobState.DOING, words="", done=0, total=None)
     versions = VolumeVersions(request["volume"], job.check)
     found = versions.verify(request["version"], job.step, with_data=request["data"])
     words = f"version {request['version']} is whole"
-    job.save(state="done", words=words, verified=found._asdict())
+    job.save(JobState.DONE, words=words, verified=found._asdict())
 
 
 def prune(job: JobProgress, *, do_it: bool) -> None:
@@ -57,7 +58,7 @@ def prune(job: JobProgress, *, do_it: bool) -> None:
     Stopped at any point, it is gone on with by the next pruning. Raises FusejournalError, OSError,
     JobStoppedError."""
     lower_priority()
-    job.save(state="planning", words="", done=0, total=None)
+    job.save(JobState.PLANNING, words="", done=0, total=None)
     work = Pruning(job.request["volume"], None, job.check)
     plan = work.plan()
     is_other = job.plan_again(_essence(plan))
@@ -66,16 +67,20 @@ def prune(job: JobProgress, *, do_it: bool) -> None:
         words = "what would go is another by now: look at the new plan" if do_it else ""
         is_empty = not plan.going and not plan.journal.segments
         job.save(
-            state="planned", words=words, prune=found, remarks=work.remarks(plan), is_empty=is_empty
+            JobState.PLANNED,
+            words=words,
+            prune=found,
+            remarks=work.remarks(plan),
+            is_empty=is_empty,
         )
         return
-    job.save(state="doing", words="")
+    job.save(JobState.DOING, words="")
     collected = work.carry_out(plan, job.step)
     words = ""
     if collected.waiting_for:
         names = ", ".join(f"{one.node} (pid {one.pid})" for one in collected.waiting_for)
         words = f"what the versions alone had waits for {names}: prune again then"
-    job.save(state="done", words=words, prune=plan.to_json(collected))
+    job.save(JobState.DONE, words=words, prune=plan.to_json(collected))
 
 
 def _essence(plan: PrunePlan) -> list[Any]:

@@ -84,13 +84,12 @@ class StagedTree:
         self.root_fd = root_fd
         """The descriptor of the directory, good until :meth:`close`."""
         self.scratch = scratch
-        self.root: RootAttributes
-        """The attributes that the directory is to have at the end."""
         with ExitStack() as stack:
             stack.callback(scratch.close)
             stack.callback(os.close, root_fd)
-            self.resumed = self._claim(purpose, prepare)
-            """True if this goes on with what was begun earlier."""
+            self.resumed, self.root = self._claim(purpose, prepare)
+            """True if this goes on with what was begun earlier; and the attributes that the
+            directory is to have at the end."""
             self._open = stack.pop_all()
 
     @classmethod
@@ -165,8 +164,11 @@ class StagedTree:
             if not syscalls.missing(error):
                 raise TargetError(self.path, error.strerror or "cannot be changed") from None
 
-    def _claim(self, purpose: dict[str, Any], prepare: Callable[[Scratch], None]) -> bool:
-        """Returns whether this goes on with what was begun earlier."""
+    def _claim(
+        self, purpose: dict[str, Any], prepare: Callable[[Scratch], None]
+    ) -> tuple[bool, RootAttributes]:
+        """Returns whether this goes on with what was begun earlier, and the attributes that are
+        kept for the directory."""
         scratch = self.scratch
         wanted = _full_purpose(self.root_fd, purpose)
         try:
@@ -178,13 +180,13 @@ class StagedTree:
                 prepare(scratch)
                 scratch.write(_ROOT_FILE, RootAttributes.of(self.root_fd).to_json())
                 scratch.note_purpose(wanted)
-            self.root = self._kept_root()
+            root = self._kept_root()
             self._shut_root()
         except OSError as error:
             raise TargetError(
                 self.path, f"{scratch.path} cannot be made: {error.strerror}"
             ) from None
-        return begun is not None
+        return begun is not None, root
 
     def _check_purpose(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         if found.get("boot") != wanted["boot"]:

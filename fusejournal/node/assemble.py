@@ -6,7 +6,7 @@ part gets what it needs in its constructor, and nothing of this module is kept a
 be made again in the same process, for the same volume after they were closed, or for another
 one."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from fusejournal.node.tree_copies import TreeCopies
 from fusejournal.node.version_schedule import VersionSchedule
 from fusejournal.replication.append_notifier import AppendNotifier
 from fusejournal.replication.local_node import LocalNode, check_listens
-from fusejournal.replication.supervisor import Mirroring, Replication
+from fusejournal.replication.supervisor import MakeTakeOver, Mirroring, Replication
 from fusejournal.roles.role import Event, Role
 from fusejournal.types import Fid, Seq
 from fusejournal.volume.base import MakeTree
@@ -41,8 +41,6 @@ from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.observer import VolumeObserver, Watcher
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.wait_policy import WaitPolicy
-from fusejournal.wire.frames import Hello
-from fusejournal.wire.session_connection import SessionConnection
 
 
 class NodeObserver:
@@ -254,11 +252,11 @@ def assemble_durability(
 @dataclass(frozen=True)
 class MirrorSeams:
     """The parts of a mirror that replication calls. ``join_volume`` makes one without a journal a
-    mirror of that volume; ``take_over`` serves a primary that hands over to it."""
+    mirror of that volume; ``make_take_over`` makes what serves a primary that hands over to it."""
 
     kernel_cache: KernelCache
     join_volume: Callable[[UUID], None]
-    take_over: Callable[[SessionConnection, Hello], Awaitable[None]]
+    make_take_over: MakeTakeOver
 
 
 def assemble_replication(
@@ -287,7 +285,7 @@ def assemble_replication(
             startup.is_uninitialized,
             page.applying_seq,
             mirror.join_volume,
-            mirror.take_over,
+            mirror.make_take_over,
         )
     make = partial(assemble_durability, startup, config, fail)
     return Replication(local, startup.volume, append_notifier, mirroring, make, copies)
@@ -300,7 +298,7 @@ def assemble_serving(
     *,
     fail: Callable[[str], None],
     join_volume: Callable[[UUID], None],
-    take_over: Callable[[SessionConnection, Hello], Awaitable[None]],
+    make_take_over: MakeTakeOver,
 ) -> ServingParts:
     """Make the parts that stand on the volume, once it is open.
 
@@ -309,7 +307,7 @@ def assemble_serving(
         start: the parts that have opened it.
         fail: turns it read-only, with the reason in words.
         join_volume: makes a mirror without a journal one of that volume.
-        take_over: serves a primary that hands over to it."""
+        make_take_over: makes what serves a primary that hands over to it."""
     startup, config = start.startup, spec.config.journal
     replication = None
     if start.local is None:
@@ -317,7 +315,7 @@ def assemble_serving(
     else:
         mirror = None
         if start.kernel_cache is not None:
-            mirror = MirrorSeams(start.kernel_cache, join_volume, take_over)
+            mirror = MirrorSeams(start.kernel_cache, join_volume, make_take_over)
         copies = TreeCopies(spec.state_dir, spec.config_file)
         replication = assemble_replication(
             startup, config, fail, start.local, start.append_notifier, copies, mirror

@@ -5,8 +5,9 @@ The primary's goes on by itself, without the command that asked for it; the comm
 how far it is and take it back. Used from the event loop's thread."""
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import trio
 
@@ -17,9 +18,10 @@ from fusejournal.errors import (
     HandoffRefusedError,
     UsageError,
 )
-from fusejournal.node.hooks import RoleHooks
+from fusejournal.node.running_role import RunningRole
 from fusejournal.node.state_dir import Offered
 from fusejournal.replication.local_node import LocalNode, check_becomes_mirror
+from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.hand_over import HandOver, HandOverSeams, ask_outcome
 from fusejournal.roles.handoff import Move, Stage
@@ -32,9 +34,6 @@ from fusejournal.wire.frames import Hello
 from fusejournal.wire.session import HANDOFF, RefusedError
 from fusejournal.wire.session_connection import SessionConnection
 
-if TYPE_CHECKING:
-    from fusejournal.node.node import Node
-
 log = logging.getLogger(__name__)
 
 _SECONDS_MAX = 60.0
@@ -42,47 +41,39 @@ _ASK_SECONDS = 1.0
 
 
 class Handoffs:
-    """The handoffs of *node*, whose volume *startup* has opened."""
+    """The handoffs from a volume that is served.
 
-    def __init__(self, node: "Node", startup: VolumeStartup, hooks: RoleHooks) -> None:
-        self._node = node
+    Args:
+        role, startup: the volume's role, and what has opened it.
+        replication: its replication, by which a target is level.
+        serve_held: has the requests served that were held.
+        tasks: where one runs that was begun."""
+
+    def __init__(
+        self,
+        role: RunningRole,
+        startup: VolumeStartup,
+        replication: Replication,
+        serve_held: Callable[[], None],
+        tasks: trio.Nursery,
+    ) -> None:
+        self._role = role
         self._startup = startup
-        self._hooks = hooks
-        self._replication: Replication | None = None
-        self._nursery: trio.Nursery | None = None
-        self._target: TakeOver | None = None
+        self._replication = replication
+        self._serve_held = serve_held
+        self._tasks = tasks
         self._running: HandOver | None = None
         """The newest that was begun here."""
         self._error: FusejournalError | None = None
         """The reason why that one came to nothing."""
-        self._taken: Reign | None = None
-        """The reign that was taken over while this node was away."""
 
-    def commands(self, replication: Replication, nursery: trio.Nursery) -> dict[str, Command]:
-        """Returns the commands of the control socket, of a node that runs *replication*."""
-        self._replication, self._nursery = replication, nursery
-        receiver = replication.receiver
-        if receiver is not None:
-            seams = TakeOverSeams(
-                self._call_before("primary"),
-                self._node.call_after_hooks,
-                self._node.become_primary,
-                self._take,
-            )
-            self._target = TakeOver(self._startup.volume, replication, receiver, seams)
+    def commands(self) -> dict[str, Command]:
+        """Returns the commands of the control socket."""
         return {
             "handoff": self._hand_over,
             "handoff-progress": self._report_progress,
             "handoff-cancel": self._cancel,
         }
-
-    def _call_before(self, role: str) -> Callable[[str, str], Any]:
-        async def before(reign: str, peer: str) -> None:
-            await self._hooks.before(role, reign, peer)
-
-        return before
-
-    # -- the primary -------------------------------------------------------------------------------
 
     @property
     def is_under_way(self) -> bool:
@@ -103,25 +94,26 @@ class Handoffs:
 
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin one; the answer is how far it is."""
-        node, replication, nursery = self._node, self._replication, self._nursery
-        assert replication is not None
-        assert nursery is not None
-        name = node.state.name
-        if not node.state.role.takes_changes:
+        role, replication = self._role, self._replication
+        name = role.state.name
+        if not role.state.role.takes_changes:
             raise UsageError(f"volume {name} is a mirror: hand over from its primary")
         if self.is_under_way:
             raise HandoffRefusedError(
                 f"volume {name} is being handed over already: wait for the end of that"
             )
-        check_becomes_mirror(name, node.listens_at())
+        check_becomes_mirror(name, role.listens_at)
         seconds = seconds_in(request, "timeout_seconds", _SECONDS_MAX)
         seams = HandOverSeams(
-            self._call_before("mirror"), node.call_after_hooks, self._note, node.serve_held
+            partial(role.hooks.before, "mirror"),
+            partial(role.call_after_hooks, replication),
+            self._note,
+            self._serve_held,
         )
         work = HandOver(self._startup.volume, replication, str(request.get("peer")), seams)
         self._running, self._error = work, None
-        self._hooks.prepare()
-        nursery.start_soon(self._run, work, seconds)
+        role.hooks.prepare()
+        self._tasks.start_soon(self._run, work, seconds)
         return self._progress(work).to_json()
 
     async def _run(self, work: HandOver, timeout_seconds: float) -> None:
@@ -131,11 +123,11 @@ class Handoffs:
             log.warning("%s", error)
             self._error = error
             return
-        self._node.end_in_role(Event.DEMOTED, reign)
+        self._role.end_in(Event.DEMOTED, reign)
 
     async def _report_progress(self, _: dict[str, Any]) -> dict[str, Any]:
         if self._running is None:
-            raise UsageError(f"volume {self._node.state.name} is not being handed over")
+            raise UsageError(f"volume {self._role.state.name} is not being handed over")
         return self._progress(self._running).to_json()
 
     async def _cancel(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -144,9 +136,7 @@ class Handoffs:
         return await self._report_progress(request)
 
     def _progress(self, work: HandOver) -> HandoffProgress:
-        is_over = work.stage.is_over and (
-            self._error is not None or self._node.next_role is not None
-        )
+        is_over = work.stage.is_over and (self._error is not None or self._role.next is not None)
         held = trio.current_time() - work.held_since if work.held_since is not None else 0.0
         return HandoffProgress(
             peer=work.peer.name,
@@ -164,59 +154,66 @@ class Handoffs:
         work = self._running
         assert work is not None
         offered = Offered(reign, work.peer.name) if reign is not None else None
-        await self._node.note_offered(offered)
+        await self._role.note_offered(offered)
 
-    # -- the target --------------------------------------------------------------------------------
 
-    async def take_over(self, session: SessionConnection, greeting: Hello) -> None:
-        """Serve the primary that hands over to this mirror: see roles/take_over.py. Cancelling
-        before the role is written down leaves all as it was. Raises RefusedError,
-        FusejournalError."""
-        if self._target is None or self._node.state.role is not Role.MIRROR:
-            name = self._node.state.name
+# -- the target ------------------------------------------------------------------------------------
+
+
+def make_take_over(
+    role: RunningRole, startup: VolumeStartup, replication: Replication, receiver: Receiver
+) -> Callable[[SessionConnection, Hello], Awaitable[None]]:
+    """Returns what serves a primary that hands over to this mirror (roles/take_over.py). Cancelling
+    that before the role is written down leaves all as it was; it raises RefusedError,
+    FusejournalError."""
+    seams = TakeOverSeams(
+        partial(role.hooks.before, "primary"),
+        partial(role.call_after_hooks, replication),
+        role.become_primary,
+        partial(role.end_in, Event.PROMOTED),
+    )
+    target = TakeOver(startup.volume, replication, receiver, seams)
+
+    async def serve(session: SessionConnection, greeting: Hello) -> None:
+        if role.state.role is not Role.MIRROR:
+            name = role.state.name
             raise RefusedError(HANDOFF, f"volume {name} cannot take over now: try again")
-        await self._target.serve(session, greeting)
+        await target.serve(session, greeting)
 
-    def _take(self, reign: Reign) -> None:
-        self._node.end_in_role(Event.PROMOTED, reign)
+    return serve
 
-    # -- after a start -----------------------------------------------------------------------------
 
-    async def learn_outcome(self, local: LocalNode, report: Callable[[str], None]) -> None:
-        """Return once it is known what came of the reign that this primary has offered, if it has:
-        one that was taken is on the disk as seen. *report* is called with a line of what is waited
-        for. Cancelled, the next start asks again. Raises FusejournalError, OSError where that
-        cannot be written down."""
-        node = self._node
-        offered = node.state.offered
-        if offered is None:
-            return
-        journal, peer = self._startup.volume.journal, local.book.find(offered.peer)
-        me = local.greeting(
-            journal.uuid, journal, local.fence.own(journal.epoch), journal.head_seq
-        )._replace(role="primary")
-        step = Move.DECLINED if local.fence.is_overruled(offered.reign) else Move.BROKEN_OFF
-        while step is Move.BROKEN_OFF:
-            if peer is not None:
-                step = await ask_outcome(local, peer, me, offered.reign)
-            if step is Move.BROKEN_OFF:
-                report(
-                    f"reign {offered.reign} was offered to {offered.peer}, and whether that has "
-                    "taken over it alone can tell: waiting for it; where it is lost for good, "
-                    f'overrule = "{offered.reign}" under [replication] has this node go on'
-                )
-                await trio.sleep(_ASK_SECONDS)
-        if step is Move.TAKEN:
-            local.fence.note(offered.reign)
-            await trio.to_thread.run_sync(local.page.sync)
-            self._taken = offered.reign
-        else:
-            await node.note_offered(None)
+# -- a start ---------------------------------------------------------------------------------------
 
-    def goes_on(self) -> bool:
-        """Have the process become a mirror, now that it is live, where its reign was taken over
-        while it was away. Returns whether it does."""
-        if self._taken is None:
-            return False
-        self._node.end_in_role(Event.DEMOTED, self._taken)
-        return True
+
+async def learn_outcome(
+    role: RunningRole, startup: VolumeStartup, local: LocalNode, report: Callable[[str], None]
+) -> Reign | None:
+    """Return once it is known what came of the reign that this primary has offered, if it has: one
+    that was taken, which is returned, is on the disk as seen. *report* is called with a line of
+    what is waited for. Cancelled, the next start asks again. Raises FusejournalError, OSError where
+    that cannot be written down."""
+    offered = role.state.offered
+    if offered is None:
+        return None
+    journal, peer = startup.volume.journal, local.book.find(offered.peer)
+    me = local.greeting(
+        journal.uuid, journal, local.fence.own(journal.epoch), journal.head_seq
+    )._replace(role="primary")
+    step = Move.DECLINED if local.fence.is_overruled(offered.reign) else Move.BROKEN_OFF
+    while step is Move.BROKEN_OFF:
+        if peer is not None:
+            step = await ask_outcome(local, peer, me, offered.reign)
+        if step is Move.BROKEN_OFF:
+            report(
+                f"reign {offered.reign} was offered to {offered.peer}, and whether that has "
+                "taken over it alone can tell: waiting for it; where it is lost for good, "
+                f'overrule = "{offered.reign}" under [replication] has this node go on'
+            )
+            await trio.sleep(_ASK_SECONDS)
+    if step is Move.TAKEN:
+        local.fence.note(offered.reign)
+        await trio.to_thread.run_sync(local.page.sync)
+        return offered.reign
+    await role.note_offered(None)
+    return None

@@ -4,7 +4,7 @@ in its node."""
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
@@ -13,13 +13,11 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.base import JournalBase
 from fusejournal.journal.branches import BranchLimits, tend_branches
 from fusejournal.node.assemble import open_base
+from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.journal_limits import PruningRefusedError, install_base
+from fusejournal.node.running_role import RunningRole
 from fusejournal.replication.peer_record import PeerRecord
 from fusejournal.volume.startup import VolumeStartup
-
-if TYPE_CHECKING:
-    from fusejournal.node.node import Node
-
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +25,20 @@ _TEND_SECONDS: Final = 3600.0
 
 
 async def prune_running(
-    node: "Node",
+    role: RunningRole,
+    handoffs: Handoffs | None,
     startup: VolumeStartup,
     tending: trio.Lock,
     records: Sequence[PeerRecord],
     base: JournalBase,
     config: StoreConfig,
 ) -> int:
-    """Have the journal of a running node begin after *base*. Returns how many segments went.
+    """Have the journal of a running volume begin after *base*. Returns how many segments went.
     Cancelled, what has begun is done first.
 
     Args:
-        node, startup: the node, and what has opened its volume.
+        role, handoffs: of the node; None without replication.
+        startup: what has opened its volume.
         tending: held by who tends sealed segments.
         records: what is known of its peers.
         base: the position from which the journal has its entries then.
@@ -47,16 +47,17 @@ async def prune_running(
     Raises StoreError where this node cannot read the base, PruningRefusedError, FusejournalError,
     OSError."""
     volume = startup.volume
-    tree = open_base(node.state.directory, base, config)
+    tree = open_base(role.state.directory, base, config)
     # Who asks for this has read the version itself; an index of its size is not for the layer.
     await trio.to_thread.run_sync(tree.check_there)
     # The state is taken only now, and no other process writes it meanwhile: what it says of a reign
     # that is offered must not be undone.
-    async with tending, node.saving:
-        if node.handoffs.is_under_way or node.next_role is not None:
+    async with tending, role.saving:
+        is_under_way = handoffs is not None and handoffs.is_under_way
+        if is_under_way or role.next is not None:
             raise PruningRefusedError("the role is changing: prune again afterwards")
         acked = {record.name: record.acked_seq for record in records}
-        state = node.state
+        state = role.state
         with trio.CancelScope(shield=True):
             count = await trio.to_thread.run_sync(
                 install_base, state, base, startup.page, acked.get

@@ -34,7 +34,6 @@ from fusejournal.errors import (
     FusejournalError,
     GreetingError,
     HookFailedError,
-    JournalFullError,
     MountError,
     UsageError,
     cause_of,
@@ -58,16 +57,8 @@ from fusejournal.node.replies import (
     Restarting,
     SegmentsPruned,
 )
+from fusejournal.node.running_role import RunningRole
 from fusejournal.node.spec import MountSpec, Reporter
-from fusejournal.node.state_dir import (
-    Offered,
-    VolumeState,
-    change_role,
-    join_volume,
-    load_state,
-    note_offer,
-    remember_listen,
-)
 from fusejournal.node.status import StatusPage
 from fusejournal.node.takeover import VolumeMount
 from fusejournal.node.volume_status import VolumeStatus
@@ -94,15 +85,13 @@ class Node:
     def __init__(
         self,
         spec: MountSpec,
-        state: VolumeState,
+        role: RunningRole,
         reporter: Reporter,
         mount: VolumeMount,
         parts: StartParts,
     ) -> None:
         self.is_restarting = False
         """True if the process is to begin again, with the mount left as it is."""
-        self.next_role: tuple[Event, Reign] | None = None
-        """The change of the role that is due once the volume is closed, if one is."""
         self.forgets_members = False
         """True if who counted before that change is not to count after it."""
         self.was_served = False
@@ -112,10 +101,7 @@ class Node:
         self._is_stopping = False
         """True if a signal has asked for an orderly stop."""
         self._spec = spec
-        self.state = state
-        """The volume, as its state directory has it by now."""
-        self.saving = trio.Lock()
-        """Held by who writes the state down while others may, too."""
+        self._role = role
         self._reporter = reporter
         self._live_since: float | None = None
         """Unix time; None until the mount is live."""
@@ -125,19 +111,22 @@ class Node:
         """Replication, while requests are served; None in a read-only mount."""
         self._exports = parts.exports
         self._policy = parts.policy
-        self._hooks = parts.hooks
         self._loop: RequestLoop | None = None
         """The loop that serves requests, while it does."""
         self._tasks: trio.Nursery | None = None
         """The tasks beside the request loop, while it runs."""
-        self.handoffs = Handoffs(self, parts.startup, self._hooks)
+        self._handoffs: Handoffs | None = None
+        """The handoffs from here, while requests are served; None in a read-only mount."""
 
-    async def serve(self, layer: LayerParts, parts: ServingParts) -> None:
-        """Serve the volume until it is unmounted or left, then close it. Cancelled, it takes the
-        mount away first. Raises FusejournalError."""
+    async def serve(
+        self, layer: LayerParts, parts: ServingParts, taken: Reign | None = None
+    ) -> None:
+        """Serve the volume until it is unmounted or left, then close it. *taken*: the reign that
+        another node took over while this one was away, which is why it goes on as a mirror as soon
+        as it is live. Cancelled, it takes the mount away first. Raises FusejournalError."""
         self._loop, self._replication = layer.loop, parts.replication
         try:
-            await self._run_tasks(layer, parts)
+            await self._run_tasks(layer, parts, taken)
             if self._is_leaving:
                 self._mount.note_all_answered()
         except BaseException as error:
@@ -153,7 +142,7 @@ class Node:
         finally:
             self.was_served = True
             await self._close_mount(layer.handshake)
-        is_ending = self._is_stopping or self._is_leaving or self.next_role is not None
+        is_ending = self._is_stopping or self._is_leaving or self._role.next is not None
         if not is_ending and self._mount.is_there():
             raise MountError(
                 f"{self._spec.mountpoint}: the kernel's connection to the layer was cut"
@@ -164,13 +153,14 @@ class Node:
         if not self._is_leaving and (self._is_stopping or not self._has_users):
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(mounts.take_away, self._spec.mountpoint)
-        if not self._is_leaving and self.next_role is None:
+        if not self._is_leaving and self._role.next is None:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._mount.uncover)
         handshake.close()
         self._exports.close()
         try:
-            becomes_mirror = self.next_role is not None and self.next_role[0] is Event.DEMOTED
+            due = self._role.next
+            becomes_mirror = due is not None and due[0] is Event.DEMOTED
             self._startup.close(keep_orphans=self._is_leaving, becomes_mirror=becomes_mirror)
         finally:
             if not self._is_leaving:
@@ -196,9 +186,9 @@ class Node:
     def join_volume(self, uuid: UUID) -> None:
         """Make this mirror, which has no journal yet, one of volume *uuid*. Raises OSError."""
         self._startup.join_volume(uuid)
-        self.state = join_volume(self.state, uuid)
+        self._role.join_volume(uuid)
 
-    async def _run_tasks(self, layer: LayerParts, parts: ServingParts) -> None:
+    async def _run_tasks(self, layer: LayerParts, parts: ServingParts, taken: Reign | None) -> None:
         def status() -> VolumeStatus:
             return self._status(parts.status)
 
@@ -208,7 +198,7 @@ class Node:
         async def mark(
             noting: Callable[..., Awaitable[MarkNoted]], request: dict[str, Any]
         ) -> dict[str, Any]:
-            state = self.state
+            state = self._role.state
             place = MarkPlace(state.name, state.directory, state.is_mirror)
             volume = self._startup.volume
             noted = await noting(request.get("name"), volume, parts.durability, place)
@@ -239,6 +229,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             self._tasks = nursery
             nursery.start_soon(self._sample, parts.status)
+            nursery.start_soon(self._leave_when_due)
             if not self._spec.read_only:
                 nursery.start_soon(parts.durability.run)
                 nursery.start_soon(keep_branches, self._spec.state_dir, self._spec.config.branches)
@@ -246,14 +237,17 @@ class Node:
             if self._replication is not None:
                 commands |= self._replication.commands()
                 commands |= {"promote": self._promote, "demote": self._demote}
-                commands |= self.handoffs.commands(self._replication, nursery)
+                self._handoffs = Handoffs(
+                    self._role, self._startup, self._replication, layer.loop.serve_held, nursery
+                )
+                commands |= self._handoffs.commands()
                 await nursery.start(self._replication.run)
                 self._remember_listen()
             if (listen := self._spec.config.metrics.listen) is not None:
                 nursery.start_soon(serve_metrics, listen, status)
             socket = self._spec.state_dir / "control.sock"
             await nursery.start(serve_control, socket, commands, progress)
-            nursery.start_soon(self._say_ready, layer)
+            nursery.start_soon(self._say_ready, layer, taken)
             await layer.loop.run()
             nursery.cancel_scope.cancel()
 
@@ -265,7 +259,13 @@ class Node:
             raise PruningRefusedError(f"no base: {error}") from None
         records = self._replication.records() if self._replication is not None else []
         count = await prune_running(
-            self, self._startup, durability.tending, records, base, self._spec.config.store
+            self._role,
+            self._handoffs,
+            self._startup,
+            durability.tending,
+            records,
+            base,
+            self._spec.config.store,
         )
         return SegmentsPruned(segments=count).to_json()
 
@@ -275,11 +275,11 @@ class Node:
         if asked is None:
             return
         try:
-            self.state = remember_listen(self.state, asked)
+            self._role.remember_listen(asked)
         except OSError as error:
             log.warning("that it listens at %s is not remembered: %s", asked, error.strerror)
 
-    async def _say_ready(self, layer: LayerParts) -> None:
+    async def _say_ready(self, layer: LayerParts, taken: Reign | None) -> None:
         # The first request is the kernel's INIT; a statfs that is answered says that the mount is
         # live.
         await trio.to_thread.run_sync(os.statvfs, self._spec.mountpoint, abandon_on_cancel=True)
@@ -303,8 +303,10 @@ class Node:
         self._hold_if_wanted()
         self._live_since = time.time()
         self._reporter.ready(self._startup.importer.names)
-        if not self.handoffs.goes_on():
-            await self.call_after_hooks()
+        if taken is not None:
+            self._role.end_in(Event.DEMOTED, taken)
+        else:
+            await self._call_after_hooks()
 
     # -- exports -----------------------------------------------------------------------------------
 
@@ -331,83 +333,49 @@ class Node:
 
     # -- roles -------------------------------------------------------------------------------------
 
-    def listens_at(self) -> str | None:
-        """The place where other nodes connect to; None: nowhere."""
-        return self.state.listens_at(self._spec.config.replication.listen)
-
     def begin_anew(self) -> None:
         """Have the process begin again once this node has ended."""
         self.is_restarting = True
 
-    async def note_offered(self, offered: Offered | None) -> None:
-        """Have on the disk which reign is offered, and to whom, or that none is. Cancelling waits
-        for that. Raises FusejournalError, OSError."""
-        with trio.CancelScope(shield=True):
-            async with self.saving:
-                if self.state.offered != offered:
-                    self.state = await trio.to_thread.run_sync(note_offer, self.state, offered)
+    async def _call_after_hooks(self) -> None:
+        if self._replication is not None:
+            await self._role.call_after_hooks(self._replication)
 
-    def become_primary(self, reign: Reign) -> None:
-        """Have this mirror be the primary of *reign*, on the disk. Any thread; blocks. Raises
-        JournalFullError, OSError, and then it is none."""
-        try:
-            self.state = change_role(self.state, Event.PROMOTED, reign)
-        except (JournalFullError, OSError):
-            found = load_state(self.state.directory)
-            if found.reign != reign:
-                raise
-            self.state = found  # it is there for the next start, and so for this one
-
-    def end_in_role(self, event: Event, reign: Reign) -> None:
-        """End, and go on in the role that *event* leads to, with *reign*. Who waits for a change is
-        refused."""
-        self.next_role = event, reign
-        self._startup.volume.refuse_changes()
+    async def _leave_when_due(self) -> None:
+        """End for a change of the role. Cancelled where none comes."""
+        await self._role.wait_until_due()
         self._leave()
-
-    def serve_held(self) -> None:
-        """Serve the requests that were held."""
-        if self._loop is not None:
-            self._loop.serve_held()
-
-    async def call_after_hooks(self) -> None:
-        """Call the hooks that come after a change of role, unless this is neither a primary that
-        takes changes nor a mirror. Cancelling ends the program that runs."""
-        replication, is_mirror = self._replication, self.state.is_mirror
-        if replication is None or (self._startup.volume.write_errno is not None and not is_mirror):
-            return
-        reign = str(replication.me().reign)
-        self._startup.note_degraded(await self._hooks.after(self.state.role_word, reign, ""))
 
     async def _promote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this mirror the primary: see roles/promote.py. The role changes when the volume is
         closed. Cancelled, it is as before, but for votes that were given."""
         replication = self._replication
         receiver = replication.receiver if replication is not None else None
-        if replication is None or receiver is None or self.state.role is not Role.MIRROR:
+        if replication is None or receiver is None or self._role.state.role is not Role.MIRROR:
             word = "primary" if receiver is None else "mirror that has no volume yet"
-            raise UsageError(f"volume {self.state.name} is a {word}: only a mirror is promoted")
-        volume, hooks = self._startup.volume, self._hooks
+            name = self._role.state.name
+            raise UsageError(f"volume {name} is a {word}: only a mirror is promoted")
+        volume, hooks = self._startup.volume, self._role.hooks
 
         async def fence(plan: PromotionPlan) -> None:
             await hooks.fence(plan.reign, plan.primary or "")
 
         fence_hook = fence if hooks.can_fence else None
-        promotion = Promotion(self.state.name, volume, replication, receiver, fence_hook)
+        promotion = Promotion(self._role.state.name, volume, replication, receiver, fence_hook)
         if request.get("dry_run"):
             return (await promotion.plan()).to_json()
         async with hooks.prepared():
             plan = await promotion.prepare(bool(request.get("force")))
             await promotion.apply_all()
         reign = reign_of_text(plan.reign)
-        async with undoing(self.call_after_hooks, self._tasks):
+        async with undoing(self._call_after_hooks, self._tasks):
             try:
                 await hooks.before("primary", plan.reign, plan.primary or "")
             except HookFailedError as error:  # the service is down meanwhile: said, and gone on
                 log.error("%s", error)
             promotion.check_reign(reign)  # once more: what was awaited since took its time
         self.forgets_members = not plan.is_covered
-        self.end_in_role(Event.PROMOTED, reign)
+        self._role.end_in(Event.PROMOTED, reign)
         return replace(plan, left_to_apply=0).to_json()
 
     def _promotion_progress(self) -> dict[str, Any]:
@@ -420,17 +388,17 @@ class Node:
     async def _demote(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make this primary a mirror: see roles/demote.py. The role changes when the volume is
         closed. Cancelled, it takes changes again."""
-        replication = self._replication
-        if replication is None or not self.state.role.takes_changes:
-            raise UsageError(f"volume {self.state.name} is a mirror: only a primary is demoted")
-        check_becomes_mirror(self.state.name, self.listens_at())
+        replication, state = self._replication, self._role.state
+        if replication is None or not state.role.takes_changes:
+            raise UsageError(f"volume {state.name} is a mirror: only a primary is demoted")
+        check_becomes_mirror(state.name, self._role.listens_at)
         seconds = seconds_in(request, "timeout_seconds", DRAIN_SECONDS_MAX)
         demotion = Demotion(self._startup.volume, replication)
-        async with undoing(self.call_after_hooks, self._tasks):
-            await self._hooks.before("mirror", str(replication.me().reign), "")
+        async with undoing(self._call_after_hooks, self._tasks):
+            await self._role.hooks.before("mirror", str(replication.me().reign), "")
             force = bool(request.get("force"))
             reign = await demotion.prepare(force=force, timeout_seconds=seconds)
-        self.end_in_role(Event.DEMOTED, reign)
+        self._role.end_in(Event.DEMOTED, reign)
         head_seq = self._startup.volume.journal.head_seq
         return Demoting(reign=str(reign), head_seq=head_seq).to_json()
 
@@ -442,7 +410,8 @@ class Node:
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
             # Also in the midst of a restart: what was told last is done.
-            self.is_restarting, self.next_role = False, None
+            self.is_restarting = False
+            self._role.stay()
             self._is_stopping = True
             self._is_leaving = number == signal.SIGTERM and self._has_clients()
             if self._is_leaving:
@@ -485,9 +454,10 @@ class Node:
 
     def _status(self, page: StatusPage) -> VolumeStatus:
         """Returns the status of the volume now."""
-        return page.status(
+        status = page.status(
             durability=self._policy.mode,
             exported=self._exports.is_exported,
             held=self._mount.is_held,
             live_since=self._live_since,
-        ).also_degraded(self.handoffs.degraded())
+        )
+        return status.also_degraded(self._handoffs.degraded() if self._handoffs else [])

@@ -29,6 +29,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -53,10 +54,12 @@ from fusejournal.node.assemble import (
     assemble_serving,
     assemble_start,
 )
+from fusejournal.node.handoffs import learn_outcome, make_take_over
 from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.node import Node
 from fusejournal.node.refusals import check_file_limit
+from fusejournal.node.running_role import RunningRole
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, change_role, load_state
 from fusejournal.node.takeover import VolumeMount, connection_record
@@ -95,6 +98,8 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
     node: Node | None = None
     was_live = False
     """True if it was live in the role of before."""
+    is_promoted = False
+    """True if it was promoted between that and the present one."""
 
     def is_live() -> bool:
         return was_live or (node is not None and node.is_live)
@@ -120,24 +125,21 @@ def serve(spec: MountSpec, reporter: Reporter) -> None:
                 is_taken_over=mount.is_taken_over,
             )
             parts.startup.note_degraded(degraded + _check_ways_around(spec, state))
-            # (A change of the role that could not be written down is none.)
-            is_promoted = (
-                node is not None
-                and node.next_role is not None
-                and node.next_role[0] is Event.PROMOTED
-                and state.role.takes_changes
-            )
-            node = Node(spec, state, reporter, mount, parts)
+            listen = spec.config.replication.listen
+            role = RunningRole(state, parts.startup, hooks, listen)
+            node = Node(spec, role, reporter, mount, parts)
             try:
-                trio.run(_run, spec, state, reporter, mount, parts, node, is_promoted)
+                trio.run(_run, spec, role, reporter, mount, parts, node, is_promoted)
             except BaseExceptionGroup as group:
                 raise cause_of(group) from group
-            if node.next_role is None:
+            if role.next is None:
                 os.close(backing_fd)
                 break
             was_live = is_live()
             mount.give_up()
-            state = _change_role(node.state, *node.next_role, reporter)
+            state = _change_role(role.state, *role.next, reporter)
+            # (A change of the role that could not be written down is none.)
+            is_promoted = role.next[0] is Event.PROMOTED and state.role.takes_changes
             if node.forgets_members and state.role.takes_changes:
                 _forget_members(state, reporter)
             if not state.role.takes_changes:
@@ -164,7 +166,7 @@ def _hooks_of(spec: MountSpec) -> Iterator[RoleHooks]:
 
 async def _run(
     spec: MountSpec,
-    state: VolumeState,
+    role: RunningRole,
     reporter: Reporter,
     mount: VolumeMount,
     parts: StartParts,
@@ -173,22 +175,23 @@ async def _run(
 ) -> None:
     """Go through the steps from the opening of the journal on; *has_asked*: the peers were asked
     before the role changed. Raises Stopped where a signal came before the mount was made."""
+    state = role.state
     _prepare_thread(state)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.watch_signals, signals, nursery.cancel_scope)
-            await _open_volume(spec, reporter, parts, node, has_asked)  # steps 4 to 7
+            taken = await _open_volume(spec, reporter, parts, role, has_asked)  # steps 4 to 7
             serving = assemble_serving(  # step 8
                 spec,
                 state,
                 parts,
                 fail=node.disk_failed,
                 join_volume=node.join_volume,
-                take_over=node.handoffs.take_over,
+                make_take_over=partial(make_take_over, role, parts.startup),
             )
             layer = assemble_layer(spec, state, parts, serving, mount.connect())
             _take_over(spec, state, mount, parts)
-            await node.serve(layer, serving)  # step 9
+            await node.serve(layer, serving, taken)  # step 9
             nursery.cancel_scope.cancel()
     if not node.was_served:
         if mount.was_dead:
@@ -281,17 +284,18 @@ def _prepare_thread(state: VolumeState) -> None:
 
 
 async def _open_volume(
-    spec: MountSpec, reporter: Reporter, parts: StartParts, node: Node, has_asked: bool
-) -> None:
-    """Bring the volume from what is on disk to where it can be mounted. Cancelled, it leaves what
-    it has done so far on disk. Raises FusejournalError, OSError."""
-    startup = parts.startup
+    spec: MountSpec, reporter: Reporter, parts: StartParts, role: RunningRole, has_asked: bool
+) -> Reign | None:
+    """Bring the volume from what is on disk to where it can be mounted. Returns the reign that it
+    had offered to another node, and that was taken over meanwhile. Cancelled, it leaves what it has
+    done so far on disk. Raises FusejournalError, OSError."""
+    startup, taken = parts.startup, None
     startup.open(spec.read_only)  # step 4
     try:
         await trio.lowlevel.checkpoint()
         if parts.local is not None and parts.role.takes_changes:
             report = _reporting(reporter, parts.local)
-            await node.handoffs.learn_outcome(parts.local, report)
+            taken = await learn_outcome(role, startup, parts.local, report)
         standing = await _ask_peers(reporter, parts, has_asked)  # step 5
         lock.note_wait(spec.state_dir, None)
         # Step 6, in a thread, so that signals are heeded; nothing else uses the volume meanwhile.
@@ -311,6 +315,7 @@ async def _open_volume(
         startup.volume.journal.sync()
         startup.volume.catalog.commit()
         raise
+    return taken
 
 
 def _reporting(reporter: Reporter, local: LocalNode) -> Callable[[str], None]:

@@ -60,6 +60,12 @@ _PRESSING_ENTRIES = 20_000
 """A mirror that is further behind applies before it tends its segments."""
 
 
+MakeTakeOver = Callable[
+    ["Replication", Receiver], Callable[[SessionConnection, Hello], Awaitable[None]]
+]
+"""Makes what serves a primary that hands over to the mirror with that replication and receiver."""
+
+
 @dataclass
 class Mirroring:
     """The parts that only a mirror's node has."""
@@ -70,8 +76,7 @@ class Mirroring:
     redo_until_seq: Seq
     """Entries up to here may have been applied by a process that is gone."""
     join_volume: Callable[[UUID], None]
-    take_over: Callable[[SessionConnection, Hello], Awaitable[None]] | None = None
-    """Serves who hands over to this mirror."""
+    make_take_over: MakeTakeOver
 
 
 class Replication:
@@ -205,9 +210,8 @@ class Replication:
             self.local.members,
         )
         receiver = Receiver(receiving, self.me, self._join_volume)
-        self._mirror = MirrorSide(
-            receiver, signatures, lambda: watermarks.committed_seq, mirroring.take_over
-        )
+        take_over = mirroring.make_take_over(self, receiver)
+        self._mirror = MirrorSide(receiver, signatures, lambda: watermarks.committed_seq, take_over)
         return durability, receiver.heed
 
     @property

@@ -19,7 +19,7 @@ from fusejournal.journal.branches import list_branches
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node import start
-from fusejournal.node.handoffs import Handoffs
+from fusejournal.node.handoffs import Handoffs, learn_outcome, make_take_over
 from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import VolumeState, change_role, load_state, save_state
@@ -35,7 +35,7 @@ from fusejournal.types import Reign, Seq, reign_of_text
 from fusejournal.volume.rollback import REJOIN_FILE
 from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.session import HandshakeState
-from tests.simulation.owner import Noting, Owner
+from tests.simulation.owner import Noting, SimulatedRole
 from tests.simulation.world import Died, at, current
 from tests.support.losses import crash_system
 from tests.support.pairs import running
@@ -161,28 +161,30 @@ class Node:
             )
             self._know_peers()
             side.replicate(config, str(self.machine.address), reign=self.reign)
-            owner: Any = Owner(self, side)
             hooks = RoleHooks(
                 MountSpec(
                     *(self.name, self.state_dir, self.record.backing, self.record.mountpoint),
                     *(Config(), False, frozenset()),
                 )
             )
-            handoffs = Handoffs(owner, side.opening, hooks)
-            side.take_over = handoffs.take_over
-            if not is_mirror:
-                await self._begin(side, handoffs)
+            role = SimulatedRole(self, side, hooks)
+            taken = None
+            if is_mirror:
+                side.take_over = make_take_over(role, side.opening, side.replication, side.receiver)
+            else:
+                taken = await self._begin(side, role)
             async with running(side), trio.open_nursery() as tasks:
-                self._commands = handoffs.commands(side.replication, tasks)
+                handoffs = Handoffs(role, side.opening, side.replication, lambda: None, tasks)
+                self._commands = handoffs.commands()
                 self.side, self.refusal = side, ""
                 self._goes_on_without_peers = False
-                handoffs.goes_on()
+                if taken is not None:
+                    role.end_in(Event.DEMOTED, taken)
                 await self._stopping.wait()
                 self.side = None
                 tasks.cancel_scope.cancel()
             side.orderly = True
-        next_role: tuple[Event, Reign] | None = owner.next_role
-        return next_role
+        return role.next
 
     def _waits_for_peers(self) -> bool:
         return self.cluster.waits_for_peers and not self._goes_on_without_peers
@@ -203,17 +205,19 @@ class Node:
                 book.note_return(other.name, other.machine.address)
         book.save()
 
-    async def _begin(self, side: OpenVolume, handoffs: Handoffs) -> None:
-        """Begins as a primary's start does (node/start.py), and with that replication again."""
+    async def _begin(self, side: OpenVolume, role: SimulatedRole) -> Reign | None:
+        """Begins as a primary's start does (node/start.py), and with that replication again.
+        Returns the reign that was taken over meanwhile."""
         opening, local = side.opening, side.replication.local
         parts: Any = SimpleNamespace(startup=opening, local=local, role=Role.PRIMARY)
-        await handoffs.learn_outcome(local, Noting(self).warning)
+        taken = await learn_outcome(role, opening, local, Noting(self).warning)
         standing = await start._ask_peers(Noting(self), parts, has_asked=self._has_asked)
         self._has_asked = False
         opening.recover(read_only=False, held_seq=standing.held_seq)
         for _ in opening.start_epoch_and_import(read_only=False, standing=standing):
             pass
         side.replicate(local.config, str(self.machine.address), reign=self.reign)
+        return taken
 
     # -- roles -------------------------------------------------------------------------------------
 

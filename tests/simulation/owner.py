@@ -1,13 +1,14 @@
-"""The surroundings of a simulated node's process: the report of its start, and the mounted node
-that it would be."""
+"""The surroundings of a simulated node's process: the report of its start, and its role."""
 
 import re
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from fusejournal.node import node as mounted
+from fusejournal.node.hooks import RoleHooks
+from fusejournal.node.running_role import RunningRole
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.replication.supervisor import Replication
 from fusejournal.roles.role import Event
 from fusejournal.types import Reign
 from tests.support.volumes import OpenVolume, Quiet
@@ -38,18 +39,13 @@ class Noting(Quiet):
             self._node.cluster.world.note(f"{self._node.name}: {message}")
 
 
-class Owner:
-    """Stands in for the mounted node that *node*'s process would be, which has *side* open, where
-    handoffs ask for one: the record of its role, and its end."""
+class SimulatedRole(RunningRole):
+    """The role of *node*, whose process has *side* open."""
 
-    note_offered = mounted.Node.note_offered
-    become_primary = mounted.Node.become_primary
-
-    def __init__(self, node: "Node", side: OpenVolume) -> None:
+    def __init__(self, node: "Node", side: OpenVolume, hooks: RoleHooks) -> None:
         self._node = node
         self._side = side
-        self.saving = trio.Lock()
-        self.next_role: tuple[Event, Reign] | None = None
+        super().__init__(node.record, side.opening, hooks, str(node.machine.address))
 
     @property
     def state(self) -> VolumeState:
@@ -60,20 +56,12 @@ class Owner:
     def state(self, record: VolumeState) -> None:
         self._node.record = record
 
-    def end_in_role(self, event: Event, reign: Reign) -> None:
+    def end_in(self, event: Event, reign: Reign) -> None:
         """End, and go on in another role."""
-        self.next_role = event, reign
-        self._side.volume.refuse_changes()
+        super().end_in(event, reign)
         self._side.becomes_mirror = event is Event.DEMOTED
         self._node.leave()
 
-    def listens_at(self) -> str:
-        """The place where other nodes connect to."""
-        return str(self._node.machine.address)
-
-    async def call_after_hooks(self) -> None:
+    async def call_after_hooks(self, replication: Replication) -> None:
         """Return at once: it has none."""
         await trio.lowlevel.checkpoint()
-
-    def serve_held(self) -> None:
-        """Nothing is held but by its callers."""

@@ -152,7 +152,7 @@ class OpenVolume:
         mirror = None
         if self.watermarks is not None:
             kernel_cache = self.usage.kernel_cache = KernelCache(lambda _: None, everything=False)
-            mirror = MirrorSeams(kernel_cache, self.opening.join_volume, self._take_over)
+            mirror = MirrorSeams(kernel_cache, self.opening.join_volume, lambda *_: self._take_over)
         append_notifier = AppendNotifier()
         self.usage.on_applied.append(append_notifier.entry_applied)
         replication = self._replication = assemble_replication(

@@ -79,7 +79,7 @@ def _assemble(spec: MountSpec, state: VolumeState) -> tuple[StartParts, ServingP
         start,
         fail=startup.volume.fail,
         join_volume=startup.join_volume,
-        take_over=take_nothing_over,
+        make_take_over=lambda *_: take_nothing_over,
     )
     return start, serving
 

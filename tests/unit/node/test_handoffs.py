@@ -2,21 +2,20 @@
 
 import os
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
-from fusejournal.address import parse_address
 from fusejournal.config import Config
 from fusejournal.errors import UsageError
 from fusejournal.layer.open_files import new_table
 from fusejournal.node.assemble import StartParts, assemble_start
-from fusejournal.node.handoffs import Handoffs
+from fusejournal.node.handoffs import Handoffs, learn_outcome
 from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.hooks import RoleHooks
-from fusejournal.node.node import Node
+from fusejournal.node.running_role import RunningRole
 from fusejournal.node.spec import MountSpec
 from fusejournal.node.state_dir import Offered, VolumeState, load_state, note_offer
 from fusejournal.types import Epoch, Reign
@@ -42,41 +41,45 @@ def spec_of(base: Path, overrule: str | None) -> MountSpec:
     return MountSpec("vol", base / "state", backing, backing, config, False, frozenset())
 
 
-def opened(spec: MountSpec, state: VolumeState) -> tuple[Handoffs, StartParts, SimpleNamespace]:
+def opened(spec: MountSpec, state: VolumeState) -> tuple[RunningRole, StartParts]:
     root_fd = os.open(spec.backing, os.O_RDONLY | os.O_DIRECTORY)
     parts = assemble_start(
         spec, state, Silent(), RoleHooks(spec), root_fd, new_table(), is_taken_over=False
     )
     parts.startup.open(read_only=False)
-    node = SimpleNamespace(state=state, saving=trio.Lock(), next_role=None)
-    node.note_offered = MethodType(Node.note_offered, node)
-    owner: Any = node
-    return Handoffs(owner, parts.startup, RoleHooks(spec)), parts, node
+    listen = spec.config.replication.listen
+    return RunningRole(state, parts.startup, RoleHooks(spec), listen), parts
+
+
+def handoffs_of(role: RunningRole, parts: StartParts, tasks: trio.Nursery) -> Handoffs:
+    """Those of a primary, of which nothing gets so far as to need more."""
+    replication: Any = SimpleNamespace(receiver=None)
+    return Handoffs(role, parts.startup, replication, lambda: None, tasks)
 
 
 async def test_it_waits_for_the_targets_answer(tmp_path: Path) -> None:
     spec, lines = spec_of(tmp_path, None), list[str]()
     with hold_or_make_volume(spec) as state:
-        handoffs, parts, node = opened(spec, note_offer(state, OFFERED))
+        role, parts = opened(spec, note_offer(state, OFFERED))
         assert parts.local is not None
         with trio.move_on_after(0.05) as waiting:
-            await handoffs.learn_outcome(parts.local, lines.append)
+            await learn_outcome(role, parts.startup, parts.local, lines.append)
         assert waiting.cancelled_caught
         assert "was offered to east" in lines[0]
         assert f'overrule = "{OFFERED.reign}"' in lines[0]
-        assert load_state(state.directory).offered == node.state.offered == OFFERED
-        assert not handoffs.goes_on()
+        assert load_state(state.directory).offered == role.state.offered == OFFERED
         parts.startup.close()
 
 
 async def test_a_person_may_say_that_the_reign_is_none(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, str(OFFERED.reign))
     with hold_or_make_volume(spec) as state:
-        handoffs, parts, node = opened(spec, note_offer(state, OFFERED))
+        role, parts = opened(spec, note_offer(state, OFFERED))
         assert parts.local is not None
         with trio.fail_after(PATIENCE_SECONDS):
-            await handoffs.learn_outcome(parts.local, pytest.fail)
-        assert load_state(state.directory).offered is node.state.offered is None
+            taken = await learn_outcome(role, parts.startup, parts.local, pytest.fail)
+        assert taken is None
+        assert load_state(state.directory).offered is role.state.offered is None
         parts.startup.close()
 
 
@@ -86,10 +89,9 @@ async def test_no_handoff_begins_with_a_time_that_cannot_be(
 ) -> None:
     spec = spec_of(tmp_path, None)
     with hold_or_make_volume(spec) as state:
-        handoffs, parts, node = opened(spec, state)
-        node.listens_at = lambda: parse_address("127.0.0.1:7710")
-        primary: Any = SimpleNamespace(receiver=None)  # nothing gets so far as to need more of it
-        begin = handoffs.commands(primary, nursery)["handoff"]
+        role, parts = opened(spec, state)
+        handoffs = handoffs_of(role, parts, nursery)
+        begin = handoffs.commands()["handoff"]
         with pytest.raises(UsageError, match="timeout_seconds has to be seconds, 0 to 60"):
             await begin({"peer": "east", "timeout_seconds": seconds})
         assert not handoffs.is_under_way

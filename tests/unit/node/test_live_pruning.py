@@ -14,9 +14,7 @@ from fusejournal.config import StoreConfig
 from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.reader import JournalReader
 from fusejournal.journal.watermarks import WatermarkPage
-from fusejournal.node.handoffs import Handoffs
 from fusejournal.node.holding import hold_or_make_volume
-from fusejournal.node.hooks import RoleHooks
 from fusejournal.node.journal_limits import PruningRefusedError, install_base, journal_limits
 from fusejournal.node.live_pruning import prune_running
 from fusejournal.node.state_dir import VolumeState, load_state, note_offer
@@ -31,7 +29,7 @@ from fusejournal.versions.manifest import make_store
 from fusejournal.versions.place import StorePlace, write_place
 from tests.support.patience import PATIENCE_SECONDS
 from tests.support.workload import make_directory, workload_of
-from tests.unit.node.test_handoffs import OFFERED, opened, spec_of
+from tests.unit.node.test_handoffs import OFFERED, handoffs_of, opened, spec_of
 
 pytestmark = pytest.mark.mount
 
@@ -101,50 +99,54 @@ def _limits(state: VolumeState) -> dict[str, int]:
         page.close()
 
 
-async def test_what_a_handoff_writes_down_meanwhile_is_seen(tmp_path: Path) -> None:
+async def test_what_a_handoff_writes_down_meanwhile_is_seen(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
     spec = spec_of(tmp_path, None)
     with hold_or_make_volume(spec) as state:
-        _, parts, node = opened(spec, state)
-        owner: Any = node
-        node.handoffs = handoffs = Handoffs(owner, parts.startup, RoleHooks(spec))
+        role, parts = opened(spec, state)
+        handoffs = handoffs_of(role, parts, nursery)
         running: Any = SimpleNamespace(peer=SimpleNamespace(name="east"), stage=Stage.UNDONE)
         handoffs._running = running
         base, tending, refused = _base(state), trio.Lock(), list[str]()
 
         async def prune() -> None:
             with pytest.raises(PruningRefusedError) as raised:
-                await prune_running(owner, parts.startup, tending, [], base, StoreConfig())
+                await prune_running(role, handoffs, parts.startup, tending, [], base, StoreConfig())
             refused.append(str(raised.value))
 
-        async with trio.open_nursery() as nursery, tending:
-            nursery.start_soon(prune)
+        async with trio.open_nursery() as tasks, tending:
+            tasks.start_soon(prune)
             with trio.fail_after(PATIENCE_SECONDS):
                 while not tending.statistics().tasks_waiting:  # noqa: ASYNC110 -- it reads first
                     await trio.sleep(0.005)
             await handoffs._note(OFFERED.reign)
         assert "was offered to east" in refused[0]
-        assert load_state(state.directory).offered == node.state.offered == OFFERED
+        assert load_state(state.directory).offered == role.state.offered == OFFERED
         running.stage = Stage.NOTED
         await prune()
         assert "the role is changing" in refused[1]
         shutil.rmtree(state.directory.parent / "kept")
         with pytest.raises(StoreError):
-            await prune_running(owner, parts.startup, tending, [], base, StoreConfig())
+            await prune_running(role, handoffs, parts.startup, tending, [], base, StoreConfig())
         assert load_base(state.directory) is None
         parts.startup.close()
 
 
-async def test_a_handoff_waits_for_who_writes_the_state(tmp_path: Path) -> None:
+async def test_a_handoff_waits_for_who_writes_the_state(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
     spec = spec_of(tmp_path, None)
     with hold_or_make_volume(spec) as state:
-        handoffs, parts, node = opened(spec, state)
+        role, parts = opened(spec, state)
+        handoffs = handoffs_of(role, parts, nursery)
         running: Any = SimpleNamespace(peer=SimpleNamespace(name="east"), stage=Stage.NOTED)
         handoffs._running = running
-        async with trio.open_nursery() as nursery, node.saving:
-            nursery.start_soon(handoffs._note, OFFERED.reign)
+        async with trio.open_nursery() as tasks, role.saving:
+            tasks.start_soon(handoffs._note, OFFERED.reign)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert node.state.offered is load_state(state.directory).offered is None
-        assert load_state(state.directory).offered == node.state.offered == OFFERED
+            assert role.state.offered is load_state(state.directory).offered is None
+        assert load_state(state.directory).offered == role.state.offered == OFFERED
         await handoffs._note(None)
-        assert load_state(state.directory).offered is node.state.offered is None
+        assert load_state(state.directory).offered is role.state.offered is None
         parts.startup.close()

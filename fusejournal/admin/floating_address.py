@@ -14,8 +14,10 @@ import socket
 import struct
 import subprocess
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from typing import Any
+from typing import Any, NamedTuple
 
+from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import checked
 from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import FusejournalError, UsageError
 
@@ -52,7 +54,7 @@ def take_address(address: IPv4Interface | IPv6Interface, device: str) -> None:
         announce(address, device)
         return
     found = _found(address, device)
-    if found is not None and (found.get("tentative") or found.get("dadfailed")):
+    if found is not None and (found.tentative or found.dadfailed):
         # It stays so whatever it is replaced with.
         _ip("address", "del", str(address), "dev", device)
     _ip("address", "replace", str(address), "dev", device, "nodad")
@@ -70,12 +72,33 @@ def has_address(address: IPv4Interface | IPv6Interface, device: str) -> bool:
     return _found(address, device) is not None
 
 
-def _found(address: IPv4Interface | IPv6Interface, device: str) -> dict[str, Any] | None:
-    """Returns what ip(8) tells of *address* on *device*; None: it is not there. Raises
-    FusejournalError."""
-    (found,) = json.loads(_ip("-json", "address", "show", "dev", device))
-    there: list[dict[str, Any]] = found.get("addr_info", [])
-    return next((one for one in there if one.get("local") == str(address.ip)), None)
+class _FoundAddress(NamedTuple):
+    """An address of a device, as ip(8) has it."""
+
+    local: str
+    tentative: bool
+    """True as long as the kernel asks whether another has it."""
+    dadfailed: bool
+    """True if another had it."""
+
+    @classmethod
+    def of(cls, raw: Any) -> "_FoundAddress":
+        """Returns the one that *raw* is of the JSON. Raises ValueError, AttributeError."""
+        flags = (raw.get(name, False) for name in ("tentative", "dadfailed"))
+        return checked(cls(raw.get("local", ""), *flags))
+
+
+def _found(address: IPv4Interface | IPv6Interface, device: str) -> _FoundAddress | None:
+    """Returns *address* as *device* has it; None: it is not there. Raises FusejournalError."""
+    printed = _ip("-json", "address", "show", "dev", device)
+    try:
+        (found,) = json.loads(printed)
+        there = [_FoundAddress.of(one) for one in found.get("addr_info", [])]
+    except UNREADABLE_JSON:
+        raise FusejournalError(
+            f"ip -json address show dev {device}: prints what is no address: {printed!r:.80}"
+        ) from None
+    return next((one for one in there if one.local == str(address.ip)), None)
 
 
 def announce(address: IPv4Interface, device: str) -> None:

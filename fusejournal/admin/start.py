@@ -13,13 +13,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fusejournal.admin.demote import is_fenced
 from fusejournal.admin.live import live_status
 from fusejournal.admin.mount_options import MountOptions
 from fusejournal.control.client import RemoteError
+from fusejournal.control.reply import Reply
 from fusejournal.disk import calls, mounts
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, MountError, VolumeNotFoundError
@@ -34,6 +36,26 @@ _IMPORT_BYTES = "FUSEJOURNAL_IMPORT_BYTES"
 by which the process is started again."""
 _REPORT_SECONDS = 0.1
 _STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartReport(Reply):
+    """A line that the layer's process reports: it has one of these."""
+
+    OMITTED: ClassVar[frozenset[str]] = frozenset(
+        {"progress", "warning", "error", "exit_code", "ready", "imported"}
+    )
+
+    progress: tuple[str, int, int | None, str] | None = None
+    """The stage, how much of how much is done, and the unit of that."""
+    warning: str | None = None
+    error: str | None = None
+    """The error that ends the process."""
+    exit_code: int | None = None
+    ready: bool | None = None
+    """True once the mount is live."""
+    imported: int | None = None
+    """The number of files and directories that were imported."""
 
 
 # -- the process that waits ------------------------------------------------------------------------
@@ -76,25 +98,27 @@ def start_volume(
             stderr=log_file,
         )
     os.close(write_fd)
+    report: StartReport | None = None
     try:
         with open(read_fd, encoding="utf-8") as reports:
             for line in reports:
-                report = json.loads(line)
-                if "progress" in report:
-                    reporter.progress(*report["progress"])
-                elif "warning" in report:
-                    reporter.warning(report["warning"])
-                elif "error" in report:
-                    child.wait()
-                    _take_back(spec.state_dir, is_made, is_log_made)
-                    raise RemoteError(report["error"], report["exit_code"])
-                elif "ready" in report:
-                    return int(report["imported"])
-    except KeyboardInterrupt:
+                report = StartReport.from_line("the layer", line)
+                if report.progress is not None:
+                    reporter.progress(*report.progress)
+                if report.warning is not None:
+                    reporter.warning(report.warning)
+                if report.error is not None:
+                    break
+                if report.ready:
+                    return report.imported or 0
+    except (KeyboardInterrupt, FusejournalError):
         child.send_signal(signal.SIGTERM)
         child.wait()
         raise
     child.wait()
+    if report is not None and report.error is not None:
+        _take_back(spec.state_dir, is_made, is_log_made)
+        raise RemoteError(report.error, report.exit_code or 1)
     lines = log_path.read_text(errors="replace").strip().splitlines()
     raise MountError(
         f"the layer ended with status {child.returncode}: "
@@ -193,20 +217,20 @@ class PipeReporter:
         """Report progress; not more often than ten times a second."""
         if time.monotonic() > self._sent + _REPORT_SECONDS:
             self._sent = time.monotonic()
-            self._send({"progress": [stage, done, total, unit]})
+            self._send(StartReport(progress=(stage, done, total, unit)))
 
     def warning(self, text: str) -> None:
         """Report a warning."""
-        self._send({"warning": text})
+        self._send(StartReport(warning=text))
 
     def error(self, text: str, exit_code: int) -> None:
         """Report what ends the process. Nothing is reported after it."""
-        self._send({"error": text, "exit_code": exit_code})
+        self._send(StartReport(error=text, exit_code=exit_code))
         self._close()
 
     def ready(self, imported: int) -> None:
         """Report that the mount is live. The pipe has no reader from here on."""
-        self._send({"ready": True, "imported": imported})
+        self._send(StartReport(ready=True, imported=imported))
         self._close()
 
     def _close(self) -> None:
@@ -214,10 +238,10 @@ class PipeReporter:
             os.close(self._fd)
             self._fd = -1
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, report: StartReport) -> None:
         if self._fd >= 0:
             with suppress(OSError):
-                line = json.dumps(message).encode() + b"\n"
+                line = json.dumps(report.to_json()).encode() + b"\n"
                 calls.write_all("reporter.send", self._fd, line)
 
 

@@ -30,13 +30,13 @@ from fusejournal.errors import FusejournalError
 from fusejournal.journal.segment import first_seq_of
 from fusejournal.objects.store import ObjectStore
 from fusejournal.types import Seq
-from fusejournal.versions.block_source import OfferedTree, answer_blocks, progress_report
+from fusejournal.versions.block_source import OfferedTree, answer_blocks
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.create import create_version
 from fusejournal.versions.creators import reading
 from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import Version, list_versions
-from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeReport
+from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeProgress, TreeReport
 from fusejournal.wire.frames import Decoder, Message, Refusal, encode_parts
 from fusejournal.wire.session import COPY
 from fusejournal.wire.session_states import SessionMachine, SessionState, Side
@@ -155,7 +155,7 @@ class TreeSource:
 
         def report() -> None:
             while not is_over.wait(_SIGN_SECONDS):
-                self._send(progress_report(known[0] or 0, known[1]))
+                self._send(TreeProgress(known[0] or 0, known[1]).told())
 
         def progress(done: int, total: int | None) -> None:
             known[:] = [done, total]

@@ -21,6 +21,7 @@ from typing import IO
 
 from fusejournal.cli.main import main as command_line
 from fusejournal.errors import FusejournalError
+from fusejournal.node.replies import HookOutcome
 
 
 def serve(calls: IO[bytes], answers: IO[bytes]) -> None:
@@ -29,7 +30,8 @@ def serve(calls: IO[bytes], answers: IO[bytes]) -> None:
         call = json.loads(line)
         os.environ.update(call["environment"])
         status, output = run(call["arguments"])
-        answers.write(json.dumps({"status": status, "output": output}).encode() + b"\n")
+        outcome = HookOutcome(status=status, output=output)
+        answers.write(json.dumps(outcome.to_json()).encode() + b"\n")
         answers.flush()
 
 

@@ -6,7 +6,8 @@ from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
-from fusejournal.disk.json_records import checked
+from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.errors import FusejournalError
 
 
@@ -63,6 +64,15 @@ class Reply:
             return checked(cls(**values))
         except ValueError as error:
             raise FusejournalError(f"the layer's answer cannot be: {error}") from None
+
+    @classmethod
+    def from_line(cls, who: str, line: bytes | str) -> Self:
+        """Returns the answer of which *line*, that *who*, a process in words, has sent, is the JSON
+        object. Raises FusejournalError where it is none."""
+        try:
+            return cls.from_json(parse_object(line))
+        except (FusejournalError, *UNREADABLE_JSON):
+            raise FusejournalError(f"{who} answers what is no reply: {line!r:.80}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

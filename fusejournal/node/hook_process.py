@@ -17,6 +17,8 @@ from typing import IO, Final
 import trio
 
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
+from fusejournal.errors import FusejournalError
+from fusejournal.node.replies import HookOutcome
 
 _COMMAND = "fusejournal"
 _GRACE_SECONDS: Final = 5.0
@@ -60,8 +62,11 @@ class HookProcess:
             self._called = None
         if not answer.endswith(b"\n"):
             raise ChildProcessError("its process has died")
-        told = json.loads(answer)
-        return int(told["status"]), str(told["output"]).encode()
+        try:
+            outcome = HookOutcome.from_line("its process", answer)
+        except FusejournalError as error:
+            raise ChildProcessError(str(error)) from None
+        return outcome.status, outcome.output.encode()
 
     def end(self) -> None:
         """End it, also in the midst of a hook: that is interrupted, ends what it runs, and is

@@ -72,3 +72,11 @@ class WitnessStatus(Reply):
     peers: tuple[str, ...]
     failure: str | None
     """The reason why it refuses, as a full disk is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookOutcome(Reply):
+    """The outcome of a hook that the process for shipped ones has run."""
+
+    status: int
+    output: str

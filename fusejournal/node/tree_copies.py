@@ -3,7 +3,6 @@
 
 Used from the event loop's thread. Cancelling ends the process."""
 
-import json
 import logging
 import subprocess
 from dataclasses import dataclass
@@ -14,7 +13,13 @@ import trio
 
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import PeerLostError
-from fusejournal.wire.block_messages import Blocks, TreeReport
+from fusejournal.wire.block_messages import (
+    Blocks,
+    TreeProgress,
+    TreeReport,
+    is_last_report,
+    offered_bytes,
+)
 from fusejournal.wire.frames import Decoder, Message, encode
 from fusejournal.wire.session import RefusedError
 from fusejournal.wire.session_connection import SessionConnection
@@ -37,17 +42,17 @@ class _Copy:
     sent_bytes: int = 0
 
     def note(self, message: Message) -> None:
-        """Note what goes to the mirror."""
+        """Note what goes to the mirror. Raises WireError for a report that cannot be read."""
         if isinstance(message, Blocks):
             self.sent_bytes += len(message.content)
         elif isinstance(message, TreeReport):
-            raw = json.loads(message.fields)
-            if "version" not in raw:
-                self.stage = f"waits for a version of it: {raw['done']:,} entries read"
-            elif raw["version"] is not None:
+            if not is_last_report(message):
+                done = TreeProgress.of(message).done
+                self.stage = f"waits for a version of it: {done:,} entries read"
+            elif (tree_bytes := offered_bytes(message)) is not None:
                 self.stage = ""
                 self.began_at = trio.current_time()
-                self.tree_bytes = json.loads(raw["version"])["content_bytes"]
+                self.tree_bytes = tree_bytes
 
     def words(self) -> str:
         """Returns how far it is, in words."""

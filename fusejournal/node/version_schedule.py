@@ -8,7 +8,6 @@ goes on with. It ends with the layer, because its standard input does.
 
 Owned by the node's nursery; :meth:`VersionSchedule.run` is one task."""
 
-import json
 import logging
 import subprocess
 import time
@@ -19,7 +18,6 @@ from typing import Final
 
 import trio
 
-from fusejournal.disk.files import UNREADABLE_JSON
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError
 from fusejournal.node.disk_space import disk_space
@@ -235,8 +233,8 @@ class VersionSchedule:
         except (OSError, trio.BrokenResourceError) as error:
             why = f"{_WORDS[work]} has no process: {error}"
         else:
-            with suppress(FusejournalError, *UNREADABLE_JSON):
-                return WorkOutcome.from_json(json.loads(told))
+            with suppress(FusejournalError):
+                return WorkOutcome.from_line(f"the process for {_WORDS[work]}", told)
             why = f"the process for {_WORDS[work]} ended with {code}: see the layer's log"
         return await trio.to_thread.run_sync(self._failed, why)
 

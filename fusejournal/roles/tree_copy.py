@@ -33,7 +33,14 @@ from fusejournal.versions.manifest import Version, put_version
 from fusejournal.versions.missing_blocks import MissingBlocks
 from fusejournal.versions.trees import Trees
 from fusejournal.wire.batches import frame_range_of
-from fusejournal.wire.block_messages import AskTree, Blocks, TreeReport, report_fields
+from fusejournal.wire.block_messages import (
+    AskTree,
+    Blocks,
+    TreeProgress,
+    TreeReport,
+    is_last_report,
+    report_fields,
+)
 from fusejournal.wire.frames import AskChains, Batch, Begin, Diverged, End, Welcome, WireError
 from fusejournal.wire.identity import Identity
 from fusejournal.wire.session import (
@@ -173,13 +180,10 @@ class TreeCopy:
         while True:
             with trio.fail_after(SILENCE_SECONDS):
                 told: TreeReport = await session.receive()
-            raw = report_fields(told)
-            if "version" in raw:
+            if is_last_report(told):
                 break
-            done, total = raw.get("done"), raw.get("total")
-            if isinstance(done, int) and isinstance(total, int | None):
-                self._progress(f"{self.node} makes a version", done, total, "entries")
-        offered = OfferedTree.from_fields(session.where, raw)
+            self._progress(f"{self.node} makes a version", *TreeProgress.of(told), "entries")
+        offered = OfferedTree.from_fields(session.where, report_fields(told))
         version, uuid = offered.version, self._me.uuid
         if version is not None and uuid is not None and version.uuid != uuid:
             raise WireError(f"{session.where}: a tree of volume {version.uuid}, not of {uuid}")

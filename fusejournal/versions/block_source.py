@@ -72,11 +72,6 @@ class OfferedTree:
             raise WireError(f"{where}: a tree that cannot be: {error!r}") from None
 
 
-def progress_report(done: int, total: int | None) -> TreeReport:
-    """Returns the message that tells how far the making of a version is."""
-    return TreeReport(json.dumps({"done": done, "total": total}).encode())
-
-
 def answer_blocks(blocks: BlockReader, asked: AskBlocks) -> Iterator[Blocks]:
     """Yields what *asked* wants, as far as *blocks* has it. Raises StoreError."""
     stored: list[bytes] = []

@@ -7,6 +7,8 @@ PROTOCOL.md."""
 import json
 from typing import Any, NamedTuple
 
+from fusejournal.disk.files import UNREADABLE_JSON
+from fusejournal.disk.json_records import checked, parse_object
 from fusejournal.errors import WireError
 
 
@@ -27,18 +29,50 @@ class TreeReport(NamedTuple):
 def report_fields(report: TreeReport) -> dict[str, Any]:
     """Returns the JSON object in *report*. Raises WireError."""
     try:
-        raw = json.loads(report.fields)
-    except (ValueError, RecursionError):
-        raw = None
-    if not isinstance(raw, dict):
-        raise WireError("a tree that cannot be read")
-    return raw
+        return parse_object(report.fields)
+    except UNREADABLE_JSON:
+        raise WireError("a tree that cannot be read") from None
 
 
 def is_last_report(report: TreeReport) -> bool:
     """True if *report* has the version, or that there is none; False if it says how far the making
     of one is. Raises WireError."""
     return "version" in report_fields(report)
+
+
+def offered_bytes(report: TreeReport) -> int | None:
+    """Returns how many bytes the contents of the tree have that *report*, the last, offers; None
+    where it offers none. Raises WireError."""
+    version = report_fields(report)["version"]
+    if version is None:
+        return None
+    try:
+        content_bytes = parse_object(version)["content_bytes"]
+    except UNREADABLE_JSON:
+        content_bytes = None
+    if type(content_bytes) is not int or content_bytes < 0:
+        raise WireError("a tree that cannot be read")
+    return content_bytes
+
+
+class TreeProgress(NamedTuple):
+    """The progress of the making of a version, in entries; ``total`` None: of an unknown number."""
+
+    done: int
+    total: int | None
+
+    @classmethod
+    def of(cls, report: TreeReport) -> "TreeProgress":
+        """Returns what *report*, which is not the last, says. Raises WireError."""
+        raw = report_fields(report)
+        try:
+            return checked(cls(raw["done"], raw.get("total")))
+        except (KeyError, ValueError):
+            raise WireError("a progress that cannot be read") from None
+
+    def told(self) -> TreeReport:
+        """Returns the message that tells of it."""
+        return TreeReport(json.dumps(self._asdict()).encode())
 
 
 class AskBlocks(NamedTuple):

@@ -17,6 +17,7 @@ from fusejournal.admin.pair import PairingCode
 from fusejournal.admin.promote import PromotionOutcome
 from fusejournal.admin.rejoin import Rejoined
 from fusejournal.admin.restore_report import RestoreReport
+from fusejournal.admin.start import StartReport
 from fusejournal.admin.version_store import StoreInitialized, StoreKeyId
 from fusejournal.agent.console_replies import (
     ConsoleCode,
@@ -31,6 +32,7 @@ from fusejournal.console.users import UserAdded
 from fusejournal.control.reply import Done, Reply
 from fusejournal.node.replies import (
     Demoting,
+    HookOutcome,
     LayerArguments,
     ModeFollowed,
     PromotionProgress,
@@ -154,6 +156,11 @@ REPLIES: tuple[Reply, ...] = (
         store="/backup/versions", id="0123abcd", key_id="89abcdef", recovery_key="ABCD-EFGH",
     ),
     StoreKeyId(key_id="89abcdef"),
+    HookOutcome(status=1, output="it is in use\n"),
+    StartReport(
+        progress=("importing", 1, 9, "bytes"), warning="the backing is open", error="in use",
+        exit_code=4, ready=True, imported=7,
+    ),
 )  # fmt: skip
 """A sample of each kind of typed answer, with all of its fields."""
 

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from fusejournal.admin import floating_address
+from fusejournal.errors import FusejournalError
 from tests.support.network import Host, network
 
 pytestmark = pytest.mark.mount
@@ -63,3 +65,20 @@ def test_an_address_of_ipv6_is_usable_at_once_and_known_to_the_neighbours(failed
         run(old, "ip", "address", "del", f"{FLOATING}/64", "dev", "eth0")
         run(new, sys.executable, "-c", _TAKE)
         wait_for_neighbour(far, hardware(new))
+
+
+@pytest.mark.parametrize(
+    "printed", ["", "[]", "[5]", '[{"addr_info": [5]}]', "Usage: ip", "[{}, {}]"]
+)
+def test_what_ip_prints_may_be_anything(monkeypatch: pytest.MonkeyPatch, printed: str) -> None:
+    monkeypatch.setattr(floating_address, "_ip", lambda *_: printed)
+    with pytest.raises(FusejournalError, match="dev eth0: prints what is no address: "):
+        floating_address.has_address(floating_address.parse_floating("192.0.2.9/24"), "eth0")
+
+
+def test_an_address_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = '[{"addr_info": [{"family": "inet", "local": "192.0.2.9", "prefixlen": 24}]}]'
+    monkeypatch.setattr(floating_address, "_ip", lambda *_: printed)
+    for text, is_there in (("192.0.2.9/24", True), ("192.0.2.8/24", False)):
+        address = floating_address.parse_floating(text)
+        assert floating_address.has_address(address, "eth0") is is_there

@@ -2,14 +2,19 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fusejournal.admin import start
+from fusejournal.admin.mount_options import MountOptions
 from fusejournal.admin.start import PipeReporter, has_parent, reporting_to_parent
-from fusejournal.errors import MountError
+from fusejournal.config import Config
+from fusejournal.errors import FusejournalError, MountError
+from fusejournal.node.spec import MountSpec
 
 
 @pytest.fixture
@@ -62,3 +67,26 @@ def test_a_parent_that_is_gone_does_not_matter() -> None:
     reporter = PipeReporter(write_fd)
     reporter.warning("nobody reads this")
     reporter.ready(7)
+
+
+@pytest.mark.parametrize("line", ["Traceback (most recent call last):", "[]", '{"ready": "yes"}'])
+def test_what_is_no_report_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """In one line, and the layer's process does not outlive it."""
+    script = tmp_path / "layer.py"
+    script.write_text(
+        "import os, time\n"
+        f"os.write(int(os.environ[{start._REPORT_FD!r}]), {line + chr(10)!r}.encode())\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(start, "python_module", lambda *_: [sys.executable, str(script)])
+    spec = MountSpec(
+        *("vol", tmp_path / "state", tmp_path, tmp_path, Config(), False, frozenset[str]())
+    )
+    reporter: Any = None
+    with pytest.raises(FusejournalError, match=r"^the layer answers what is no reply: "):
+        start.start_volume(spec, MountOptions(), reporter)
+    pid = (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else ""
+    assert not pid or not Path("/proc", pid).exists()

@@ -136,6 +136,15 @@ def await_told(server: Path, times: int) -> None:
         time.sleep(0.01)
 
 
+def test_one_that_answers_something_else(
+    process: HookProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = [sys.executable, "-c", "print(input() and 'Traceback', flush=True); input()"]
+    monkeypatch.setattr(hook_process, "python_module", lambda *_: program)
+    with pytest.raises(ChildProcessError, match=r"^its process answers what is no reply: b'Trace"):
+        process.run(_NOTIFY, _TOLD)
+
+
 async def test_one_that_hangs_is_ended(server: Path, tmp_path: Path) -> None:
     (server / "goes-on").touch()
     command = " ".join((*python_module("fusejournal"), *_NOTIFY))

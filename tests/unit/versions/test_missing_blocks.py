@@ -15,7 +15,6 @@ from fusejournal.types import ROOT_FID, Epoch, Fid, Seq
 from fusejournal.versions.block_source import (
     OfferedTree,
     answer_blocks,
-    progress_report,
 )
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkItem, build_list
@@ -35,7 +34,14 @@ from fusejournal.versions.records import (
 from fusejournal.versions.sorted_tree import Nodes, empty_tree, update_tree
 from fusejournal.versions.trees import Trees
 from fusejournal.versions.verify import verify_version
-from fusejournal.wire.block_messages import Blocks, TreeReport, is_last_report, report_fields
+from fusejournal.wire.block_messages import (
+    Blocks,
+    TreeProgress,
+    TreeReport,
+    is_last_report,
+    offered_bytes,
+    report_fields,
+)
 from fusejournal.wire.frames import WireError
 from tests.support.objects import MemoryStore
 
@@ -254,8 +260,19 @@ def test_the_tree_that_is_told() -> None:
         raw = report_fields(offered.told())
         assert OfferedTree.from_fields("there", raw) == offered
         assert is_last_report(offered.told())
-    assert report_fields(progress_report(3, None)) == {"done": 3, "total": None}
-    assert not is_last_report(progress_report(3, None))
+    assert report_fields(TreeProgress(3, None).told()) == {"done": 3, "total": None}
+    assert not is_last_report(TreeProgress(3, None).told())
+    assert TreeProgress.of(TreeProgress(3, None).told()) == (3, None)
+    assert offered_bytes(OfferedTree(version, "", Seq(3), Seq(11), 1).told()) == (
+        version.content_bytes
+    )
+    assert offered_bytes(OfferedTree(None, "", Seq(3), Seq(11), 1).told()) is None
+    for fields in (b"{}", b'{"done": "3"}', b'{"done": 3, "total": -0.5}'):
+        with pytest.raises(WireError, match="a progress that cannot be read"):
+            TreeProgress.of(TreeReport(fields))
+    for version_text in ("5", '"["', '"{}"', '"{\\"content_bytes\\": -1}"'):
+        with pytest.raises(WireError, match="a tree that cannot be read"):
+            offered_bytes(TreeReport(f'{{"version": {version_text}}}'.encode()))
     for fields in (b"", b"[]", b"\xff", b"[" * 100_000):
         with pytest.raises(WireError, match="cannot be read"):
             report_fields(TreeReport(fields))

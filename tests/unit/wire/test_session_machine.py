@@ -9,8 +9,8 @@ import trio.testing
 
 from fusejournal.errors import WireError
 from fusejournal.types import Epoch, Position, Seq
-from fusejournal.versions.block_source import OfferedTree, progress_report
-from fusejournal.wire.block_messages import TreeReport
+from fusejournal.versions.block_source import OfferedTree
+from fusejournal.wire.block_messages import TreeProgress, TreeReport
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import (
     Batch,
@@ -105,7 +105,7 @@ _AFTER = {
 }
 """The greeting and the answer that lead there."""
 _REPORTS = {
-    SessionState.ASKING: progress_report(3, None),
+    SessionState.ASKING: TreeProgress(3, None).told(),
     SessionState.COPYING: OfferedTree(None, "", Seq(1), Seq(9), 1).told(),
 }
 _ARROWS = [

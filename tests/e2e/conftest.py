@@ -1,9 +1,10 @@
-"""A fixture of the tests of what a mounted layer answers."""
+"""Fixtures: a mounted tree, and programs for the hooks of a node."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.support.hook_programs import HookPrograms
 from tests.support.layer import Layer
 
 
@@ -16,3 +17,9 @@ def root(layer: Layer) -> Path:
         parent.chmod(0o755)
     layer.mountpoint.chmod(0o777)
     return layer.mountpoint
+
+
+@pytest.fixture
+def hooks(tmp_path: Path) -> HookPrograms:
+    """Programs around a change of the role."""
+    return HookPrograms(tmp_path)

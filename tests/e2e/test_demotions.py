@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mirrors import CONFIG, await_level, check_equal, nodes, started, wait_for
+from tests.support.hook_programs import HookPrograms
+from tests.support.mirrors import await_level, check_equal, nodes, started, wait_for
 from tests.support.promotions import demote, promote, serves, takes_nothing, work
 from tests.support.trees import fids
 
@@ -57,24 +58,18 @@ def test_a_primary_goes_on_where_nobody_has_what_it_has(tmp_path: Path) -> None:
         assert takes_nothing(primary)
 
 
-def test_a_demotion_that_is_interrupted_has_changes_taken_again(tmp_path: Path) -> None:
-    hooks = f"[hooks]\nafter = ['/usr/bin/touch {tmp_path}/brought-back']\n"
-    with nodes(tmp_path, None, config=CONFIG + hooks) as (primary, mirror):
-        primary.start()
-        mirror.start()
-        work(primary, "first")
-        await_level(primary, mirror)
+def test_a_demotion_that_is_interrupted_has_changes_taken_again(hooks: HookPrograms) -> None:
+    with hooks.pair(after=hooks.starts) as (primary, mirror):
         mirror.kill()
         wait_for(lambda: primary.peer(mirror)["state"] == "connecting", primary.ask)
-        brought_back = tmp_path / "brought-back"
-        wait_for(brought_back.exists, primary.ask)
-        brought_back.unlink()
+        wait_for(hooks.brought_back.exists, primary.ask)
+        hooks.brought_back.unlink()
         command = primary.command("demote", str(primary.state), "--timeout", "100")
         with subprocess.Popen(command, env=primary.environment) as asking:
             wait_for(lambda: primary.ask()["state"] == "read-only", primary.ask)
             asking.send_signal(signal.SIGINT)
             assert asking.wait(timeout=10) == 130
-        wait_for(brought_back.exists, primary.ask)
+        wait_for(hooks.brought_back.exists, primary.ask)
         work(primary, "second")
         assert serves(primary)
 

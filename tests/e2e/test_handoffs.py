@@ -24,6 +24,7 @@ from fusejournal.node.state_dir import load_state
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.role import Role
 from tests.support.forked import Forked
+from tests.support.hook_programs import HookPrograms, with_hooks
 from tests.support.mirrors import CONFIG, Node, await_level, check_equal, nodes, wait_for
 from tests.support.promotions import serves
 
@@ -308,18 +309,17 @@ def test_changes_wait_and_go_on_when_it_is_undone(tmp_path: Path) -> None:
         check_equal(primary, mirror)
 
 
-def test_a_hook_that_fails_stops_it_on_either_side(tmp_path: Path) -> None:
+def test_a_hook_that_fails_stops_it_on_either_side(tmp_path: Path, hooks: HookPrograms) -> None:
     """And the hooks that come after take back what those before have done."""
     calls = tmp_path / "calls"
-    before, after = tmp_path / "before", tmp_path / "after"
-    for script, last in ((before, f"! test -e {tmp_path}/fail-$FUSEJOURNAL_ROLE"), (after, "true")):
-        name = script.name
-        script.write_text(
-            f'#!/bin/sh\necho "{name} $FUSEJOURNAL_ROLE $FUSEJOURNAL_PEER" >> {calls}\n{last}\n'
+    before, after = (
+        hooks.program(name, f'echo "{name} $FUSEJOURNAL_ROLE $FUSEJOURNAL_PEER" >> {calls}', last)
+        for name, last in (
+            ("before", f"! test -e {tmp_path}/fail-$FUSEJOURNAL_ROLE"),
+            ("after", "true"),
         )
-        script.chmod(0o755)
-    hooks = f"[hooks]\nbefore = ['{before}']\nafter = ['{after}']\n"
-    with pair(tmp_path, config=CONFIG + hooks) as (primary, mirror):
+    )
+    with pair(tmp_path, config=with_hooks(before=before, after=after)) as (primary, mirror):
         for role, code in (("primary", 37), ("mirror", 36)):
             calls.write_text("")
             (tmp_path / f"fail-{role}").touch()

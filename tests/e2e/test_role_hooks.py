@@ -10,67 +10,48 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mirrors import CONFIG, Node, await_level, nodes, wait_for
+from tests.support.hook_programs import HookPrograms, with_hooks
+from tests.support.mirrors import Node, await_level, wait_for
 from tests.support.network import Host, network
 from tests.support.promotions import demote, promote, serves, work
 
 pytestmark = pytest.mark.mount
 
 
-def test_a_promotion_that_is_interrupted_has_the_hooks_undone(tmp_path: Path) -> None:
+def test_a_promotion_that_is_interrupted_has_the_hooks_undone(hooks: HookPrograms) -> None:
     """Those before it may have stopped what others are served by, too."""
-    taken, brought_back = tmp_path / "taken", tmp_path / "brought-back"
-    program = tmp_path / "stops-what-runs"
-    program.write_text(f"#!/bin/sh\nrm {brought_back}\ntouch {taken}\nexec sleep 100\n")
-    program.chmod(0o755)
-    hooks = f"[hooks]\nbefore = ['{program}']\nafter = ['/usr/bin/touch {brought_back}']\n"
-    with nodes(tmp_path, None, config=CONFIG + hooks) as (primary, mirror):
-        primary.start()
-        mirror.start()
-        work(primary, "first")
-        await_level(primary, mirror)
+    with hooks.pair(before=hooks.stops, after=hooks.starts) as (primary, mirror):
         primary.kill()
-        wait_for(brought_back.exists, mirror.ask)
+        wait_for(hooks.brought_back.exists, mirror.ask)
         command = mirror.command("promote", str(mirror.state), "--force")
         with subprocess.Popen(command, env=mirror.environment) as asking:
-            wait_for(taken.exists, mirror.ask)
+            wait_for(hooks.taken.exists, mirror.ask)
             asking.send_signal(signal.SIGINT)
             assert asking.wait(timeout=10) == 130
-        wait_for(brought_back.exists, mirror.ask)
+        wait_for(hooks.brought_back.exists, mirror.ask)
         assert mirror.ask()["role"] == "mirror"
 
 
 @pytest.mark.parametrize("command", ["promote", "demote", "handoff"])
 def test_a_change_that_ends_with_the_process_has_the_hooks_undone(
-    tmp_path: Path, command: str
+    hooks: HookPrograms, command: str
 ) -> None:
     """By SIGTERM, as a service is stopped: what serves others, too, is not left stopped."""
-    taken, brought_back = tmp_path / "taken", tmp_path / "brought-back"
-    before, after = tmp_path / "stops-what-runs", tmp_path / "starts-it"
-    before.write_text(f"#!/bin/sh\nrm {brought_back}\ntouch {taken}\nexec sleep 100\n")
-    after.write_text(f'#!/bin/sh\necho "$FUSEJOURNAL_ROLE" >{brought_back}\n')
-    for program in (before, after):
-        program.chmod(0o755)
-    hooks = f"[hooks]\nbefore = ['{before}']\nafter = ['{after}']\n"
-    with nodes(tmp_path, None) as (primary, mirror):
+    on = "mirror" if command == "promote" else "primary"
+    with hooks.pair(on=on, before=hooks.stops, after=hooks.starts) as (primary, mirror):
         node = mirror if command == "promote" else primary
-        node.reconfigure(CONFIG + hooks)
-        primary.start()
-        mirror.start()
-        work(primary, "first")
-        await_level(primary, mirror)
         if command == "promote":
             primary.kill()
-        wait_for(brought_back.exists, node.ask)
+        wait_for(hooks.brought_back.exists, node.ask)
         words = {"promote": ("--force",), "demote": (), "handoff": (mirror.name,)}[command]
         line = node.command(command, str(node.state), *words)
         with subprocess.Popen(line, env=node.environment, stderr=subprocess.DEVNULL) as asking:
-            wait_for(taken.exists, node.ask)
+            wait_for(hooks.taken.exists, node.ask)
             os.kill(node.pid, signal.SIGTERM)
             node.wait()
             asking.kill()  # it may wait for the next start
         # Whatever it is: it serves nothing.
-        assert brought_back.read_text() == "mirror\n"
+        assert hooks.brought_back.read_text() == "mirror\n"
 
 
 FLOATING = "10.77.0.100"
@@ -111,12 +92,12 @@ def has_floating(node: Node) -> bool:
 def test_the_address_goes_where_the_primary_is(tmp_path: Path) -> None:
     """By the hook that is shipped: clients need not ask where it is, they are told."""
     tool = f"{sys.executable} -P -m fusejournal hook address {FLOATING}/24 eth0"
-    hooks = f"[hooks]\nbefore = ['{tool}']\nafter = ['{tool}']\n"
+    config = with_hooks(before=tool, after=tool)
     with network() as net:
         client = net.host()
         with (
-            Node(tmp_path / "primary", net.host(), "primary", CONFIG + hooks) as primary,
-            Node(tmp_path / "mirror", net.host(), "mirror", CONFIG + hooks) as mirror,
+            Node(tmp_path / "primary", net.host(), "primary", config) as primary,
+            Node(tmp_path / "mirror", net.host(), "mirror", config) as mirror,
         ):
             primary.ships_to(mirror)
             primary.start()
@@ -141,18 +122,11 @@ def test_the_address_goes_where_the_primary_is(tmp_path: Path) -> None:
             )
 
 
-def test_a_program_makes_sure_that_the_primary_is_off(tmp_path: Path) -> None:
+def test_a_program_makes_sure_that_the_primary_is_off(tmp_path: Path, hooks: HookPrograms) -> None:
     """Then no admin need force the promotion; where it cannot, nothing is promoted."""
     verdict, asked = tmp_path / "verdict", tmp_path / "asked"
-    program = tmp_path / "is-off"
-    program.write_text(f'#!/bin/sh\necho "$FUSEJOURNAL_PEER" >>{asked}\ntest -e {verdict}\n')
-    program.chmod(0o755)
-    hooks = f"[hooks]\nfence = '{program}'\n"
-    with nodes(tmp_path, None, config=CONFIG + hooks) as (primary, mirror):
-        primary.start()
-        mirror.start()
-        work(primary, "before")
-        await_level(primary, mirror)
+    is_off = hooks.program("is-off", f'echo "$FUSEJOURNAL_PEER" >>{asked}', f"test -e {verdict}")
+    with hooks.pair(fence=is_off) as (primary, mirror):
         primary.kill()
         refused = mirror.run("promote", str(mirror.state), check=False)
         assert refused.returncode == 36
@@ -166,15 +140,8 @@ def test_a_program_makes_sure_that_the_primary_is_off(tmp_path: Path) -> None:
         assert asked.read_text() == "primary\n"
 
 
-def test_a_hook_that_fails_stops_a_demotion(tmp_path: Path) -> None:
-    with nodes(tmp_path, None, config=CONFIG + "[hooks]\nbefore = ['/bin/false']\n") as (
-        primary,
-        mirror,
-    ):
-        primary.start()
-        mirror.start()
-        work(primary, "before")
-        await_level(primary, mirror)
+def test_a_hook_that_fails_stops_a_demotion(hooks: HookPrograms) -> None:
+    with hooks.pair(before="/bin/false") as (primary, mirror):
         refused = primary.run("demote", str(primary.state), check=False)
         assert refused.returncode == 36
         work(primary, "after")

@@ -2,8 +2,8 @@
 the copy of them that its store gets; on the source, for a version of its tree.
 
 What contents take once they are compressed is not known before; so it is refused where they cannot
-fit, and a warning says where they may not. Who knows better (files with large holes count in full)
-can say so."""
+fit, and a warning says where they may not. An admin who knows better (files with large holes count
+in full) can say so."""
 
 import os
 from collections.abc import Callable

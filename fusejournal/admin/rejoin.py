@@ -219,7 +219,7 @@ class RejoinRequest:
         if peer is not None:
             return self._ask(page, head, peer)
         known = load_parting(state.directory)
-        # (Who goes by a lower reign than this node has seen is not followed.)
+        # (A peer that goes by a lower reign than this node has seen is not followed.)
         is_current = known is not None and known.reign.epoch >= page.fence.epoch
         if known is not None and is_current and self._peer in (None, known.peer):
             return known

@@ -1,8 +1,8 @@
 """Other flags for a mount that is there, as by ``mount -o remount,ro``, with its layer left alone.
 
 The kernel keeps what is read-only out by itself. After ``ro`` everything is flushed, the backing as
-well: who looks at it, or copies it, finds all that was acknowledged. It stays so, also under a
-layer that takes the mount over, until another remount, or a restart with other options."""
+well: an admin who looks at it, or copies it, finds all that was acknowledged. It stays so, also
+under a layer that takes the mount over, until another remount, or a restart with other options."""
 
 import errno
 from collections.abc import Callable, Sequence

@@ -205,7 +205,7 @@ class JournalSource:
             from_seq, to_seq: the first entry, and the last. A seq need not be in the journal.
             since, until: times or marks, both ends included.
             ops: names of operations, or several of them with commas.
-            uid, pid: of who asked for it.
+            uid, pid: of the caller that asked for it.
             paths: paths, or patterns of them.
             only, without: seqs or ranges of seqs, both ends included.
             bytes_min, bytes_max: of the data that an entry brings, both included.

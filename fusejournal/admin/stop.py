@@ -36,7 +36,7 @@ class StopReporter(Protocol):
         """A step that the admin should know of."""
 
     def waiting(self, words: str) -> None:
-        """A reason to wait, for who looks on."""
+        """A reason to wait, for an admin who looks on."""
 
 
 class StopResult(NamedTuple):

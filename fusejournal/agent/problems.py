@@ -181,7 +181,7 @@ def _overdue_hours(status: VolumeStatus) -> float | None:
     try:
         policy = load_config(file).versions
     except FusejournalError:
-        return None  # it is told by who would use it
+        return None  # it is reported by the process that would use it
     return next((hours for key, hours in _OVERDUE if _keeps(policy, key)), None)
 
 

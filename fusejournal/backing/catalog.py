@@ -3,8 +3,9 @@
 It changes no file of the backing. It is a cache of what journal and backing say:
 :meth:`Catalog.record` takes one entry and brings the catalog to the state after it, by the entry
 alone, so that a lost or stale catalog is made good by recording the journal again. What an entry
-cannot tell, the backing handle of a new object, is filled in by who knows it (the applier, or
-recovery's look at the backing). How it is kept is the store's affair (catalog_store.py).
+cannot tell, the backing handle of a new object, is filled in by the caller that knows it (the
+applier, or recovery's look at the backing). How it is kept is the store's affair
+(catalog_store.py).
 
 A cookie is a name's place in its directory: 4 + twice the seq of the entry that made the name
 (plus one for the second name of an exchange). A rename within one directory keeps the cookie, so

@@ -163,7 +163,8 @@ class HiddenFiles:
 
     def _remove_hidden(self) -> None:
         """Take the hidden directory away if nothing is in it. One that cannot be removed stays, out
-        of sight, until the next who leaves it, or the next mount. Raises ApplyBrokenError."""
+        of sight, until the next process that leaves it, or the next mount. Raises
+        ApplyBrokenError."""
         try:
             with self._root_mtime_kept():
                 failpoints.reached("orphan.leave")

@@ -11,8 +11,8 @@ _pending: list[bool] = []
 
 
 def raise_interrupt() -> None:
-    """Raises KeyboardInterrupt, once, if one was held back: for who waits for something far away,
-    where stopping harms nothing. What tidies up after it may wait there, too."""
+    """Raises KeyboardInterrupt, once, if one was held back: for a command that waits for something
+    far away, where stopping harms nothing. What tidies up after it may wait there, too."""
     if threading.current_thread() is threading.main_thread() and any(_pending):
         _pending[:] = [False] * len(_pending)
         raise KeyboardInterrupt

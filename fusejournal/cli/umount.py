@@ -18,7 +18,7 @@ from fusejournal.node.registry import find_volume
 @click.option(
     "--lazy",
     is_flag=True,
-    help="Take the mount away even if it is in use: who has files open is cut off.",
+    help="Take the mount away even if it is in use: processes with files open are cut off.",
 )
 @click.option(
     "--force",

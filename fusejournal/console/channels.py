@@ -29,8 +29,8 @@ and in each of them, with their defaults::
 
 Where it has commands, other users may neither change it nor the programs, nor files that arguments
 name, nor the directories above them. Where it has secrets, no other user may be able to read it; a
-webhook's URL is one, for who has it can post. So no error of a channel has a URL, a header or a
-password in its words: they are shown on the page and logged."""
+webhook's URL is one, because a stranger who has it can post. So no error of a channel has a URL, a
+header or a password in its words: they are shown on the page and logged."""
 
 import http.client
 import itertools

@@ -122,7 +122,7 @@ class Gates:
     # -- logging in and out ------------------------------------------------------------------------
 
     async def session(self, request: Request) -> Response:
-        """Tells who is logged in; an empty name: no user. Cancelling is harmless."""
+        """Returns the name of the user who is logged in; empty: none is. Cancelling is harmless."""
         if not request.cookies.get(COOKIE):
             return json_answer({"name": "", "role": "", "csrf": ""})
         await self.admit(request, AccessRole.VIEWER)

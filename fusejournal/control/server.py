@@ -4,7 +4,8 @@ The server's side, which runs in the node's nursery; client.py is the other. A r
 command's own object, or ``{"error": text, "exit_code": n}``. Only root can reach the socket; even
 so a script of root's that goes wrong costs the layer little. ``_ASKING_MAX`` connections may be
 asking at a time, of which the oldest makes room for a new one; ``_BUSY_MAX`` requests may be at
-work; who asks or reads too slowly is cut off; and a lack of descriptors only makes callers wait.
+work; a client that asks or reads too slowly is cut off; and a lack of descriptors only makes
+callers wait.
 
 A request with ``"follow": true`` is one for a command that may take long: until the reply comes,
 there is a line ``{"working": true, ...}`` every ``_WORKING_SECONDS``, and the command is cancelled

@@ -102,8 +102,8 @@ class EntryClock:
         if 0 <= time.time_ns() - time_ns < _TOUCH_NS:
             self._touched_ns = max(self._touched_ns, time_ns)
 
-    def words(self, last_ns: int) -> list[str]:
-        """Returns what is wrong with the clock, for people; *last_ns* is the last entry's time."""
+    def faults(self, last_ns: int) -> list[str]:
+        """Returns what is wrong with the clock, a line each; *last_ns* is the last entry's time."""
         now = now_ns()
         if last_ns - now > SLACK_NS:
             return [
@@ -131,7 +131,7 @@ class EntryClock:
             leapt = (now - self._seen_ns) - (boot - self._seen_boot_ns)
             if leapt > _LEAP_NS:
                 self._leapt_ns, self._leapt_boot_ns = leapt, boot
-                # Only here: who only reads a journal should not wait for it to load.
+                # Only here: a process that only reads a journal should not wait for it to load.
                 import logging
 
                 log = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """Removes the segments of a journal that its base stands for (base.py). Only once that is written
-down, durably; for who holds the journal, while nothing else is done to those segments. Blocks.
+down, durably; for the process that holds the journal, while nothing else is done to those segments.
+Blocks.
 
 The oldest goes first, each with its index. Killed at any point, or after a system crash,
 which may leave any of them, the next call goes on: what is left up to the base is passed over by

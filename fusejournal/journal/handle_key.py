@@ -1,11 +1,11 @@
 """The key that keeps file handles from being made up. Pure; nothing here does I/O.
 
 A handle on the mount, which is what nfsd gives to its clients, is a fid and a generation. Fids are
-numbers in a row, so the generation has to tell who was given a handle from who guesses one: it is a
-keyed hash of the fid. A fid's generation never changes, and every node of the volume tells the
-same, because the key lies in the header of each segment of the journal (format.py) and goes
-wherever a segment goes. A volume that was begun before there were keys has none; its generations
-stay 0, so that handles which its clients hold go on working.
+numbers in a row, so the generation has to tell a client that was given a handle from one that
+guesses it: it is a keyed hash of the fid. A fid's generation never changes, and every node of the
+volume tells the same, because the key lies in the header of each segment of the journal (format.py)
+and goes wherever a segment goes. A volume that was begun before there were keys has none; its
+generations stay 0, so that handles which its clients hold go on working.
 
 The kernel compares generations by itself, in 32 bits, and takes the root's for 0.
 

@@ -78,8 +78,8 @@ class JournalReader:
 
     @property
     def base(self) -> BaseTree | None:
-        """The tree before the first segment, for who asks what was; None where that is entry 1's,
-        or nothing records it."""
+        """The tree before the first segment, for questions about what was; None where that is
+        entry 1's, or nothing records it."""
         return self._base
 
     def begin_behind(self, base: BaseTree) -> None:
@@ -144,7 +144,7 @@ class JournalReader:
                         chain = frame.checksum
             except BadFrameError as bad:
                 if last is None and start is not None:
-                    continue  # it was cut back, or is damaged: that is for who reads all of it
+                    continue  # it was cut back, or is damaged: a reading of all says so
                 if not (bad.torn and path == self.segments()[-1]):
                     raise bad.in_segment(path) from None
             if last is not None:

@@ -241,7 +241,7 @@ def _take_word(record: Path, told: _HolderRecord) -> bool:
 
 def take_over(record: Path, mountpoint: Path) -> KernelConnection | None:
     """The connection of the mount at *mountpoint* from the holder that *record* describes; None
-    when there is none to be had. Only for who holds the volume's lock."""
+    when there is none to be had. Only for the process that holds the volume's lock."""
     known = _find(record)
     if known is None:
         return None

@@ -5,7 +5,7 @@ The backing has all flags but those two. They are the layer's own: the catalog k
 they forbid is refused here, before there is an entry, by the rules that the kernel has for local
 file systems. So nothing that works on the backing itself is ever in their way.
 
-Who may set flags, the kernel sees to: the file's owner, and for these two who has
+The kernel sees to it which callers may set flags: the file's owner, and these two one with
 CAP_LINUX_IMMUTABLE (fs/ioctl.c, vfs_fileattr_set; since Linux 5.13).
 
 Source: ioctl_iflags(2), ioctl_xfs_fssetxattr(2); the kernel's fs/attr.c (may_setattr), fs/namei.c
@@ -134,8 +134,8 @@ class FileFlags:
             raise refusal(errno.EPERM)
 
     def check_attributes(self, fid: Fid, change: AttributeChange) -> None:
-        """Raises PermissionError if *change* cannot be made. Who only adds to a file may have its
-        times be now, and takes setuid from it."""
+        """Raises PermissionError if *change* cannot be made. A process that only adds to a file may
+        have its times be now, and takes setuid from it."""
         locks = self._locks(fid)
         if locks & FLAG_IMMUTABLE or (
             locks

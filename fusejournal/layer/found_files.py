@@ -49,8 +49,8 @@ class FoundFiles:
         await self._run(self._importer.import_found(parent, name))
 
     async def finish(self, fid: Fid) -> None:
-        """Return when the content of *fid* is journaled: wait for who is at it, or do the rest.
-        Raises OSError. Cancelling as in :meth:`import_name`."""
+        """Return when the content of *fid* is journaled: wait for the task that is at it, or do the
+        rest. Raises OSError. Cancelling as in :meth:`import_name`."""
         while fid in self.unfinished:
             if fid in self._importer.active:
                 await self._import_ended.wait()

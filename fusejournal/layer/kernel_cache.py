@@ -5,10 +5,10 @@ mirror they do not: the applier reports each here, right after it is applied. Of
 knows (it says when it looks a fid up, and when it forgets it) the attributes are then taken from
 it. That cannot block, and is enough: with the attributes it has to ask for, the kernel sees that
 the mtime is another one and drops a file's pages by itself. Where the mtime was set back to what it
-was, it cannot see that: so the next who opens a file that has changed has the kernel drop its
-pages. A mirror that no user reads costs nothing. (Who has mapped a file sees what has changed when
-a process next asks for its attributes or reads it; who has it open, after a change that set the
-mtime back, when a process next opens it.)
+was, it cannot see that: so the next process that opens a file that has changed has the kernel drop
+its pages. A mirror that no user reads costs nothing. (A process that has mapped a file sees what
+has changed when a process next asks for its attributes or reads it; one that has it open, after a
+change that set the mtime back, when a process next opens it.)
 
 The account is of so many files at the most. Beyond that, and where the kernel knows files from a
 process before this one, it is asked each time whether it knows one; and where more files than that

@@ -80,9 +80,9 @@ def invalidate(
     """Make the kernel forget *stale*, or ask for it anew. Blocks until no request on the
     directories concerned is in progress: call it in a thread, while requests are served.
 
-    To have a name forgotten takes away what is mounted there or below, and who works in such a
-    directory is nowhere. Where the kernel cannot be made to ask anew instead, names are left as
-    they are and returned, each with the fid that the kernel knows under it (0: none): the caller
+    To have a name forgotten takes away what is mounted there or below, and a process that works in
+    such a directory is nowhere. Where the kernel cannot be made to ask anew instead, names are left
+    as they are and returned, each with the fid that the kernel knows under it (0: none): the caller
     passes those of them to :func:`forget` that are wrong."""
     known = []
     for parent, name in stale.names:

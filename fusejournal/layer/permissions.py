@@ -107,8 +107,8 @@ def after_truncation(mode: int, uid: int) -> int | None:
 def after_allocation(who: Caller, mode: int, gid: int) -> int | None:
     """The permission bits of a file of group *gid* after *who* took, gave back or zeroed space of
     it. The kernel clears nothing here and asks for nothing, so the rule is that of
-    setattr_should_drop_sgid: who is not in the group takes any setgid away. None where nothing
-    changes."""
+    setattr_should_drop_sgid: a caller who is not in the group takes any setgid away. None where
+    nothing changes."""
     if who.uid == 0:
         return None
     if mode & S_ISGID and not in_group(who, gid):

@@ -236,7 +236,7 @@ def writing(
     method: Callable[[W, Caller, Fid, int, int, Data], Body],
 ) -> Callable[[W, Caller, Fid, int, int, Data], Answer]:
     """Make a call of a change of content: its reply waits in the durability mode ``strict`` alone,
-    and on account of who opened the file, because a WRITE may come from anybody."""
+    and on account of the caller that opened the file, because a WRITE may come from any."""
 
     @functools.wraps(method)
     def answer(self: W, who: Caller, fid: Fid, handle: int, offset: int, data: Data) -> Answer:

@@ -100,8 +100,8 @@ class RequestLoop:
 
     async def run(self) -> None:
         """Serve requests until the file system is unmounted, or :meth:`leave` is called and those
-        that wait are answered. Raises GreetingError. Cancelling leaves unanswered who waits; so
-        does the connection's end."""
+        that wait are answered. Raises GreetingError. Cancelling leaves callers that wait
+        unanswered; so does the connection's end."""
         first_request = await self._handshake.greet()
         self._fd = self._handshake.fd
         self._calls = {

@@ -353,7 +353,7 @@ def start(count: int | None = None) -> None:
     name, path = scope(), tool("rpc.nfsd")
     if name and path is not None:
         # Programs before 2.6.3 do not know the scope; nfsd's is the name of the host as the one
-        # sees it who starts it.
+        # only the process sees that starts it.
         code, words = run("unshare", "--uts", "sh", "-c", _IN_SCOPE, "sh", name, path, *arguments)
     else:
         code, words = run("rpc.nfsd", *arguments)

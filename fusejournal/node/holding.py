@@ -32,7 +32,7 @@ from fusejournal.node.state_dir import (
 )
 
 if TYPE_CHECKING:
-    # Configuration takes its time to load, and only who mounts needs it.
+    # Configuration takes its time to load, and only a mount needs it.
     from fusejournal.node.spec import MountSpec
 
 log = logging.getLogger(__name__)

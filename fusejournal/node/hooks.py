@@ -53,7 +53,8 @@ class RoleHooks:
         }
         self._process = HookProcess()
         self._calling = trio.Lock()
-        """Held by who calls some: those after a start may not be over when a change begins."""
+        """Held by the task that calls some: those after a start may not be over when a change
+        begins."""
         self._owed: str | None = None
         """The reign of the change before which some were called, and after which none were yet."""
 

@@ -1,7 +1,7 @@
 """The entries up to which a journal may be pruned: what holds it back, and the removal itself.
 
-Asked by the command that prunes, of what is on disk, for its plan; and by who holds the volume, its
-layer if one runs, right before segments go."""
+Asked by the command that prunes, of what is on disk, for its plan; and by the process that holds
+the volume, its layer if one runs, right before segments go."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -119,9 +119,9 @@ def install_base(
     acked: Callable[[str], Seq | None] = lambda _: None,
 ) -> int:
     """Have the journal of *state* begin after *base*, a version of which was verified, and remove
-    the segments before; for who holds the volume. Killed at any step, it is as before, or the next
-    start goes on. Returns how many segments went. Raises PruningRefusedError, with nothing changed;
-    FusejournalError, OSError."""
+    the segments before; for the process that holds the volume. Killed at any step, it is as before,
+    or the next start goes on. Returns how many segments went. Raises PruningRefusedError, with
+    nothing changed; FusejournalError, OSError."""
     known = load_base(state.directory)
     if known is not None and known.seq > base.seq:
         raise PruningRefusedError(f"the journal begins after entry {known.seq} already")

@@ -39,7 +39,7 @@ async def prune_running(
     Args:
         role, handoffs: of the node; None without replication.
         startup: what has opened its volume.
-        tending: held by who tends sealed segments.
+        tending: held by the task that tends sealed segments.
         records: what is known of its peers.
         base: the position from which the journal has its entries then.
         config: how the store is dealt with in which the base's version is.
@@ -48,7 +48,8 @@ async def prune_running(
     OSError."""
     volume = startup.volume
     tree = open_base(role.state.directory, base, config)
-    # Who asks for this has read the version itself; an index of its size is not for the layer.
+    # The command that asks for this has read the version itself; an index of its size is not for
+    # the layer.
     await trio.to_thread.run_sync(tree.check_there)
     # The state is taken only now, and no other process writes it meanwhile: what it says of a reign
     # that is offered must not be undone.

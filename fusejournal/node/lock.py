@@ -1,8 +1,8 @@
 """The lock of a state directory: flock'ed by the process that has the volume, with a word in it of
 who that is.
 
-A process that only asks who holds it has the lock for a moment, too. A program that takes this
-one's place by execv(2) inherits it, so that no other gets in between. Source: flock(2)."""
+A process that only asks which one holds it has the lock for a moment, too. A program that takes
+this one's place by execv(2) inherits it, so that no other gets in between. Source: flock(2)."""
 
 import fcntl
 import json
@@ -32,7 +32,7 @@ _held: dict[Path, tuple[int, dict[str, Any]]] = {}
 
 
 class _Holder(NamedTuple):
-    """The word of who has the volume."""
+    """The word of the process that has the volume."""
 
     pid: int
     name: str

@@ -57,7 +57,7 @@ class _Channel:
         self._replies, self._receive = trio.open_memory_channel[bytes](0)
 
     async def run(self) -> None:
-        """Take replies until the layer ends. Cancelling leaves who asks without one."""
+        """Take replies until the layer ends. Cancelling leaves the task that asks without one."""
         line = bytearray()
         async with self._replies:
             while len(line) < _REPLY_BYTES_MAX:

@@ -76,7 +76,7 @@ from fusejournal.volume.marks import MarkNoted, MarkPlace, make_mark, remove_mar
 
 log = logging.getLogger(__name__)
 
-assert PLACES <= WAITING_MAX - 64, "who waits for mirrors leaves room for other requests"
+assert PLACES <= WAITING_MAX - 64, "callers who wait for mirrors leave room for other requests"
 
 
 class Node:

@@ -35,7 +35,7 @@ class RunningRole:
         self.state = state
         """The volume, as its state directory has it by now."""
         self.saving = trio.Lock()
-        """Held by who writes the state down while others may, too."""
+        """Held by the task that writes the state down while others may, too."""
         self.next: tuple[Event, Reign] | None = None
         """The change that is due once the volume is closed, if one is."""
         self.hooks = hooks

@@ -215,7 +215,7 @@ class VolumeState:
 
 
 def _base_path(directory: Path) -> Path:
-    # Only here: who asks what a volume is should not wait for a journal's libraries.
+    # Only here: a command that asks what a volume is should not wait for a journal's libraries.
     from fusejournal.journal.base import base_path
 
     return base_path(directory)
@@ -366,8 +366,8 @@ def restore_places(directory: Path, known: VolumeState) -> None:
 
 def bring_up_to_date(state: VolumeState, known: VolumeState) -> None:
     """Have the state directory say *state*, where it said *known*, and all in it be as this version
-    has it; only for who holds the volume. Killed at any step, it is done by the next call. Raises
-    OSError, JournalError, JournalFullError."""
+    has it; only for the process that holds the volume. Killed at any step, it is done by the next
+    call. Raises OSError, JournalError, JournalFullError."""
     directory = state.directory
     page, before = directory / _PAGE, directory / _PAGE_BEFORE
     if before.exists() and page.exists():

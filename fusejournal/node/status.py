@@ -136,7 +136,7 @@ class StatusPage:
         if volume.failure is not None:
             lines.append(f"read-only: {volume.failure}")
         if not self._state.is_mirror and volume.write_errno is None:
-            lines += volume.journal.clock.words(volume.journal.last_time_ns)
+            lines += volume.journal.clock.faults(volume.journal.last_time_ns)
         if tasks.compression_failure is not None:
             lines.append(f"segments are not compressed: {tasks.compression_failure}")
         if volume.journal_full or tasks.full:

@@ -54,8 +54,8 @@ class _Copy:
                 self.began_at = trio.current_time()
                 self.tree_bytes = tree_bytes
 
-    def words(self) -> str:
-        """Returns how far it is, in words."""
+    def describe(self) -> str:
+        """Returns how far it is, as a status shows it."""
         if self.stage:
             return f"copies the tree: {self.stage}"
         words = f"copies the tree: {self.sent_bytes / 1e6:,.1f} MB sent, of no more than "
@@ -74,9 +74,9 @@ class TreeCopies:
         self._command = python_module(_SOURCE, *arguments)
         self._copies: list[_Copy] = []
 
-    def words(self, peer: str) -> str | None:
+    def describe(self, peer: str) -> str | None:
         """Returns how far the copy of *peer* is; None where there is none."""
-        return next((copy.words() for copy in self._copies if copy.peer == peer), None)
+        return next((copy.describe() for copy in self._copies if copy.peer == peer), None)
 
     def check(self) -> None:
         """Raises RefusedError where as many copies are under way as may be."""

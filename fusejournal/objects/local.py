@@ -7,8 +7,8 @@ killed writers left are removed when the store is opened for writing. A killed w
 left a name that is not on the disk yet: opening flushes the directories.
 
 The directory is root's alone, because versions hold everybody's files, and no one else may be able
-to write to a directory above it: who can could put another store in its place. Reading writes
-nothing, and takes no lock. All functions block; an object may be used by several threads.
+to write to a directory above it: a user who can could put another store in its place. Reading
+writes nothing, and takes no lock. All functions block; an object may be used by several threads.
 
 Source: link(2), flock(2), fsync(2)."""
 

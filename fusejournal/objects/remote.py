@@ -11,7 +11,7 @@ all; then the store is away (StoreAwayError). Once it is, each further call trie
 succeeds: a caller that tidies up after the error does not wait for all that time again.
 
 *Threads.* Calls may come from several threads. Each request is made in a thread of its own, because
-it cannot be taken back: who waits for it calls *waiting* meanwhile, which may raise.
+it cannot be taken back: the thread that waits for it calls *waiting* meanwhile, which may raise.
 
 Not to be used by a process that forks later: the library's own threads are not in the child.
 
@@ -43,7 +43,7 @@ from fusejournal.objects.store import (
 _T = TypeVar("_T")
 _LIST_CHUNK = 1000
 _SLICE_SECONDS = 0.2
-"""The time after which who waits calls *waiting*."""
+"""The time after which a thread that waits calls *waiting*."""
 _PAUSE_SECONDS, _PAUSE_SECONDS_MAX = 0.2, 10.0
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")

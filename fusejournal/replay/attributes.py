@@ -45,7 +45,8 @@ def attribute_changes(fd: int, state: State) -> Iterator[Callable[[], None]]:
         xattrs[ACCESS_ACL_XATTR] = wanted.acl
     if wanted.default_acl is not None:
         xattrs[DEFAULT_ACL_XATTR] = wanted.default_acl
-    # ACLs before the mode, because they bring one; a capability after the owner, who takes it away.
+    # ACLs before the mode, because they bring one; a capability after the owner, which takes it
+    # away.
     for key in sorted(has.keys() - xattrs.keys()):
         yield partial(os.removexattr, path, key)
     for key in sorted(xattrs, key=lambda key: key not in ACLS):

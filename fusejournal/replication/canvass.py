@@ -67,7 +67,8 @@ class PeerAnswer:
 
 async def ask_positions(local: LocalNode, me: HandshakeState) -> list[PeerAnswer]:
     """Returns what each peer of *local*, which greets as *me*, has. Cancelling is harmless."""
-    # Not by a reign that it has asked votes for: who gave another its vote would not answer.
+    # Not by a reign that it has asked votes for: a node that gave another its vote would not
+    # answer.
     asking = me._replace(fence=me.position.epoch, reign_node=0)
     return await _ask_all(local, me, hello(asking, FETCH))
 
@@ -123,7 +124,8 @@ async def has_votes(
         local.members.note_newest([members])
     else:
         config = local.config
-        # The book knows what is acknowledged as of now and then: who is shipped to may have more.
+        # The book knows what is acknowledged as of now and then: a peer that is shipped to may have
+        # more.
         voters = {peer.name for peer in local.book.list() if peer.address or peer.acked_seq}
         needed = votes_needed(1 + len(voters), config.mirrors, blocks=True, has_lost=has_lost)
         votes = 1 + sum(one.peer in voters for one in counted)
@@ -172,8 +174,8 @@ def _needs_votes(local: LocalNode) -> bool:
 
 
 def has_lost_entries(members: Members | None, answer: PeerAnswer) -> bool:
-    """Returns True if who gives *answer* has less than it is known to have acknowledged, by
-    *members*: it was rolled back, or has lost that, and its vote does not count."""
+    """Returns True if the peer that gives *answer* has less than it is known to have acknowledged,
+    by *members*: it was rolled back, or has lost that, and its vote does not count."""
     if members is None or answer.welcome is None:
         return False
     return answer.welcome.seq < dict(members.held).get(answer.welcome.node_id, 0)

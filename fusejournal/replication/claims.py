@@ -55,7 +55,7 @@ class PrimaryClaims:
         The highest reign that was seen is on the disk when this returns. Cancelling leaves the
         claim unheard, or heard. Raises OSError where the journal cannot be read, or the claim not
         be written down; JournalFailedError where the flush failed."""
-        async with self._heeding:  # who claims the same waits until it is on the disk
+        async with self._heeding:  # a peer that claims the same waits until it is on the disk
             await self._hear(claim, peer)
             await self._fence.make_durable(self._durability.flush_watermarks)
 

@@ -53,7 +53,7 @@ class CopySource(Protocol):
         """Raises RefusedError where there is no place for another."""
         ...
 
-    def words(self, peer: str) -> str | None:
+    def describe(self, peer: str) -> str | None:
         """Returns how far the copy of *peer* is; None where there is none."""
         ...
 
@@ -72,7 +72,7 @@ class MirrorSide:
     committed_seq: Callable[[], Seq]
     """Returns how far the primary is known to have applied."""
     take_over: Callable[[SessionConnection, Hello], Awaitable[None]] | None = None
-    """Serves who hands over to this mirror, or asks what came of that."""
+    """Serves a primary that hands over to this mirror, or asks what came of that."""
 
 
 class Inbound:
@@ -121,7 +121,7 @@ class Inbound:
         elif self._mirror is None:
             name = self._local.name
             if self._local.fence.refusal(self._volume.journal.epoch) is not None:
-                # Who asks comes again soon, because that may not last.
+                # The peer comes again soon, because that may not last.
                 raise RefusedError("busy", f"{name} is fenced, and no mirror yet")
             raise RefusedError("role", f"{name} is a primary and takes no entries")
         else:
@@ -192,7 +192,7 @@ class Inbound:
     async def _turn(self, session: SessionConnection, greeting: Hello, receiver: Receiver) -> bool:
         """Returns True if the peer, which is shipped to from here, reigns by now: then it is not
         shipped to any more, because it ships to here. Raises RefusedError where it may be a copy of
-        who was followed, FusejournalError where that cannot be written down."""
+        the one that was followed, FusejournalError where that cannot be written down."""
         reign, mine, peer = reign_of(greeting), self._me().reign, session.peer
         if peer is None or not comes_from_primary(greeting):
             return False

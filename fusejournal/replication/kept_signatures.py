@@ -1,4 +1,4 @@
-"""Signatures of batches that a mirror keeps for who made them (wire/signatures.py).
+"""Signatures of batches that a mirror keeps for the node that made them (wire/signatures.py).
 
 ::
 

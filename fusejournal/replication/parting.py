@@ -6,7 +6,8 @@ fetches. It gives its own end, or, where the peer's journal is shorter, the entr
 goes: so it takes two connections at most. It believes what the peer says as far as its own journal
 allows.
 
-A lower reign never wins: who goes by a lower one than this node has seen is not followed."""
+A lower reign never wins: a peer that goes by a lower one than this node has seen is not
+followed."""
 
 import json
 from dataclasses import asdict, dataclass, replace

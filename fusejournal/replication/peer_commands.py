@@ -13,10 +13,10 @@
                          listens there
 =======================  ===========================================================================
 
-The answers are in peer_replies.py. Each comes once and soon; who waits for a pairing asks
-``pair-state`` again and again. A change is in the file before it is answered and before ``changed``
-is called; one that cannot be saved is taken back. Everything runs in the node's event loop; files
-are written in threads."""
+The answers are in peer_replies.py. Each comes once and soon; a command that waits for a pairing
+asks ``pair-state`` again and again. A change is in the file before it is answered and before
+``changed`` is called; one that cannot be saved is taken back. Everything runs in the node's event
+loop; files are written in threads."""
 
 import logging
 from collections import deque

@@ -97,7 +97,7 @@ class PrimaryRecord:
         for as long as the silence lasts; None if it was heard within the last 60 s."""
         since_at = self._heard_at if self._heard_at is not None else self._began_at
         is_heard = time.monotonic() - since_at < _SILENT_SECONDS
-        if is_heard or self.state is not MirrorState.WAITING:  # who is refused is not silent
+        if is_heard or self.state is not MirrorState.WAITING:  # (one that is refused is not silent)
             return None
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._heard_time))
         if self.primary is None:

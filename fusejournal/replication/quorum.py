@@ -6,12 +6,12 @@ who wait go on (until N mirrors are level again), or wait on. Both are said in t
 that has lost something which it had acknowledged does not count before it has that again; and a
 primary that is fenced answers no caller that waits any more.
 
-Who is going to wait has a *place* first, of which there are ``PLACES``. ``FIRST_PLACES`` of them
-are only for users who have none; of the rest, each user may have as many as are left to all others.
-So one who takes all there are leaves some to everybody else, and a group of users who do leave each
-other user one. A caller without a place waits in line, with nothing done yet. While mirrors answer,
-the line moves on; when they have not for a while, it is refused, because a caller that stands in it
-keeps the layer from reading the next request.
+A caller who is going to wait has a *place* first, of which there are ``PLACES``. ``FIRST_PLACES``
+of them are only for users who have none; of the rest, each user may have as many as are left to all
+others. So one who takes all there are leaves some to everybody else, and a group of users who do
+leave each other user one. A caller without a place waits in line, with nothing done yet. While
+mirrors answer, the line moves on; when they have not for a while, it is refused, because a caller
+that stands in it keeps the layer from reading the next request.
 
 Used from the event loop's thread. Cancelling a wait is harmless."""
 
@@ -70,7 +70,7 @@ class Quorum:
         """Places that each user has."""
         self._in_line = 0
         self._moved = trio.Event()
-        """Set, and made anew, when who stands in line is to look again."""
+        """Set, and made anew, when the callers in line are to look again."""
         self._patience_seconds = _BLOCKED_SECONDS if self._blocks else _SLOW_SECONDS
         self._answered_at = 0.0
         """The time when the mirrors were known to answer, by trio's clock; while a caller waits."""

@@ -10,9 +10,9 @@ who it is, version and volume, reign, whether another ships, position, checksum;
 appended as they are, flushed, acknowledged, and left to the applier (receive_session.py).
 
 A higher reign that a peer proves is on the disk before that is answered, and ends a session of a
-lower one at once, also where nothing can be taken from who speaks of it. One that the followed node
-itself is said to have begun may be that of a copy: it counts when the instance is let in, and then
-only where its journal may go on from this one.
+lower one at once, also where nothing can be taken from the peer that speaks of it. One that the
+followed node itself is said to have begun may be that of a copy: it counts when the instance is let
+in, and then only where its journal may go on from this one.
 
 Used from the event loop's thread."""
 
@@ -209,8 +209,8 @@ class Receiver:
         return answer, uuid
 
     async def _admit(self, session: SessionConnection, greeting: Hello) -> Begin | None:
-        """Compare who has greeted, beside the session that goes on; what it begins with, or None
-        where the two have parted. Raises RefusedError, WireError."""
+        """Compare the peer that has greeted, beside the session that goes on; what it begins with,
+        or None where the two have parted. Raises RefusedError, WireError."""
         await self.check_instance(instance_of(greeting, session.where))
         await self._heed(claim_of(greeting), session.peer or greeting.node, is_let_in=True)
         if self._session is None:
@@ -229,7 +229,7 @@ class Receiver:
 
     async def _heed(self, claim: Claim, peer: str, *, is_let_in: bool) -> None:
         """Do :meth:`heed`. *is_let_in*: the instance of its node that *peer* is, was looked at."""
-        async with self._heeding:  # who tells of the same waits until it is on the disk
+        async with self._heeding:  # a peer that tells of the same waits until it is on the disk
             ends = await self._ends_reign(claim, is_let_in=is_let_in)
             if ends and self._shared.raise_fence(claim.reign):
                 log.warning(

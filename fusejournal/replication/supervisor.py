@@ -451,7 +451,7 @@ class Replication:
 
     def _status_of(self, shipper: Shipper) -> PeerStatus:
         status = shipper.record.status()
-        words = self._copies.words(shipper.name) if self._copies is not None else None
+        words = self._copies.describe(shipper.name) if self._copies is not None else None
         return status if words is None else replace(status, notes=(*status.notes, words))
 
     def degraded(self) -> list[str]:

@@ -97,7 +97,7 @@ class Promotion:
         failpoints.reached("promote.vote")
         await self._receiver.give_vote(reign, local.name)
         failpoints.reached("promote.votes")
-        # Once more, because who gives its vote tells what it holds from then on.
+        # Once more, because a node that gives its vote says what it holds from then on.
         silent = [one.peer for one in answers if one.welcome is None and not one.is_refusal]
         votes = await ask_votes(local, replication.me(), reign, silent)
         self.check_reign(reign, votes)

@@ -112,7 +112,7 @@ class TreeCopy:
         what has come stays, for the next.
 
         Args:
-            store, made_by: the store, and the name of who writes to it.
+            store, made_by: the store, and the name of the node that writes to it.
             own: the trees of a version that is there.
             check_room: called with the version before any of it has come; may refuse it by an
                 exception.

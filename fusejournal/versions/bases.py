@@ -2,9 +2,9 @@
 node. A pin is an empty object "bases/UUID-SEQ-CHAIN-OWNER": the key of the version, and the number
 of the state directory whose journal has this base (16 hex digits).
 
-Who pins looks afterwards whether a deletion is under way, and whether the version is still there;
-who deletes tells that first (creators.py), and then looks for pins. So one of the two sees the
-other."""
+A node that pins looks afterwards whether a deletion is under way, and whether the version is still
+there; one that deletes says that first (creators.py), and then looks for pins. So one of the two
+sees the other."""
 
 from collections.abc import Iterator
 from uuid import UUID

@@ -1,8 +1,9 @@
 """The side of a copy that has the tree: answers what a mirror asks (wire/block_messages.py), from
 the versions and blocks of a store. It changes nothing there.
 
-Blocks go as they lie in the store, so it costs no compression; who gets them checks them by their
-ids. Who knows no id gets nothing: of what else is in the store a mirror learns nothing.
+Blocks go as they lie in the store, so it costs no compression; the mirror that gets them checks
+them by their ids. A peer that knows no id gets nothing: of what else is in the store a mirror
+learns nothing.
 
 The JSON of a TREE_REPORT: ``{"done", "total"}`` while a version is made; else ``{"version"}``, the
 version's object as the store has it, or null, ``{"head_seq", "first_seq", "journal_bytes"}`` of the

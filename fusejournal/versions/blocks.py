@@ -2,8 +2,9 @@
 gathered into packs by :class:`BlockWriter`.
 
 The order in which a writer works is what makes a kill harmless: packs, then the index that tells of
-them; who wants them to be kept puts the version's own object last. So whatever an index lists is
-there. Data and nodes go into separate packs: who browses or compares reads nodes alone.
+them; a process that wants them to be kept puts the version's own object last. So whatever an index
+lists is there. Data and nodes go into separate packs: a process that browses or compares reads
+nodes alone.
 
 Small indexes are merged now and then: the new one is put before the old ones are removed, and a
 reader to whom one of these vanished looks again.

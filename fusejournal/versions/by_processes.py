@@ -55,7 +55,7 @@ class _Pool(Generic[_Result]):
     """The processes."""
 
     def __init__(self, units: int, work: Callable[[int, bool], _Result], processes: int) -> None:
-        # Only here, and below: who makes one file should not wait for it to load.
+        # Only here, and below: a process that makes one file should not wait for it to load.
         import multiprocessing
 
         context = multiprocessing.get_context("fork")

@@ -4,10 +4,10 @@
    rewritten: what is used of them goes into new packs, with an index.
 2. *Plan*: the packs that are to go are listed in a numbered object (creators.py). Nothing is
    removed yet.
-3. *Wait*: for all who began to create or read a version before they could see the plan. One who
+3. *Wait*: for all who began to create or read a version before they could see the plan. One that
    creates later takes what is in planned packs as absent, and stores it again. No version is
    deleted while a plan is open, so that all that a creator builds on is seen in the next step. One
-   who was taken for dead meanwhile publishes nothing. So no version comes to rely on a planned
+   that was taken for dead meanwhile publishes nothing. So no version comes to rely on a planned
    pack.
 4. *Mark* again: a pack that a version has come to need meanwhile stays.
 5. *Remove*: first the indexes give way to one without the packs, then the packs go, then the plan
@@ -18,8 +18,8 @@ nothing goes that an index lists, nor while that of a journal's base is gone; wh
 spoilt, nothing goes at all.
 
 A kill at any point leaves a plan that the next collection takes up. Creating, reading, listing go
-on all along; who reads a block that was put elsewhere looks again. If others are at work at step 3,
-the collection ends there and says so. Memory: 49 bytes a block in the store."""
+on all along; a process that reads a block which was put elsewhere looks again. If others are at
+work at step 3, the collection ends there and says so. Memory: 49 bytes a block in the store."""
 
 from collections import Counter
 from collections.abc import Collection, Set
@@ -189,7 +189,7 @@ def _carry_out(
 def _lost_bases(store: ObjectStore, found: FoundVersions) -> list[UnreadableVersion]:
     """Returns the versions that journals begin with (bases.py), and whose objects are gone."""
     read = {one.key for one in found.versions} | {one.key for one in found.unreadable}
-    # In this order: who pins one looks afterwards whether it is there.
+    # In this order: a node that pins one looks afterwards whether it is there.
     lost = sorted(pinned_keys(store) - read)
     there = set(store.names("versions/")) if lost else set()
     return [

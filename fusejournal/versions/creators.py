@@ -6,8 +6,8 @@ the newest plan that its maker had seen by then. The object "plans/N" (ten digit
 that are to go; "plans/N-done" is put when they are gone. Plans of the past are removed but for the
 newest, which keeps the number.
 
-One who died is forgotten by the next on the same machine, who can see that; for another machine a
-person has to say so. No clock is trusted for it.
+One that died is forgotten by the next on the same machine, which can see that; for another machine
+a person has to say so. No clock is trusted for it.
 
 How these keep a collection from taking what a creator relies on: see collect.py."""
 
@@ -52,7 +52,7 @@ class BusyError(StoreError):
 
 @dataclass(frozen=True)
 class Worker:
-    """One who is at work on a store."""
+    """A process that is at work on a store."""
 
     work: Work
     node: str

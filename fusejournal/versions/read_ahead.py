@@ -40,8 +40,8 @@ class PlannedPiece(NamedTuple):
 
 
 class ReadingThreads:
-    """Threads that read, begun by the first who needs them: one small file needs none. Use as a
-    context manager."""
+    """Threads that read, begun by the first task that needs them: one small file needs none. Use as
+    a context manager."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -1,5 +1,5 @@
 """The roots of a version's two trees. Pure; apart from their builder, which loads a lot more,
-because who only lists versions needs no more than this."""
+because a command that only lists versions needs no more than this."""
 
 from typing import NamedTuple
 

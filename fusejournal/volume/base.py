@@ -53,7 +53,7 @@ def attach_base(journal: Journal, base: JournalBase | None, make_tree: MakeTree 
     does not follow it; JournalDamagedError."""
     if base is None:
         return
-    assert make_tree is not None, "who opens a journal with a base can read its tree"
+    assert make_tree is not None, "a process that opens a journal with a base can read its tree"
     journal.begin_behind(make_tree(base))
     header, _ = journal.reader.beginning(journal.reader.segments()[0])
     if (header.first_seq, header.chain_before) != (base.seq + 1, base.chain):

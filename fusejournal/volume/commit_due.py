@@ -1,7 +1,7 @@
 """Tells the task that commits the catalog that much has changed since it did.
 
-Made by who opens the volume; the catalog notes it, and durability.py waits. Used from the event
-loop's thread; before that runs, notes are nothing to anyone."""
+Made by the process that opens the volume; the catalog notes it, and durability.py waits. Used from
+the event loop's thread; before that runs, notes are nothing to anyone."""
 
 import trio
 
@@ -13,7 +13,7 @@ class CommitDue:
         self._noted = trio.Event()
 
     def note(self) -> None:
-        """Wake who waits."""
+        """Wake the task that waits."""
         self._noted.set()
 
     async def wait(self) -> None:

@@ -13,7 +13,7 @@ measured now and then for that, and is taken for a millisecond at most: what it 
 is busy says nothing, and no disk that is slower than that holds the loop up.
 
 A flush or syncfs that fails is never retried as if nothing had been: it calls ``fail`` and the
-volume is read-only from there on, and everybody who waits gets EIO. Source: fsync(2), syncfs(2);
+volume is read-only from there on, and each caller that waits gets EIO. Source: fsync(2), syncfs(2);
 the kernel reports a write error once."""
 
 import errno
@@ -151,7 +151,7 @@ class Durability:
         """Flushes made in place since a thread made one."""
         self._without_index: set[Path] = set()
         self.tending = trio.Lock()
-        """Held by who works on sealed segments, or removes some."""
+        """Held by the task that works on sealed segments, or removes some."""
         self._compress_again_at = 0.0
         self._tend_failure: str | None = None
         self.waits = Waits()
@@ -194,7 +194,8 @@ class Durability:
 
     def try_flush_inline(self, seq: Seq) -> float | None:
         """Make *seq* durable by a flush right here at the most. Returns None if that is enough;
-        else the ``time.perf_counter`` since when who wants it has waited, for :meth:`wait`."""
+        else the ``time.perf_counter`` since when the caller that wants it has waited, for
+        :meth:`wait`."""
         if self.hooks.quorum is not None:
             self.hooks.quorum.want(seq)
         took = 0.0 if self.durable_seq >= seq else self.flush_if_quick()
@@ -252,8 +253,8 @@ class Durability:
         self, seq: Seq, since: float, done: Callable[[OSError | None], None]
     ) -> None:
         """Call *done* when the journal is durable up to *seq*, here: with None, or with an error
-        when it cannot be. Who wants it has waited *since* then. (A task that waits costs much more
-        than the call.)"""
+        when it cannot be. The caller that wants it has waited *since* then. (A task that waits
+        costs much more than the call.)"""
         if not self._is_running:
             done(None)
         elif self._failed:
@@ -444,7 +445,8 @@ class Durability:
                 return
 
     def disk_failed(self, reason: str) -> None:
-        """A flush has failed, for *reason*: the volume is read-only, and who waits gets EIO."""
+        """A flush has failed, for *reason*: the volume is read-only, and callers that wait get
+        EIO."""
         self._failed = True
         self._fail(reason)
         self._wake()

@@ -9,7 +9,7 @@ After a system crash, the backing is first made what the catalog says (volume/re
 
 A mirror's backing is behind its journal by what was received and not yet applied; it keeps for
 itself how far it came (journal/watermarks.py). Entries before that one are recorded here, that one
-is decided by who goes on applying.
+is decided by the applier that goes on.
 
 Where there is much to record it is committed piece by piece, nodes without handles too, and the
 catalog says so until the handles are found: a recovery that is killed goes on from there. Runs
@@ -357,8 +357,8 @@ def describe_missing(missing: list[bytes]) -> str:
 
 def decide_in_doubt(volume: Volume, committed_seq: Seq) -> None:
     """Have the entry of a mirror that may be applied, wholly or in part, be applied, and recorded:
-    for who lets no applier follow. *committed_seq*: no entry after this one was begun. Raises
-    JournalDamagedError, StoreError, OSError."""
+    for a caller that lets no applier follow. *committed_seq*: no entry after this one was begun.
+    Raises JournalDamagedError, StoreError, OSError."""
     seq, reader = Seq(volume.catalog.applied_seq + 1), volume.journal.reader
     if seq > min(committed_seq, volume.journal.head_seq):
         return

@@ -9,7 +9,7 @@ left unknown, where what the branch's entries touched is known from the branch. 
 the backing is on the disk. Killed at any step, the next opening does all of it again, to the same
 end; until then nothing is served.
 
-Only for who holds the volume. Blocks."""
+Only for the process that holds the volume. Blocks."""
 
 import json
 import shutil

@@ -58,8 +58,8 @@ from fusejournal.volume.wait_policy import WaitPolicy
 log = logging.getLogger(__name__)
 
 EHELD: Final = 516
-"""The ``write_errno`` while changes are held: none is made, and none is refused, because who asks
-for one is to wait (layer/request_loop.py). The kernel's ERESTART_RESTARTBLOCK; no caller sees
+"""The ``write_errno`` while changes are held: none is made, and none is refused, because the caller
+is to wait (layer/request_loop.py). The kernel's ERESTART_RESTARTBLOCK; no caller sees
 it."""
 _MAY_ORPHAN = REMOVALS | MOVES
 _NONE = Fid(0)

@@ -15,7 +15,7 @@ Filling (filling.py) goes on where it was after a kill; one that was filled, and
 was written down to the end, is reconciled. What differs is kept in memory; what differs in a
 content is made what the base says with each attempt anew, until all is on the disk.
 
-Only for who holds the volume. Blocks."""
+Only for the process that holds the volume. Blocks."""
 
 import json
 import shutil

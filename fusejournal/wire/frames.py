@@ -179,8 +179,8 @@ class Batch(NamedTuple):
     ``offset`` on (0: with the segment's header). ``first_seq`` to ``last_seq`` are in it, after
     ``chain_before``; ``epoch`` and ``reign_node`` are the sender's. It has applied up to
     ``applied_seq``, and its journal ends at ``head_seq``. ``method`` says how the content is stored
-    (batches.py), ``content_bytes`` how long it is. ``signature`` is that of who shipped it first
-    (signatures.py); empty where there is none."""
+    (batches.py), ``content_bytes`` how long it is. ``signature`` is that of the node that shipped
+    it first (signatures.py); empty where there is none."""
 
     epoch: Epoch
     first_seq: Seq

@@ -186,7 +186,7 @@ def _sign(key: "ec.EllipticCurvePrivateKey", node: str) -> "x509.Certificate":
     from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-    # The name only helps who looks at the certificate; nothing compares it.
+    # The name only helps an admin who looks at the certificate; nothing compares it.
     cut = node.encode("utf-8", "replace")[:_COMMON_NAME_BYTES_MAX]
     common_name = cut.decode("utf-8", "ignore") or "fusejournal"
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])

@@ -16,8 +16,8 @@ A *witness* has no data: it counts as a node, and for no acknowledgement. So a r
 of more than half of all, and of so many others that they meet each acknowledgement.
 
 A record of a reign before the last that has begun covers nothing: a node that was promoted by
-force acknowledges by a rule of its own, of which who was away need not know yet. Then the votes of
-all are needed.
+force acknowledges by a rule of its own, of which a node that was away need not know yet. Then the
+votes of all are needed.
 
 ``held`` is what members are known to have acknowledged. One that has less was rolled back, or has
 lost it, and does not count until it has that again. It belongs to the record's reign: a new one
@@ -46,8 +46,9 @@ def votes_needed(nodes: int, mirrors: int, *, blocks: bool, has_lost: bool = Fal
     """Returns of how many of *nodes*, the primary included, the vote is needed so that who reigns
     now, and waits for *mirrors*, can acknowledge nothing more, and that no two nodes get it for one
     epoch. *blocks*: it waits for as long as it takes. One that does not is stopped by no other
-    node: the votes of all are needed, its own included. *has_lost*: who asks is one of the nodes
-    that had acknowledged entries, and has lost some, so that another is needed in its place."""
+    node: the votes of all are needed, its own included. *has_lost*: the node that asks is one of
+    those that had acknowledged entries, and has lost some, so that another is needed in its
+    place."""
     if not (blocks and mirrors):
         return nodes
     return max(nodes // 2 + 1, nodes - mirrors + has_lost)

@@ -18,8 +18,8 @@ before it answers.
 
 Votes: a node that is to begin a reign asks others first for their *vote* (purpose ``vote``, version
 2): a mirror that gives it has that reign on its disk as the highest that it has seen, before it
-answers, and takes nothing more from who reigns by a lower. The answer tells where its journal ends
-then. A vote is given for one reign of an epoch.
+answers, and takes nothing more from a primary that reigns by a lower. The answer tells where its
+journal ends then. A vote is given for one reign of an epoch.
 
 Members: from version 4 on the source sends which nodes count, and by which rule (MEMBERS), and the
 sink keeps that (members.py).
@@ -57,9 +57,11 @@ from fusejournal.wire.versions import (
 
 SHIP, FETCH = "ship", "fetch"
 VOTE = "vote"
-"""The purpose of who asks for a vote: from then on the listener takes nothing of a lower reign."""
+"""The purpose of a node that asks for a vote: from then on the listener takes nothing of a lower
+reign."""
 HANDOFF = "handoff"
-"""The purpose of who wants the listener to reign in its place; the code of its refusal, too."""
+"""The purpose of a primary that wants the listener to reign in its place; the code of its refusal,
+too."""
 WHOLE = "whole"
 """The purpose of a mirror that copies a tree: see block_messages.py."""
 COPY = "copy"
@@ -74,7 +76,7 @@ VERSION = "version"
 """The code of a refusal: one side does not understand the other."""
 OK, FULL, FAILED = "ok", "full", "failed"
 PRIMARY, MIRROR, WITNESS = "primary", "mirror", "witness"
-"""The words for the roles of who greets."""
+"""The words for the roles of a node that greets."""
 
 
 class Claim(NamedTuple):

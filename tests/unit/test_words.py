@@ -136,6 +136,24 @@ def test_code_and_pages_name_who_acts() -> None:
     ] == []
 
 
+_ACTORLESS = re.compile(
+    r"\b(?:for|from|than|because|leaves|wakes?|serves|held by|given by|told by) who\b",
+    re.IGNORECASE,
+)
+"""A clause with "who" in place of an actor. (A question, as in "says who holds it", has one.)"""
+
+
+def test_who_is_no_actor() -> None:
+    texts = {module.name: module.text for module in package_modules()}
+    for path in (*PACKAGE.rglob("*.md"), TOP / "README.md"):
+        texts[path.name] = path.read_text()
+    assert [
+        f"{name}: {found[0]}"
+        for name, text in texts.items()
+        for found in _ACTORLESS.finditer(re.sub(r"\s+(?:# )?", " ", text))
+    ] == []
+
+
 _WORDS_GONE = frozenset(
     (
         *(

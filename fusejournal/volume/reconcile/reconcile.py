@@ -81,7 +81,7 @@ class Reconciliation:
         volume: its catalog is what the journal says before *before_seq*, and knows no handles.
         checkpoint: up to this one the backing is known to have been on disk.
         before_seq, in_flight: the first entry that does not count, and what it may have done, in
-            part: its place is made free, for who decides it.
+            part: its place is made free, for the caller to decide it.
         may_be_ahead: the backing may have what the journal lost, because entries were applied
             before they were durable; an import in flight is decided here then. (Else it was made,
             as any other file is, and stays where it is.)

@@ -111,10 +111,10 @@ def test_what_a_clock_that_was_put_back_costs(
     machine = _Clock(monkeypatch)
     journal = Journal.create(tmp_path, UUID_OF_TESTS, _OPTIONS)
     _append(journal)
-    assert journal.clock.words(journal.last_time_ns) == []
+    assert journal.clock.faults(journal.last_time_ns) == []
     machine.now += 5 * _HOUR
     _append(journal)
-    (words,) = journal.clock.words(journal.last_time_ns)
+    (words,) = journal.clock.faults(journal.last_time_ns)
     assert "leapt ahead by 18,000 s" in words
     machine.now -= 5 * _HOUR
     _append(journal)
@@ -122,7 +122,7 @@ def test_what_a_clock_that_was_put_back_costs(
         machine.go(60)
         _append(journal)
         assert journal.last_time_ns - machine.now <= 5 * _HOUR
-        (words,) = journal.clock.words(journal.last_time_ns)
+        (words,) = journal.clock.faults(journal.last_time_ns)
         assert "the clock was put back" in words
     machine.go(4 * 3600)  # nothing happens: what is ahead shrinks
     _append(journal)
@@ -130,7 +130,7 @@ def test_what_a_clock_that_was_put_back_costs(
     machine.go(2 * 3600)
     _append(journal)
     assert 0 <= machine.now - journal.last_time_ns < _SECOND
-    assert all("put back" not in words for words in journal.clock.words(journal.last_time_ns))
+    assert all("put back" not in words for words in journal.clock.faults(journal.last_time_ns))
     journal.close()
 
 

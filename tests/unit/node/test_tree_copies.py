@@ -12,13 +12,13 @@ from tests.golden.store_objects import VERSION
 
 async def test_how_far_it_is() -> None:
     copy = _Copy("east")
-    assert copy.words() == "copies the tree: asks which tree there is"
+    assert copy.describe() == "copies the tree: asks which tree there is"
     copy.note(TreeProgress(1200, None).told())
-    assert copy.words() == "copies the tree: waits for a version of it: 1,200 entries read"
+    assert copy.describe() == "copies the tree: waits for a version of it: 1,200 entries read"
     copy.note(OfferedTree(VERSION, "", Seq(1), Seq(9), 1).told())
     copy.note(Blocks((5,), (5,), b"12345"))
     assert copy.tree_bytes == VERSION.content_bytes
-    assert copy.words().startswith("copies the tree: 0.0 MB sent, of no more than ")
+    assert copy.describe().startswith("copies the tree: 0.0 MB sent, of no more than ")
 
 
 @pytest.mark.parametrize("fields", [b"", b"5", b'{"done": []}', b'{"version": "{}"}'])

@@ -9,9 +9,9 @@ from fusejournal.admin.live import follow_layer, live_status, wait_for_role
 from fusejournal.control.reply import Reply
 from fusejournal.errors import FusejournalError, NotRunningError
 from fusejournal.node.state_dir import VolumeState
-from fusejournal.node.volume_status import VolumeStatus
 from fusejournal.replication.states import MirrorState
 from fusejournal.replication.status import MirrorStatus
+from fusejournal.volume.trouble import TroubleKind
 
 _POLL_SECONDS: Final = 0.05
 _FOLLOW_SECONDS: Final = 5.0
@@ -27,11 +27,6 @@ class Demoted(Reply):
     role: str
     """Its role from now on."""
     head_seq: int
-
-
-def is_fenced(status: VolumeStatus) -> bool:
-    """Returns True for a primary that takes no change because another node reigns."""
-    return any(line.startswith("read-only: fenced") for line in status.degraded)
 
 
 def await_primary(state: VolumeState, timeout_seconds: float) -> MirrorStatus | None:
@@ -73,7 +68,7 @@ def demote_in_words(
     """Does what :func:`demote` does, and returns what it came to, as data and in words. A primary
     that was fenced has another to follow, which is waited for a while, because it may have entries
     that this one lacks, and the other way round. Raises the same."""
-    was_fenced = is_fenced(live_status(state))
+    was_fenced = live_status(state).has(TroubleKind.FENCED)
     head_seq = demote(
         state, force=force, drain_seconds=drain_seconds, timeout_seconds=timeout_seconds
     )

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fusejournal.admin.demote import is_fenced
 from fusejournal.admin.live import live_status
 from fusejournal.admin.mount_options import MountOptions
 from fusejournal.control.client import RemoteError
@@ -27,6 +26,7 @@ from fusejournal.disk.process import WORKING_DIRECTORY, python_module
 from fusejournal.errors import FusejournalError, MountError, VolumeNotFoundError
 from fusejournal.node.spec import MountSpec, Reporter
 from fusejournal.node.state_dir import VolumeState, load_state, make_directory
+from fusejournal.node.volume_status import Condition
 from fusejournal.roles.role import Role
 
 _REPORT_FD = "FUSEJOURNAL_REPORT_FD"
@@ -140,7 +140,7 @@ def mounted_words(state: VolumeState, *, read_only: bool) -> str:
     if state.is_mirror:
         return f"{words}: a mirror, which only its primary changes"
     with suppress(FusejournalError):
-        if is_fenced(live_status(state)):
+        if live_status(state).state is Condition.READ_ONLY:
             return (
                 f"{words}, but takes no change: 'fusejournal status {shlex.quote(state.name)}' "
                 "says what to do"

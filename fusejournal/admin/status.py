@@ -8,7 +8,7 @@ from typing import Any
 from fusejournal.admin.live import live_status
 from fusejournal.admin.scrub_record import load_scrub
 from fusejournal.disk import mounts
-from fusejournal.errors import JournalError, NotRunningError
+from fusejournal.errors import JournalDamagedError, JournalError, NotRunningError
 from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.branches import occupied_by_branches
 from fusejournal.journal.journal import Journal
@@ -22,6 +22,7 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.version_record import load_version_status
 from fusejournal.node.volume_status import BranchesStatus, Condition, ScrubStatus, VolumeStatus
 from fusejournal.types import Seq
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 
 def volume_status(state: VolumeState) -> VolumeStatus:
@@ -29,21 +30,22 @@ def volume_status(state: VolumeState) -> VolumeStatus:
     same volume. Never touches the mountpoint. Raises FusejournalError."""
     found = _status(state)
     copies = (
-        f"{copy} has a copy of its state: keep it somewhere else" for copy in copies_of(state)
+        Trouble(TroubleKind.COPY, f"{copy} has a copy of its state: keep it somewhere else")
+        for copy in copies_of(state)
     )
     scrub = load_scrub(state.directory)
     return replace(
         found,
         export_lacks=lacking(state.mountpoint) if found.exported else None,
         scrub=scrub,
-        degraded=(*found.degraded, *copies, *_scrubbed(scrub)),
-    )
+    ).with_troubles((*copies, *_scrubbed(scrub)))
 
 
-def _scrubbed(scrub: ScrubStatus | None) -> Iterator[str]:
+def _scrubbed(scrub: ScrubStatus | None) -> Iterator[Trouble]:
     if scrub is not None and scrub.faults:
         more = f", and {len(scrub.faults) - 1:,} more" if len(scrub.faults) > 1 else ""
-        yield f"the last scrub found: {scrub.faults[0]}{more}: see 'fusejournal scrub --repair'"
+        words = f"the last scrub found: {scrub.faults[0]}{more}: see 'fusejournal scrub --repair'"
+        yield Trouble(TroubleKind.SCRUB, words)
 
 
 def all_statuses() -> list[VolumeStatus]:
@@ -67,12 +69,15 @@ def _status(state: VolumeState) -> VolumeStatus:
 def _status_from_disk(
     state: VolumeState, condition: Condition, pid: int | None, waits_for: str | None = None
 ) -> VolumeStatus:
-    degraded = [f"it is not mounted yet: {waits_for}"] if waits_for else []
+    troubles = []
+    if waits_for:
+        troubles.append(Trouble(TroubleKind.WAITING, f"it is not mounted yet: {waits_for}"))
     if condition is Condition.STOPPED and _is_mounted(state):
-        degraded.append(
+        words = (
             f"its mount is dead: 'fusejournal mount {state.name}' makes it anew, "
             f"'fusejournal umount {state.name}' takes it away"
         )
+        troubles.append(Trouble(TroubleKind.LAYER, words))
     journal = base = None
     clean = True
     try:
@@ -80,17 +85,21 @@ def _status_from_disk(
         if any(state.journal_dir.glob("*.fj*")):
             journal, clean = _open_journal(state)
             if journal.damage is not None:
-                degraded.append(f"{journal.damage.verdict}: {journal.damage}")
+                troubles.append(Trouble.of_damage(journal.damage))
             elif condition is Condition.HELD:
-                degraded.append(
+                words = (
                     f"its layer died, and its users wait: 'fusejournal mount {state.name}' goes on"
                 )
+                troubles.append(Trouble(TroubleKind.LAYER, words))
             elif not clean and condition is Condition.STOPPED:
-                degraded.append("was not stopped in order; the next mount recovers it")
+                words = "was not stopped in order; the next mount recovers it"
+                troubles.append(Trouble(TroubleKind.UNCLEAN, words))
+    except JournalDamagedError as error:
+        troubles.append(Trouble.of_damage(error))
     except (JournalError, OSError) as error:
-        degraded.append(str(error))
+        troubles.append(Trouble(TroubleKind.UNREADABLE, str(error)))
     if condition is Condition.STOPPED:
-        degraded += _unfinished(state)
+        troubles += _unfinished(state)
     count, occupied_bytes = occupied_by_branches(state.directory)
     disk = disk_space(state.directory)
     found = VolumeStatus(
@@ -108,7 +117,7 @@ def _status_from_disk(
         branches=BranchesStatus(count=count, bytes=occupied_bytes),
         versions=load_version_status(state.directory),
         disk_low=disk.is_low,
-        degraded=(*degraded, *low_disk(state.name, state.directory, disk)),
+        troubles=(*troubles, *low_disk(state.name, state.directory, disk)),
     )
     if journal is None:
         return found
@@ -151,18 +160,18 @@ def _covered(base: JournalBase | None) -> dict[str, Any]:
     return {} if base is None else {"base_seq": base.seq, "base_time_ns": base.time_ns}
 
 
-def _unfinished(state: VolumeState) -> list[str]:
-    """Returns what was begun and is not at its end, a line each."""
+def _unfinished(state: VolumeState) -> Iterator[Trouble]:
+    """Yields what was begun and is not at its end."""
     # Only here: of a mounted volume nothing is asked of a rejoin.
     from fusejournal.volume.rollback import load_intent
 
     begun = load_intent(state.directory)
-    if begun is None:
-        return []
-    return [
-        f"a rejoin has begun, to entry {begun.position.seq}: "
-        f"'fusejournal rejoin {state.name}' goes on"
-    ]
+    if begun is not None:
+        words = (
+            f"a rejoin has begun, to entry {begun.position.seq}: "
+            f"'fusejournal rejoin {state.name}' goes on"
+        )
+        yield Trouble(TroubleKind.REJOIN, words)
 
 
 def _is_mounted(state: VolumeState) -> bool:

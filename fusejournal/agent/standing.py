@@ -36,6 +36,7 @@ def standing(source: JournalSource, _: Fields) -> dict[str, Any]:
         "uuid": status.uuid,
         "mountpoint": status.mountpoint,
         "degraded": list(status.degraded),
+        "troubles": [one.to_json() for one in status.troubles],
         "reign": replication.reign if replication is not None else None,
         "fence": fence,
         "position": position,

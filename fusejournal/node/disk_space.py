@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from fusejournal.volume.trouble import Trouble, TroubleKind
+
 _SHARE = 0.05
 _BYTES_MAX = 4 << 30
 
@@ -28,10 +30,11 @@ def disk_space(place: Path) -> DiskSpace:
     return DiskSpace(space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize)
 
 
-def low_disk(volume: str, place: Path, space: DiskSpace) -> Iterator[str]:
-    """Yields a line about *space*, at *place*, for the status of *volume*, where it is low."""
+def low_disk(volume: str, place: Path, space: DiskSpace) -> Iterator[Trouble]:
+    """Yields the trouble with *space*, at *place*, for the status of *volume*, where it is low."""
     if space.is_low:
-        yield (
+        yield Trouble(
+            TroubleKind.LOW_SPACE,
             f"only {space.free_bytes / (1 << 20):,.0f} MiB are left under {place}, and changes "
-            f"are refused without any: make space, or see 'fusejournal prune {volume} --dry-run'"
+            f"are refused without any: make space, or see 'fusejournal prune {volume} --dry-run'",
         )

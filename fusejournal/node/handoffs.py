@@ -5,7 +5,7 @@ The primary's goes on by itself, without the command that asked for it; the comm
 how far it is and take it back. Used from the event loop's thread."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from fusejournal.roles.role import Event, Role
 from fusejournal.roles.take_over import TakeOver, TakeOverSeams
 from fusejournal.types import Reign
 from fusejournal.volume.startup import VolumeStartup
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.session import HANDOFF, RefusedError
 from fusejournal.wire.session_connection import SessionConnection
@@ -80,17 +81,18 @@ class Handoffs:
         """True from the beginning of a handoff from here until it is known what came of it."""
         return self._running is not None and not self._running.stage.is_over
 
-    def degraded(self) -> list[str]:
-        """Returns that the target does not say what came of an offer, and what to do, a line."""
+    def degraded(self) -> Iterator[Trouble]:
+        """Yields that the target does not say what came of an offer, and what to do."""
         work = self._running
         if work is None or work.stage is not Stage.ASKING:
-            return []
+            return
         name = work.peer.name
-        return [
+        yield Trouble(
+            TroubleKind.HANDOFF,
             f"reign {work.reign} was offered to {name}, which does not say whether it has taken "
             f"over: changes wait until it does: have it run; where it is lost for good, stop this "
-            f'volume, and mount it again with overrule = "{work.reign}" under [replication]'
-        ]
+            f'volume, and mount it again with overrule = "{work.reign}" under [replication]',
+        )
 
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin one; the answer is how far it is."""

@@ -34,6 +34,7 @@ from fusejournal.disk.process import WORKING_DIRECTORY
 from fusejournal.errors import HookFailedError
 from fusejournal.node.hook_process import HookProcess, shipped
 from fusejournal.node.spec import MountSpec
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +93,9 @@ class RoleHooks:
                 self._owed = reign
                 await self._run(command, "before", role, reign, peer)
 
-    async def after(self, role: str, reign: str, peer: str) -> list[str]:
-        """Call what comes after the node has got *role*. Returns the failures, a line each.
-        Cancelling ends the program."""
+    async def after(self, role: str, reign: str, peer: str) -> list[Trouble]:
+        """Call what comes after the node has got *role*. Returns the failures. Cancelling ends the
+        program."""
         failures = []
         async with self._calling:
             for command in self._config.after:
@@ -102,7 +103,7 @@ class RoleHooks:
                     await self._run(command, "after", role, reign, peer)
                 except HookFailedError as error:
                     log.error("%s", error)
-                    failures.append(str(error))
+                    failures.append(Trouble(TroubleKind.HOOK, str(error)))
             self._owed = None
             await self._process.end_aside()
         return failures

@@ -73,6 +73,7 @@ from fusejournal.types import Reign, reign_of_text
 from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.marks import MarkNoted, MarkPlace, make_mark, remove_mark
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 log = logging.getLogger(__name__)
 
@@ -207,9 +208,8 @@ class Node:
         async def remounted(request: dict[str, Any]) -> dict[str, Any]:
             layer.access_times.follow_mount(is_read_only=bool(request.get("read_only")))
             await parts.durability.checkpoint()
-            failure = self._startup.volume.failure
-            if failure is not None:
-                raise FusejournalError(failure)
+            if (failure := self._startup.volume.failure) is not None:
+                raise FusejournalError(failure.text)
             return Done().to_json()
 
         commands: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
@@ -293,7 +293,7 @@ class Node:
                 await self._mount.give_flags()
             except OSError as error:
                 words = f"the mount's options stay as they were: {error.strerror}"
-                self._startup.note_degraded([words])
+                self._startup.note_degraded([Trouble(TroubleKind.MOUNT_OPTIONS, words)])
                 self._reporter.warning(words)
             layer.access_times.follow_mount(is_read_only=mounts.is_read_only(mountpoint))
         else:
@@ -460,4 +460,4 @@ class Node:
             held=self._mount.is_held,
             live_since=self._live_since,
         )
-        return status.also_degraded(self._handoffs.degraded() if self._handoffs else [])
+        return status.with_troubles(self._handoffs.degraded() if self._handoffs else ())

@@ -71,6 +71,7 @@ from fusejournal.replication.member_record import MemberRecord
 from fusejournal.roles.role import Event
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.standing import UNOPPOSED, Standing
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.volume.unnamed_files import UnnamedFiles
 from fusejournal.wire.session import RefusedError
 
@@ -202,14 +203,14 @@ async def _run(
 # -- the process and its places --------------------------------------------------------------------
 
 
-def _check_process(spec: MountSpec, reporter: Reporter) -> list[str]:
-    """Shed what the process has inherited, and return what of its limits stays narrow, a line
-    each. Raises MountError where a journal is impossible."""
+def _check_process(spec: MountSpec, reporter: Reporter) -> list[Trouble]:
+    """Shed what the process has inherited, and return what of its limits stays narrow. Raises
+    MountError where a journal is impossible."""
     limits = shed_inheritance()
     for line in limits:
         reporter.warning(line)
     check_file_limit(spec)
-    return limits
+    return [Trouble(TroubleKind.LIMITS, line) for line in limits]
 
 
 def _take_place(spec: MountSpec, reporter: Reporter, backing_fd: int | None) -> VolumeMount:
@@ -259,15 +260,15 @@ def _forget_members(state: VolumeState, reporter: Reporter) -> None:
         reporter.warning(str(error))
 
 
-def _check_ways_around(spec: MountSpec, state: VolumeState) -> list[str]:
+def _check_ways_around(spec: MountSpec, state: VolumeState) -> list[Trouble]:
     """Check if others than root reach the backing around the layer: an error for a new volume,
-    unless it is asked for, and a line of what is degraded for others."""
+    unless it is asked for, and a trouble of others."""
     way = mounts.way_around(spec.backing, spec.mountpoint)
     if way is None:
         return []
     if not state.has_journal() and not spec.config.volume.open_backing:
         raise BackingError(spec.backing, f"{way}; or take it as it is: --open-backing")
-    return [f"the backing is open: {way}"]
+    return [Trouble(TroubleKind.OPEN_BACKING, f"the backing is open: {way}")]
 
 
 def _prepare_thread(state: VolumeState) -> None:
@@ -341,7 +342,8 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
         fenced = fence.refusal(epoch)  # by what was seen since they were asked
         if fenced is not None:
             reporter.warning(fenced)
-        return Standing(fenced, fence.highest_epoch, fence.new_epoch_reason(epoch))
+        trouble = Trouble(TroubleKind.FENCED, fenced) if fenced is not None else None
+        return Standing(trouble, fence.highest_epoch, fence.new_epoch_reason(epoch))
     report = _reporting(reporter, local)
     given = [fence.highest_epoch]
     """Epochs that this one has to be beyond."""
@@ -363,14 +365,14 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
             if startup.system_crash:
                 raise
             reporter.warning(str(error))
-            return Standing(fenced=str(error))
+            return Standing(Trouble(TroubleKind.FENCED, str(error)))
         standing = Standing(fetched.fenced, max(given), fetched.new_epoch, fetched.held_seq)
         if await _has_votes(report, parts, standing, fetched, given.append):
             break
         await trio.sleep(_VOTE_SECONDS)
     startup.note_degraded(fetched.failures)
     if fetched.fenced is not None:
-        reporter.warning(fetched.fenced)
+        reporter.warning(fetched.fenced.text)
     return standing
 
 

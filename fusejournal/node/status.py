@@ -5,6 +5,7 @@ Only reads. Used from the event loop's thread."""
 
 import os
 from collections import deque
+from collections.abc import Iterator
 
 import trio
 
@@ -19,6 +20,7 @@ from fusejournal.roles.role import Role
 from fusejournal.volume.acceptance import Acceptance
 from fusejournal.volume.durability import Durability
 from fusejournal.volume.startup import VolumeStartup
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 _RATE_WINDOW_SECONDS = 10
 _CONDITIONS = {
@@ -107,12 +109,12 @@ class StatusPage:
             branches=self._branches(),
             versions=versions,
             disk_low=disk.is_low,
-            degraded=(
-                *self._degraded(),
+            repairs=tuple(self._startup.repairs),
+            troubles=(
+                *self._troubles(),
                 *low_disk(spec.name, spec.state_dir, disk),
                 *self._versions.degraded(versions),
             ),
-            repairs=tuple(self._startup.repairs),
         )
 
     def _branches(self) -> BranchesStatus:
@@ -130,20 +132,23 @@ class StatusPage:
         seconds = last_time - first_time
         return round((last_seq - first_seq) / seconds, 1) if seconds else 0.0
 
-    def _degraded(self) -> list[str]:
+    def _troubles(self) -> Iterator[Trouble]:
         volume, tasks = self._startup.volume, self._durability
-        lines = list(self._startup.degraded)
-        if volume.failure is not None:
-            lines.append(f"read-only: {volume.failure}")
+        yield from self._startup.degraded
+        if (failure := volume.failure) is not None:
+            yield Trouble(failure.kind, f"read-only: {failure.text}")
         if not self._state.is_mirror and volume.write_errno is None:
-            lines += volume.journal.clock.faults(volume.journal.last_time_ns)
+            for words in volume.journal.clock.faults(volume.journal.last_time_ns):
+                yield Trouble(TroubleKind.CLOCK, words)
         if tasks.compression_failure is not None:
-            lines.append(f"segments are not compressed: {tasks.compression_failure}")
+            words = f"segments are not compressed: {tasks.compression_failure}"
+            yield Trouble(TroubleKind.COMPRESSION, words)
         if volume.journal_full or tasks.full:
-            lines.append(
-                f"no space under {self._spec.state_dir}: changes are refused until there is some"
-            )
-        return lines + (self._replication.degraded() if self._replication is not None else [])
+            place = self._spec.state_dir
+            words = f"no space under {place}: changes are refused until there is some"
+            yield Trouble(TroubleKind.NO_SPACE, words)
+        if self._replication is not None:
+            yield from self._replication.degraded()
 
     def _condition(self) -> Condition:
         acceptance = self._startup.volume.acceptance

@@ -29,6 +29,7 @@ from fusejournal.node.version_record import (
     save_version_status,
 )
 from fusejournal.node.volume_status import VersionStatus
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +94,14 @@ class VersionSchedule:
             return None
         return round(time.time() + max(0.0, due.at - now_by_boot()), 1)
 
-    def degraded(self, status: VersionStatus | None) -> Iterator[str]:
-        """Yields what is wrong with the versions in *status*, a line each."""
+    def degraded(self, status: VersionStatus | None) -> Iterator[Trouble]:
+        """Yields what is wrong with the versions in *status*."""
         if status is None:
             if set(self._scheduled()) & {"make", "prune"} and not self._reads_only:
-                yield (
+                yield Trouble(
+                    TroubleKind.NO_STORE,
                     "[versions] has a schedule, and there is no store of versions: "
-                    f"'fusejournal version store init {self._name}' makes one"
+                    f"'fusejournal version store init {self._name}' makes one",
                 )
             return
         if status.error is not None:
@@ -110,20 +112,22 @@ class VersionSchedule:
             since = ""
             if status.reachable is False and status.reachable_since is not None:
                 since = f" since {_moment(status.reachable_since)}"
-            yield f"versions fail{since}: {status.error}{again}"
+            yield Trouble(TroubleKind.VERSIONS, f"versions fail{since}: {status.error}{again}")
         for work, error in self._errors.items():
             if error != status.error:  # another work was done since
-                yield f"{_WORDS[work]} failed: {error}"
+                yield Trouble(TroubleKind.VERSIONS, f"{_WORDS[work]} failed: {error}")
         if status.unreadable:
-            yield (
+            yield Trouble(
+                TroubleKind.UNREADABLE_VERSIONS,
                 f"of the versions {status.unreadable:,} cannot be read: "
-                f"see 'fusejournal version list {self._name}'"
+                f"see 'fusejournal version list {self._name}'",
             )
         make = self._dues.get("make")
         if make is not None and self._config.every is not None:
             late_seconds = now_by_boot() - make.at
             if status.error is None and late_seconds > max(self._config.every, 2 * _TICK_SECONDS):
-                yield f"the version that was due {late_seconds:.0f} s ago is not made yet"
+                words = f"the version that was due {late_seconds:.0f} s ago is not made yet"
+                yield Trouble(TroubleKind.LATE_VERSION, words)
 
     # -- the task ----------------------------------------------------------------------------------
 

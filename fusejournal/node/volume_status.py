@@ -5,11 +5,12 @@ It is made by the volume's layer (status.py), or, where none is running, of what
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from fusejournal.backing.limits import BackingLimits
 from fusejournal.control.reply import Reply, ReportedState
 from fusejournal.replication.status import ReplicationStatus
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 
 class Condition(ReportedState):
@@ -135,7 +136,10 @@ class VersionStatus(Reply):
 class VolumeStatus(Reply):
     """All there is to know of a volume. Fields with a default are those that only a running layer
     can fill, or only a journal that can be read; those of flushes have no key in JSON where no
-    layer is running."""
+    layer is running.
+
+    In JSON the texts of the troubles are under ``degraded`` once more, as a list of strings, which
+    is all that a layer of a version before has."""
 
     OMITTED: ClassVar[frozenset[str]] = frozenset(
         {
@@ -151,6 +155,7 @@ class VolumeStatus(Reply):
         "branches": BranchesStatus,
         "scrub": ScrubStatus,
         "versions": VersionStatus,
+        "troubles": Trouble,
     }
 
     name: str
@@ -205,11 +210,38 @@ class VolumeStatus(Reply):
     """None where the volume has no store of versions, and from a layer of a version before."""
     disk_low: bool = False
     """True if the space under the state directory comes to its end."""
-    degraded: tuple[str, ...] = ()
-    """Everything that is wrong, a line each."""
     repairs: tuple[str, ...] = ()
     """Everything that the start has mended, a line each."""
+    troubles: tuple[Trouble, ...] = ()
+    """Everything that is wrong."""
 
-    def also_degraded(self, lines: Iterable[str]) -> "VolumeStatus":
-        """Returns it with *lines* of what else is wrong."""
-        return replace(self, degraded=(*self.degraded, *lines))
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Everything that is wrong, a line each."""
+        return tuple(one.text for one in self.troubles)
+
+    def has(self, kind: TroubleKind) -> bool:
+        """Returns True if there is a trouble of *kind*."""
+        return any(one.kind is kind for one in self.troubles)
+
+    def with_troubles(self, troubles: Iterable[Trouble]) -> "VolumeStatus":
+        """Returns it with *troubles* besides."""
+        return replace(self, troubles=(*self.troubles, *troubles))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON object, keys in the order of the fields, ``degraded`` before
+        ``repairs``."""
+        raw = super().to_json()
+        last = {name: raw.pop(name) for name in ("repairs", "troubles")}
+        return raw | {"degraded": list(self.degraded)} | last
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Does what :meth:`Reply.from_json` does. What a layer of a version before calls degraded
+        are troubles of the kind OTHER."""
+        if isinstance(raw, Mapping) and "degraded" in raw and "troubles" not in raw:
+            found = raw["degraded"]
+            if isinstance(found, list):
+                found = [{"kind": TroubleKind.OTHER.value, "text": line} for line in found]
+            raw = {**raw, "troubles": found}
+        return super().from_json(raw)

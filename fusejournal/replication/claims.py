@@ -17,6 +17,7 @@ from fusejournal.replication.fence import Fence
 from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Reign
 from fusejournal.volume.durability import Durability
+from fusejournal.volume.trouble import TroubleKind
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.session import Claim
 
@@ -82,6 +83,6 @@ class PrimaryClaims:
             self._stop(words)
 
     def _stop(self, words: str) -> None:
-        self._volume.fail(words)
+        self._volume.fail(words, TroubleKind.FENCED)
         self._quorum.fence()
         self._break_off()

@@ -48,6 +48,7 @@ from fusejournal.replication.common_ancestor import (
 from fusejournal.replication.kept_signatures import Kept
 from fusejournal.replication.peers import Peer, PeerBook
 from fusejournal.types import Position, Seq
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import RAW, batch_of, frame_range_of
 from fusejournal.wire.frames import Batch, Begin, Diverged, End, Hello, Welcome
@@ -96,14 +97,14 @@ class UnsignedError(FusejournalError):
 class FetchedEntries(NamedTuple):
     """The outcome of asking peers for the entries that a system crash took from this node."""
 
-    failures: list[str]
-    """Things that could not be done, a line each."""
+    failures: list[Trouble]
+    """Things that could not be done."""
     held_seq: Seq
     """Entries up to here are known to have been applied."""
     new_epoch: str | None = None
     """Why a new epoch is to begin, in words, where one is."""
-    fenced: str | None = None
-    """Why no change may be taken, in words, where none may."""
+    fenced: Trouble | None = None
+    """Why no change may be taken, where none may."""
     heard: frozenset[str] = frozenset()
     """The peers that told what they hold, of which nothing was left there."""
     parted: frozenset[str] = frozenset()
@@ -126,7 +127,7 @@ class LostEntryFetcher:
     """Judges what a peer says of a higher reign. Returns why this node takes no change any more;
     None where it does."""
     _fence: RefusedError | None = field(default=None, init=False)
-    _notices: list[str] = field(default_factory=list, init=False)
+    _notices: list[Trouble] = field(default_factory=list, init=False)
     _held_seq: Seq = field(default=Seq(0), init=False)
     _heard: set[str] = field(default_factory=set, init=False)
     _lower: set[str] = field(default_factory=set, init=False)
@@ -151,24 +152,29 @@ class LostEntryFetcher:
             return FetchedEntries([], Seq(0))
         positions = await self._ask_all(peers)
         if not positions:
-            return FetchedEntries([_NOBODY], Seq(0))
+            return FetchedEntries([Trouble(TroubleKind.NOT_TAKEN_BACK, _NOBODY)], Seq(0))
         heard = set(positions)
         failures = self._notices + [
-            f"the system crashed, and peer {peer.name} did not answer: entries that only it has "
-            "are not here, and part its journal from this one"
+            Trouble(
+                TroubleKind.NOT_TAKEN_BACK,
+                f"the system crashed, and peer {peer.name} did not answer: entries that only it "
+                "has are not here, and part its journal from this one",
+                peer.name,
+            )
             for peer in peers
             if peer.name not in positions
         ]
         for name in sorted(positions, key=lambda name: positions[name].seq, reverse=True):
             if positions[name].seq > self.journal.head_seq and self.config.take_back == "never":
-                failures.append(
+                words = (
                     f"peer {name} has entries up to {positions[name].seq}, and they are not taken "
                     "back, as 'take_back' says"
                 )
+                failures.append(Trouble(TroubleKind.NOT_TAKEN_BACK, words, name))
             elif positions[name].seq >= self.journal.head_seq:
                 failure = await self._fetch_from(self.book.get(name), positions[name].seq)
                 if failure is not None:
-                    failures.append(failure)
+                    failures.append(Trouble(TroubleKind.NOT_TAKEN_BACK, failure, name))
                     heard.discard(name)
         parted = frozenset(self._parted & self._lower)
         return FetchedEntries(failures, self._held_seq, heard=parted.union(heard), parted=parted)
@@ -184,24 +190,27 @@ class LostEntryFetcher:
                     nursery.start_soon(self._ask_once, peer, answers, nursery.cancel_scope)
         if self._fence is not None:
             raise self._fence
-        lines, new_epoch = [], None
+        troubles: list[Trouble] = []
+        new_epoch = None
         head_seq, epoch = self.journal.head_seq, self.journal.epoch
         for name, theirs in sorted(answers.items()):
             if theirs.detail:
-                lines.append(f"peer {name}: {theirs.detail}")
+                words = f"peer {name}: {theirs.detail}"
+                troubles.append(Trouble(TroubleKind.RUNS_TWICE, words, name))
             if theirs.seq > head_seq and theirs.role != WITNESS:
-                lines.append(
+                words = (
                     f"peer {name} has entries up to {theirs.seq}, and this journal ends with "
                     f"{head_seq}: this volume was put back from an older copy; what it lacks is in "
                     "the mirror's journal, and changes from now on part from that; if it is "
                     f"wanted, stop this volume, and fetch it there ('fusejournal replay')"
                 )
+                troubles.append(Trouble(TroubleKind.OLDER_COPY, words, name))
                 if theirs.held_epoch in (0, epoch):
                     new_epoch = f"peer {name} has entries that are not here"
-        for line in lines:
-            log.error("%s", line)
-            self.report(line)
-        return FetchedEntries(lines, Seq(0), new_epoch, heard=frozenset(answers))
+        for one in troubles:
+            log.error("%s", one.text)
+            self.report(one.text)
+        return FetchedEntries(troubles, Seq(0), new_epoch, heard=frozenset(answers))
 
     async def _ask_once(
         self, peer: Peer, answers: dict[str, Welcome], everybody: trio.CancelScope
@@ -264,7 +273,9 @@ class LostEntryFetcher:
                         self._lower.add(peer.name)
                     self._heard.add(peer.name)
                     if theirs.detail:
-                        self._notices.append(f"peer {peer.name}: {theirs.detail}")
+                        words = f"peer {peer.name}: {theirs.detail}"
+                        notice = Trouble(TroubleKind.RUNS_TWICE, words, peer.name)
+                        self._notices.append(notice)
                     return
             except* (FusejournalError, OSError, trio.TooSlowError) as group:
                 error = first_error(group)

@@ -11,6 +11,7 @@ from fusejournal.replication.claims import is_binding
 from fusejournal.replication.fetch_lost import FetchedEntries, LostEntryFetcher
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.types import Reign
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.session import FENCED, Claim, HandshakeState, RefusedError
 
 _LOST_PAGE = (
@@ -67,5 +68,6 @@ async def ask_peers(
     else:
         fetched = await work.look_round(local.config.take_back_seconds if lost_page else None)
     if lost_page and work.unheard:
-        fetched = fetched._replace(fenced=_LOST_PAGE.format(", ".join(work.unheard)))
+        words = _LOST_PAGE.format(", ".join(work.unheard))
+        fetched = fetched._replace(fenced=Trouble(TroubleKind.LOST_PAGE, words))
     return fetched._replace(new_epoch=reason or fetched.new_epoch)

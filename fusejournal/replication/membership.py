@@ -21,6 +21,7 @@ from fusejournal.errors import FusejournalError
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.replication.quorum import Quorum
 from fusejournal.types import Reign, Seq
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.identity import fingerprint_of, node_id_of
 from fusejournal.wire.members import Members, Rule, VoteCount
 from fusejournal.wire.session import RefusedError
@@ -233,11 +234,18 @@ class Membership:
 
     # -- status ------------------------------------------------------------------------------------
 
-    def trouble(self) -> str | None:
-        """Returns that the members cannot be changed for now, and what to do, in words."""
+    def trouble(self) -> Trouble | None:
+        """Returns that the members cannot be changed for now, and what to do; None where they
+        can."""
+        words = self._blocked()
+        if words is None:
+            return None
+        return Trouble(TroubleKind.MEMBERS, f"what waits for a flush is blocked: {words}")
+
+    def _blocked(self) -> str | None:
         current = self._record.current
         if self._quorum.is_held and self._failure:
-            return f"what waits for a flush is blocked: {self._failure}"
+            return self._failure
         if current is None:
             return None
         if not self._quorum.is_held:
@@ -248,8 +256,8 @@ class Membership:
         old = ", ".join(self._names(lacking & self._old))
         upgrade = f"upgrade {old}, which cannot know of it; " if old else ""
         return (
-            "what waits for a flush is blocked: who counts has changed, and too few of the mirrors "
-            "that counted before know of it yet, or have everything: "
+            "who counts has changed, and too few of the mirrors that counted before know of it "
+            "yet, or have everything: "
             f"{', '.join(self._names(lacking))}; {upgrade}"
             "have them run, or, where they are gone for good, 'fusejournal demote --force' and "
             "'fusejournal promote --force' here begin with the nodes that there are"
@@ -262,8 +270,8 @@ class Membership:
         if not (lacking and current.rule.waits and len(nodes - lacking) < current.rule.mirrors):
             return None
         return (
-            f"what waits for a flush is blocked: {', '.join(self._names(lacking))} cannot write "
-            "down which nodes count, and so does not count: see its own status and log"
+            f"{', '.join(self._names(lacking))} cannot write down which nodes count, and so does "
+            "not count: see its own status and log"
         )
 
     def _names(self, nodes: set[int]) -> list[str]:

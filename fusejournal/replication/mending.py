@@ -99,7 +99,7 @@ class Mending:
     def _check(self, piece: _Piece) -> None:
         catalog = self._volume.catalog
         if self._volume.failure is not None:
-            raise ConflictError(self._volume.failure)
+            raise ConflictError(self._volume.failure.text)
         node = catalog.node(piece.fid)
         if node is None or not node.last_seq <= piece.seq <= catalog.applied_seq:
             raise ConflictError(f"fid {piece.fid} is another by now than as of entry {piece.seq}")

@@ -19,6 +19,7 @@ from fusejournal.replication.states import PEER_TRANSITIONS, PeerEvent, PeerStat
 from fusejournal.replication.status import PeerStatus
 from fusejournal.replication.traffic import Traffic
 from fusejournal.types import Seq
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.frames import Ack
 from fusejournal.wire.session import FAILED, FULL, OK, WITNESS, Source
 
@@ -29,16 +30,14 @@ _AWAY_SECONDS = 60.0
 _NOTHING = Seq(0), Seq(0)
 _AS_WITNESS = PeerState(WITNESS)
 """No state of its own, but what is shown in place of one."""
-_TROUBLES = frozenset(
-    {
-        PeerState.DIVERGED,
-        PeerState.REFUSED,
-        PeerState.NEEDS_COPY,
-        PeerState.MIRROR_FULL,
-        PeerState.MIRROR_FAILED,
-        PeerState.PAUSED,
-    }
-)
+_TROUBLES = {
+    PeerState.DIVERGED: TroubleKind.DIVERGED,
+    PeerState.REFUSED: TroubleKind.REFUSED,
+    PeerState.NEEDS_COPY: TroubleKind.NEEDS_COPY,
+    PeerState.MIRROR_FULL: TroubleKind.PEER_FULL,
+    PeerState.MIRROR_FAILED: TroubleKind.PEER_FAILED,
+    PeerState.PAUSED: TroubleKind.PAUSED,
+}
 _ACKED = {
     OK: PeerEvent.ACKED,
     FULL: PeerEvent.ACKED_FULL,
@@ -293,25 +292,30 @@ class PeerRecord:
             return PeerState.CATCHING_UP
         return self.state
 
-    def trouble(self) -> str | None:
-        """Returns what is wrong with it, in words, or None."""
+    def trouble(self) -> Trouble | None:
+        """Returns what is wrong with it, or None."""
         reason = self.last_error or self.advice
-        if self.state in _TROUBLES:
-            return f"{self.state}: {reason}"
+        if (kind := _TROUBLES.get(self.state)) is not None:
+            return self._trouble(kind, f"{self.state}: {reason}")
         if self.notice is not None:
-            return self.notice
+            return self._trouble(TroubleKind.RUNS_TWICE, self.notice)
         if self._owed_seq:
-            return (
+            return self._trouble(
+                TroubleKind.LOST_ENTRIES,
                 f"has lost entries that it had acknowledged, up to {self._owed_seq}, and has them "
-                f"up to {self.acked_seq}: it does not count before it has all of them again"
+                f"up to {self.acked_seq}: it does not count before it has all of them again",
             )
         if self.is_witness and self._shared.membership is None:
             return None  # (A mirror has nothing to tell it.)
         away_seconds = trio.current_time() - self._away_since
         is_behind = self.applied_seq < self._shared.applied_seq
         if self.state is PeerState.CONNECTING and away_seconds > _AWAY_SECONDS and is_behind:
-            return f"out of reach for {away_seconds:.0f} s: {reason}"
+            words = f"out of reach for {away_seconds:.0f} s: {reason}"
+            return self._trouble(TroubleKind.PEER_AWAY, words)
         return None
+
+    def _trouble(self, kind: TroubleKind, words: str) -> Trouble:
+        return Trouble(kind, f"peer {self.name}: {words}", self.name)
 
     def _retry_in(self) -> float | None:
         if self.retry_at is None:

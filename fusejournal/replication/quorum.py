@@ -27,6 +27,7 @@ import trio
 
 from fusejournal.config import ReplicationConfig
 from fusejournal.types import Seq
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 log = logging.getLogger(__name__)
 
@@ -285,10 +286,11 @@ class Quorum:
             )
             self._wake()
 
-    def describe(self) -> str | None:
-        """Returns what is wrong, in words, or None."""
+    def trouble(self) -> Trouble | None:
+        """Returns that it is degraded; None where it is not."""
         if self.degraded_since is None:
             return None
         seconds = trio.current_time() - self.degraded_since
         then = "what waits for a flush is blocked" if self._blocks else "nothing waits for them"
-        return f"fewer than {self._mirrors} mirrors have everything, for {seconds:.0f} s: {then}"
+        words = f"fewer than {self._mirrors} mirrors have everything, for {seconds:.0f} s: {then}"
+        return Trouble(TroubleKind.QUORUM, words)

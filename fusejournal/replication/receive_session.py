@@ -74,7 +74,7 @@ class Receiving:
         """Returns the state of an ACK, and what is wrong in words."""
         failure = self.applier.failure or self.volume.failure
         if failure is not None:
-            return FAILED, failure
+            return FAILED, str(failure)
         full = self.space.full or self.applier.full
         return (FULL, full) if full is not None else (OK, "")
 

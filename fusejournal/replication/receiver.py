@@ -17,7 +17,7 @@ in, and then only where its journal may go on from this one.
 Used from the event loop's thread."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from uuid import UUID
 
@@ -36,6 +36,7 @@ from fusejournal.replication.receive_session import ReceiveSession, Receiving, f
 from fusejournal.replication.states import MirrorEvent, MirrorState
 from fusejournal.replication.status import MirrorStatus
 from fusejournal.types import Reign, Seq
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.frames import (
     Begin,
     Diverged,
@@ -71,7 +72,11 @@ _SIGN_SECONDS = 7.0
 it pings every two seconds."""
 _REFUSED = {FULL: MirrorEvent.REFUSED_FULL, "copy": MirrorEvent.REFUSED_COPY}
 """The events of refusals by their codes, but for REFUSED."""
-_PARTED = frozenset({MirrorState.DIVERGED, MirrorState.REFUSED, MirrorState.NEEDS_COPY})
+_PARTED = {
+    MirrorState.DIVERGED: TroubleKind.DIVERGED,
+    MirrorState.REFUSED: TroubleKind.REFUSED,
+    MirrorState.NEEDS_COPY: TroubleKind.NEEDS_COPY,
+}
 
 
 class Receiver:
@@ -455,20 +460,19 @@ class Receiver:
             "mirror level ('--dry-run' says what that would do)",
         )
 
-    def degraded(self) -> list[str]:
-        """Returns what is wrong here, a line each; but for a volume that has failed, which says
-        so."""
-        lines, record = [], self._record
-        if record.state in _PARTED:
-            lines.append(f"primary {record.primary}: {record.state}: {record.last_error}")
+    def degraded(self) -> Iterator[Trouble]:
+        """Yields what is wrong here, but for a volume that has failed, which says so."""
+        record = self._record
+        if (kind := _PARTED.get(record.state)) is not None:
+            words = f"primary {record.primary}: {record.state}: {record.last_error}"
+            yield Trouble(kind, words, record.primary)
         elif (silence := record.silence()) is not None:
-            lines.append(silence)
+            yield Trouble(TroubleKind.PRIMARY_AWAY, silence)
         state, detail = self._shared.trouble()
         if state == FULL:
-            lines.append(f"takes nothing more for now: {detail}")
+            yield Trouble(TroubleKind.NO_SPACE, f"takes nothing more for now: {detail}")
         if (twice := self._instances.describe(trio.current_time())) is not None:
-            lines.append(twice)
-        return lines
+            yield Trouble(TroubleKind.RUNS_TWICE, twice)
 
     def twice(self, greeting: Hello, where: str) -> str:
         """Returns, in words, that another instance of the node that begins with *greeting* ships to

@@ -118,7 +118,8 @@ class Shipper:
 
     @property
     def _fenced(self) -> str | None:
-        return self._shared.volume.failure if self._shared.quorum.is_fenced else None
+        failure = self._shared.volume.failure
+        return str(failure) if failure and self._shared.quorum.is_fenced else None
 
     async def _try(self, peer: Peer, pause_seconds: float) -> float:
         """One session. Returns how long to wait before the next."""

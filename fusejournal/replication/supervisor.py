@@ -42,6 +42,7 @@ from fusejournal.replication.wakeup import Wakeup
 from fusejournal.types import Epoch, Reign, Seq
 from fusejournal.volume.durability import Durability, FlushHooks
 from fusejournal.volume.observer import ChangeObserver
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.instances import Instances
@@ -454,22 +455,16 @@ class Replication:
         words = self._copies.describe(shipper.name) if self._copies is not None else None
         return status if words is None else replace(status, notes=(*status.notes, words))
 
-    def degraded(self) -> list[str]:
-        """Returns what is wrong, a line each."""
-        lines = []
-        if (trouble := self.quorum.describe()) is not None:
-            lines.append(trouble)
-        if self.membership is not None and (trouble := self.membership.trouble()) is not None:
-            lines.append(trouble)
-        lines += [
-            f"peer {shipper.name}: {trouble}"
-            for shipper, _ in self._shippers.values()
-            if (trouble := shipper.record.trouble()) is not None
-        ]
+    def degraded(self) -> list[Trouble]:
+        """Returns what is wrong."""
+        members = self.membership.trouble() if self.membership is not None else None
+        peers = (record.trouble() for record in self.records())
+        found = [one for one in (self.quorum.trouble(), members, *peers) if one is not None]
         if self.receiver is not None:
-            lines += self.receiver.degraded()
+            found += self.receiver.degraded()
         mirrors = self.local.config.mirrors
-        peers = sum(not record.is_witness for record in self.records())
-        if peers < mirrors and self._mirroring is None:
-            lines.append(f"waits for {mirrors} mirrors, and has {peers} peers")
-        return lines
+        count = sum(not record.is_witness for record in self.records())
+        if count < mirrors and self._mirroring is None:
+            words = f"waits for {mirrors} mirrors, and has {count} peers"
+            found.append(Trouble(TroubleKind.MIRRORS, words))
+        return found

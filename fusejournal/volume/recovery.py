@@ -17,7 +17,7 @@ before the mount is live; nothing else uses the volume meanwhile."""
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogNode
 from fusejournal.backing.fid_tag import FoundEntry
@@ -44,6 +44,7 @@ from fusejournal.operations import (
     made_by,
 )
 from fusejournal.types import ROOT_FID, Fid, Progress, Seq
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.volume.volume import Volume
 
 Reconcile = Callable[[Seq, Entry | None], list[bytes]]
@@ -85,6 +86,20 @@ class Recovery:
 
         self.left = ""
         """Anything that was not made as the journal says, because a store is away."""
+
+    def troubles(self) -> Iterator[Trouble]:
+        """Yields what the run has found, and left as it is."""
+        if self.damage is not None:
+            yield Trouble.of_damage(self.damage)
+        if self.left:
+            yield Trouble(TroubleKind.STORE_AWAY, self.left)
+        if self.missing:
+            yield Trouble(
+                TroubleKind.MISSING_FILES,
+                f"{len(self.missing)} files of the journal are missing in the backing, the first "
+                f"is {os.fsdecode(self.missing[0])!r}: something else has changed the backing "
+                "directory",
+            )
 
     def run(self, progress: Progress) -> int:
         """Recover. Returns how many entries the catalog lacked. Raises RecoveryError,
@@ -344,15 +359,6 @@ def committed_end(journal: Journal, watermarks: WatermarkPage) -> Seq:
     all can be one that was refused, whose VOID did not come or is lost."""
     head_seq, has_outcome = journal.reader.head()
     return head_seq if has_outcome or watermarks.committed_seq == head_seq else Seq(head_seq - 1)
-
-
-def describe_missing(missing: list[bytes]) -> str:
-    """One line about files that the journal has and the backing lacks."""
-    first = os.fsdecode(missing[0])
-    return (
-        f"{len(missing)} files of the journal are missing in the backing, the first is {first!r}: "
-        "something else has changed the backing directory"
-    )
 
 
 def decide_in_doubt(volume: Volume, committed_seq: Seq) -> None:

@@ -5,14 +5,15 @@ from typing import NamedTuple
 from fusejournal.operations import NewEpoch
 from fusejournal.types import Epoch, Seq
 from fusejournal.volume.boot_record import Boot
+from fusejournal.volume.trouble import Trouble
 
 
 class Standing(NamedTuple):
     """The standing of a primary before it takes changes, by what its peers and its own page say. By
     default nothing is against it."""
 
-    fenced: str | None = None
-    """The reason why it takes no change, in words: another reign has begun."""
+    fenced: Trouble | None = None
+    """The reason why it takes no change: another reign has begun, or nothing tells if one has."""
     seen_epoch: Epoch = Epoch(0)
     """The highest that it has seen: one that it begins is beyond."""
     new_epoch: str | None = None

@@ -39,11 +39,12 @@ from fusejournal.volume.checkpoint import Checkpoint, CheckpointFile, explain_fu
 from fusejournal.volume.commit_due import CommitDue
 from fusejournal.volume.importer import Importer, survey
 from fusejournal.volume.observer import VolumeObserver, Watcher
-from fusejournal.volume.reconcile.after_loss import describe_trouble, reconcile_after_loss
-from fusejournal.volume.recovery import Recovery, committed_end, describe_missing
+from fusejournal.volume.reconcile.after_loss import reconcile_after_loss, troubles_of
+from fusejournal.volume.recovery import Recovery, committed_end
 from fusejournal.volume.rollback import Rollback, load_intent
 from fusejournal.volume.standing import UNOPPOSED, Standing
 from fusejournal.volume.ties import BackingTies, open_catalog
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.volume.volume import Volume
 from fusejournal.volume.wait_policy import WaitPolicy
 from fusejournal.volume.whole_set import WholeSet
@@ -55,6 +56,8 @@ _IMPORT_NEEDS = (
     "for the import, which needs as much as the files hold; make space or choose another --state, "
     "then mount again: it goes on where it stopped"
 )
+_UNRECOVERED = "the backing is as the system crash left it: mount it once without -o ro"
+_UNFINISHED = "the import was not finished: files that it lacks do not show"
 _STOP_NEEDS = (
     "to stop in order: nothing is lost, and the next start goes through the last entries again; "
     "make space before it"
@@ -62,7 +65,8 @@ _STOP_NEEDS = (
 
 
 class VolumeStartup:
-    """Opens one volume. ``degraded`` and ``repairs`` are for its status page, a line each."""
+    """Opens one volume. ``degraded``, the troubles, and ``repairs``, a line each, are for its
+    status page."""
 
     def __init__(
         self,
@@ -115,7 +119,7 @@ class VolumeStartup:
         self.checkpoint = CheckpointFile(state_dir / "checkpoint", page)
         self.commit_due = CommitDue()
         self.repairs: list[str] = []
-        self.degraded: list[str] = []
+        self.degraded: list[Trouble] = []
         self._volume: Volume | None = None
         self._importer: Importer | None = None
         self._check: Callable[[], None] = lambda: None
@@ -221,11 +225,9 @@ class VolumeStartup:
         catalog = self.volume.catalog
         if read_only:
             if self.system_crash:
-                self.degraded.append(
-                    "the backing is as the system crash left it: mount it once without -o ro"
-                )
+                self.note_degraded([Trouble(TroubleKind.UNRECOVERED, _UNRECOVERED)])
             if not catalog.imported and self._watermarks is None:
-                self.degraded.append("the import was not finished: files that it lacks do not show")
+                self.note_degraded([Trouble(TroubleKind.UNFINISHED_IMPORT, _UNFINISHED)])
             return
         self.volume.tree.find_hidden()
         if self._watermarks is not None:
@@ -238,9 +240,9 @@ class VolumeStartup:
                 self._boot.remember(self.volume.journal.head_seq)
             return
         if standing.fenced is not None:
-            self.volume.fail(standing.fenced)
+            self.volume.fail(standing.fenced.text, standing.fenced.kind)
             if not catalog.imported:
-                self.degraded.append("the import was not finished: files that it lacks do not show")
+                self.note_degraded([Trouble(TroubleKind.UNFINISHED_IMPORT, _UNFINISHED)])
             return
         with suppress_full():
             self.page.confirm()
@@ -248,9 +250,9 @@ class VolumeStartup:
         if not catalog.imported:
             yield from self._import()
 
-    def note_degraded(self, lines: Iterable[str]) -> None:
-        """Keep *lines*, which others have found, for the status page."""
-        self.degraded += lines
+    def note_degraded(self, troubles: Iterable[Trouble]) -> None:
+        """Keep *troubles* for the status page."""
+        self.degraded += troubles
 
     def _repaired(self, what: str) -> None:
         """Keep *what* for the status page, and log it, because this start may be refused or killed
@@ -316,7 +318,7 @@ class VolumeStartup:
         for repair in journal.repairs:
             self._repaired(str(repair))
         if journal.damage is not None:
-            self.degraded.append(f"{journal.damage.verdict}: {journal.damage}")
+            self.degraded.append(Trouble.of_damage(journal.damage))
         return journal
 
     def _open_existing(self, directory: Path, same_boot: bool, read_only: bool) -> Journal:
@@ -344,13 +346,9 @@ class VolumeStartup:
             held_seq = max(held_seq, checkpoint_seq)
         recovery = Recovery(self.volume, read_only, applying_seq, reconcile, held_seq)
         recovery.run(lambda done, total: self._progress("recovering", done, total, "entries"))
-        if recovery.damage is not None:
-            self.degraded.append(f"{recovery.damage.verdict}: {recovery.damage}")
-        if recovery.left:
-            self.degraded.append(recovery.left)
+        self.note_degraded(recovery.troubles())
         if recovery.missing:
-            self.degraded.append(describe_missing(recovery.missing))
-            self._watcher.warning(self.degraded[-1])
+            self._watcher.warning(self.degraded[-1].text)
 
     def _progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
         self._check()
@@ -375,7 +373,7 @@ class VolumeStartup:
         )
         for repair in work.report():
             self._repaired(repair)
-        self.degraded += describe_trouble(work, is_mirror=is_mirror)
+        self.note_degraded(troubles_of(work, is_mirror=is_mirror))
         return work.missing
 
     def _begin(self, standing: Standing) -> None:

@@ -53,6 +53,7 @@ from fusejournal.operations import (
 from fusejournal.types import SYSTEM_CALLER, Caller, Fid, Seq, clamp_time
 from fusejournal.volume.acceptance import ACCEPTANCE_TRANSITIONS, Acceptance, AcceptanceEvent
 from fusejournal.volume.observer import Unobserved, VolumeObserver
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.volume.wait_policy import WaitPolicy
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ class Volume:
         """errno that every change gets (EROFS, or EHELD), or None while changes are taken."""
         self.in_pieces = 0
         """Changes of many entries that have begun and are not done: they are not held."""
-        self.failure: str | None = None
-        """Why the volume turned read-only, in words."""
+        self.failure: Trouble | None = None
+        """Why the volume turned read-only."""
         self.journal_full = False
         """True if the newest change was refused because of lack of space under the journal."""
 
@@ -115,10 +116,10 @@ class Volume:
         recorded."""
         return self.catalog.next_fid
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, kind: TroubleKind = TroubleKind.FAILED) -> None:
         """Turn read-only for good, until the volume is mounted again."""
         if self.failure is None:
-            self.failure = reason
+            self.failure = Trouble(kind, reason)
             self._move(AcceptanceEvent.FAIL, errno.EROFS)
             log.critical("the volume is read-only from here: %s", reason)
 

@@ -158,7 +158,7 @@ class Case:
         try:
             with open_volume(self.volume, options=_OPTIONS) as one:
                 found.head_seq = one.volume.journal.head_seq
-                found.told = one.opening.repairs + one.opening.degraded
+                found.told = [*one.opening.repairs, *map(str, one.opening.degraded)]
                 found.tree = image(self.backing)
                 found.strangers = unlike_names(one, self.backing)
                 found.new_fid = one.create("new-after", b"new")

@@ -95,6 +95,7 @@ _REIGN = "3/00000000000000ab"
 _OPTION = ExportOption(option="no_wdelay", why="each write is one entry")
 REPLIES: tuple[Reply, ...] = (
     *(PRIMARY, PEER, MIRROR, VERSIONS, SCRUB, _PEER, _VOTE, _PLAN, _HANDOFF, _WITNESS),
+    PRIMARY.troubles[0],
     *(_PAIRING, _CODE, _OPTION, BranchesStatus(count=2, bytes=9, keep_bytes=10, keep_days=30.5)),
     replace(REPLICATION, mirror=MIRROR),
     FlushWaits(bounds=(0.001, 1.0), counts=(90, 9, 1), seconds=2.5),

@@ -4,6 +4,7 @@ from fusejournal.backing.limits import BackingLimits
 from fusejournal.node.volume_status import Condition, FlushWaits, VersionStatus, VolumeStatus
 from fusejournal.replication.states import MirrorState, PeerState
 from fusejournal.replication.status import MirrorStatus, PeerStatus, ReplicationStatus
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 PEER = PeerStatus(
     name="east",
@@ -125,7 +126,10 @@ PRIMARY = VolumeStatus(
     replication=REPLICATION,
     versions=VERSIONS,
     disk_low=True,
-    degraded=("peer east: out of reach for 61 s",),
+    troubles=(
+        Trouble(TroubleKind.PEER_AWAY, "peer east: out of reach for 61 s", "east"),
+        Trouble(TroubleKind.CLOCK, "the clock leapt ahead by 7,200 s, and entries with it"),
+    ),
     repairs=("torn tail",),
 )
 MIRROR_NODE = VolumeStatus(

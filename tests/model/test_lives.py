@@ -97,7 +97,7 @@ class Lives(RuleBasedStateMachine):
         opened = context.__enter__()
         self._context, self.opened = context, opened
         opened.volume.journal.sync()
-        reported = [*opened.opening.repairs, *opened.opening.degraded]
+        reported = [*opened.opening.repairs, *map(str, opened.opening.degraded)]
         model = model_of(opened.journal_dir)
         assert not (found := difference(image(opened.backing), model.image())), found
         if expect_quiet or not (reported or opened.opening.system_crash or self.is_blind):
@@ -326,7 +326,7 @@ class Lives(RuleBasedStateMachine):
             self._swap_back(what)
             return
         assert self.opened is not None
-        reported = [*self.opened.opening.repairs, *self.opened.opening.degraded]
+        reported = [*self.opened.opening.repairs, *map(str, self.opened.opening.degraded)]
         assert reported or not is_older, (what, "an older copy was taken without a word")
         kept = contents_of(*self.places.values())
         assert contents <= kept, (what, reported)

@@ -38,6 +38,7 @@ from fusejournal.replication.parting import load_parting
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Caller, Seq
 from fusejournal.volume.standing import Standing
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.session import FETCH, SHIP, RefusedError
@@ -303,9 +304,10 @@ class Peers(RuleBasedStateMachine):
         except RefusedError as error:
             if opening.system_crash:
                 raise
-            words, standing = str(error), Standing(fenced=str(error))
+            words = str(error)
+            standing = Standing(Trouble(TroubleKind.FENCED, words))
         else:
-            words = "; ".join(taken.failures)
+            words = "; ".join(map(str, taken.failures))
             highest = replication.local.fence.highest_epoch
             standing = Standing(None, highest, taken.new_epoch, taken.held_seq)
         opening.recover(read_only=False, held_seq=standing.held_seq)

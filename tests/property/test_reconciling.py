@@ -212,7 +212,7 @@ def reconcile(volume: Path, death: int = 0) -> bool:
             open_volume(volume, uuid=UUID_OF_WORKLOADS) as opened,
         ):
             assert opened.opening.system_crash
-            for told in opened.opening.degraded:
+            for told in map(str, opened.opening.degraded):
                 assert "have another name now" in told, told
     except Died:
         return True

@@ -42,7 +42,7 @@ def begin(side: OpenVolume, standing: Standing = UNOPPOSED) -> None:
 
 
 def degraded(side: OpenVolume) -> str:
-    return "\n".join(side.replication.degraded())
+    return "\n".join(map(str, side.replication.degraded()))
 
 
 async def follow(mirror: OpenVolume, primary: OpenVolume, epoch: int) -> None:

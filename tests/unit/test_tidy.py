@@ -21,6 +21,7 @@ from fusejournal.replication.states import MIRROR_TRANSITIONS, PEER_TRANSITIONS,
 from fusejournal.roles.handoff import HANDOFF_TRANSITIONS
 from fusejournal.roles.role import ROLE_TRANSITIONS
 from fusejournal.volume.acceptance import ACCEPTANCE_TRANSITIONS
+from fusejournal.volume.trouble import TroubleKind
 from fusejournal.wire.session_states import session_diagram
 from tests.support.assignments import assigned_from_outside
 from tests.support.house import (
@@ -153,6 +154,13 @@ def test_exit_codes_are_unique_and_listed() -> None:
     section = manual.partition("## Exit codes")[2].partition("\n## ")[0]
     listed = [int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
     assert listed == sorted({0, *codes})
+
+
+def test_the_kinds_of_troubles_are_listed() -> None:
+    section = (PACKAGE / "MANUAL.md").read_text().partition("\n| kind | what is wrong |\n")[2]
+    rows = section.partition("\n\n")[0].splitlines()[1:]
+    listed = [kind for row in rows for kind in re.findall("`([^`]+)`", row.split(" | ")[0])]
+    assert sorted(listed) == sorted(kind.value for kind in TroubleKind)
 
 
 def _configuration_blocks() -> Iterator[tuple[str, str]]:

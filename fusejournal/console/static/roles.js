@@ -81,6 +81,7 @@ function nodeOf(node) {
   if (!found) return h("article", { class: "card" }, title, h("p", { class: "note warning" }, node.error));
   const told = found.replication;
   const isPrimary = found.role === "primary";
+  const isFenced = found.troubles?.some((one) => one.kind === "fenced") ?? found.degraded.length > 0; // an earlier agent has no kinds
   const isRunning = ["running", "degraded"].includes(found.state) || told !== null;
   return h("article", { class: "card" }, h("div", { class: "head" }, title, pill(found.degraded.length ? "bad" : !isRunning ? "warning" : isPrimary ? "good" : "", `${found.role}, ${found.state}`)),
     found.degraded.map((line) => h("p", { class: "note bad small" }, line)),
@@ -91,7 +92,7 @@ function nodeOf(node) {
       ...(told?.peers ?? []).map((peer) => [`→ ${peer.name}`, h("span", {}, `${peer.state}, ${lag(peer)}; has everything up to entry ${number(peer.acked_seq)} on its disk`, peer.last_error && peer.lag_entries ? h("span", { class: "refused" }, ` ${peer.last_error}`) : null)]),
     ]),
     may("admin") ? h("div", { class: "row" }, isRunning && isPrimary ? primaryButtons(view, told) : null, isRunning && !isPrimary ? mirrorButtons(view) : null,
-      !isRunning || found.parting || (isPrimary && found.degraded.length) ? h("button", { type: "button", onclick: () => begin(view, { kind: "rejoin", volume: node.volume }) }, "Plan a rejoin") : null) : null,
+      !isRunning || found.parting || (isPrimary && isFenced) ? h("button", { type: "button", onclick: () => begin(view, { kind: "rejoin", volume: node.volume }) }, "Plan a rejoin") : null) : null,
     command(found.command));
 }
 

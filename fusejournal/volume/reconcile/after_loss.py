@@ -3,7 +3,7 @@ makes a checkpoint of the result, and says in words what was found."""
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fusejournal.errors import RecoveryError
@@ -12,6 +12,7 @@ from fusejournal.types import Seq, StageProgress
 from fusejournal.volume.checkpoint import NO_CHECKPOINT, CheckpointFile
 from fusejournal.volume.reconcile.losing import LosingEntries
 from fusejournal.volume.reconcile.reconcile import Reconciliation
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.volume.volume import Volume
 
 
@@ -57,19 +58,19 @@ def reconcile_after_loss(
     return work
 
 
-def describe_trouble(work: Reconciliation, *, is_mirror: bool) -> list[str]:
-    """Returns what *work* could not put right, or put aside, a line each."""
-    lines = []
+def troubles_of(work: Reconciliation, *, is_mirror: bool) -> Iterator[Trouble]:
+    """Yields what *work* could not put right, or put aside."""
     if work.aside:
         first = os.fsdecode(work.aside[0])
-        lines.append(
+        yield Trouble(
+            TroubleKind.SET_ASIDE,
             f"{len(work.aside)} files that the journal does not know were in the way of others "
-            f"and have another name now, the first is {first!r}: see whether they are wanted"
+            f"and have another name now, the first is {first!r}: see whether they are wanted",
         )
     if work.in_part and not is_mirror:
-        lines.append(
+        yield Trouble(
+            TroubleKind.LOST_IMPORTS,
             f"{len(work.in_part)} files were lost before their import had come to its end, the "
             f"first is {os.fsdecode(work.in_part[0])!r}: what the journal does not have of "
-            "them is zeros now; put them there again"
+            "them is zeros now; put them there again",
         )
-    return lines

@@ -187,7 +187,7 @@ async def test_a_schedule_has_it_done_and_tries_again(state: Path) -> None:
         with trio.fail_after(60):
             while "; tried again in " not in line:
                 await trio.sleep(0.05)
-                (line,) = schedule.degraded(schedule.status())
+                (line,) = map(str, schedule.degraded(schedule.status()))
         assert line.startswith("versions fail since ")
         os.rename(state.parent / "away", state.parent / "kept")
         with trio.fail_after(60):

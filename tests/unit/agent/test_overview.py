@@ -6,7 +6,12 @@ from dataclasses import replace
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.problems import problems_of
 from fusejournal.node.volume_status import Condition
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from tests.golden.statuses import STATUSES
+
+
+def _others(*lines: str) -> tuple[Trouble, ...]:
+    return tuple(Trouble(TroubleKind.OTHER, line) for line in lines)
 
 
 def test_every_problem_is_named_once() -> None:
@@ -26,17 +31,17 @@ def test_a_key_stays_while_the_words_change() -> None:
         for words in (one, other):
             (found,) = (
                 each
-                for each in problems_of(replace(status, degraded=(words,)))
+                for each in problems_of(replace(status, troubles=_others(words)))
                 if each.words == words
             )
             assert found.key == key
-    twice = problems_of(replace(status, degraded=("damage 1", "damage 2")))
+    twice = problems_of(replace(status, troubles=_others("damage 1", "damage 2")))
     assert {"damage", "damage:2"} <= {one.key for one in twice}
 
 
 def test_a_volume_without_a_layer_is_a_problem() -> None:
     status = next(iter(STATUSES.values()))
-    stopped = replace(status, state=Condition.STOPPED, degraded=(), replication=None)
+    stopped = replace(status, state=Condition.STOPPED, troubles=(), replication=None)
     (found,) = problems_of(replace(stopped, disk_free_bytes=1 << 40))
     assert found.to_json() == {
         "key": "stopped",

@@ -9,20 +9,21 @@ from uuid import uuid4
 import pytest
 import trio
 
-from fusejournal.admin.demote import await_primary, demoted_words, is_fenced
+from fusejournal.admin.demote import await_primary, demoted_words
 from fusejournal.admin.rejoin import Rejoined
 from fusejournal.admin.start import mounted_words
 from fusejournal.cli.rejoin import _show
 from fusejournal.control.server import serve_control
 from fusejournal.errors import UsageError
 from fusejournal.node.state_dir import VolumeState
+from fusejournal.node.volume_status import Condition
 from fusejournal.replication.local_node import check_becomes_mirror
 from fusejournal.replication.states import MirrorState
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.role import Role
 from tests.golden.statuses import MIRROR, MIRROR_NODE, PRIMARY
 
-FENCED = replace(PRIMARY, degraded=("read-only: fenced: another node is primary",))
+READ_ONLY = replace(PRIMARY, state=Condition.READ_ONLY)
 
 LEVEL = Rejoined(
     volume="data",
@@ -97,7 +98,6 @@ def test_a_plan_says_what_may_be_lost_and_what_is() -> None:
 
 
 def test_a_demoted_primary_says_what_is_known() -> None:
-    assert (is_fenced(PRIMARY), is_fenced(FENCED)) == (False, True)
     unknown = demoted_words("data", 438, None)
     assert unknown.startswith("data is a mirror now, with the entries up to 438; whether its")
     level = "'fusejournal umount data', 'fusejournal rejoin data', 'fusejournal mount data'"
@@ -143,7 +143,7 @@ async def test_a_mount_says_what_comes_of_changes(tmp_path: Path) -> None:
     )
     new = replace(state, role=Role.UNINITIALIZED)
     assert mounted_words(new, read_only=False).endswith("'fusejournal pair data' here first")
-    told = [PRIMARY, FENCED]
+    told = [PRIMARY, READ_ONLY]
 
     async def status(_: dict[str, Any]) -> dict[str, Any]:
         return told.pop(0).to_json()
@@ -152,8 +152,8 @@ async def test_a_mount_says_what_comes_of_changes(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, tmp_path / "control.sock", {"status": status})
         assert await trio.to_thread.run_sync(words) == f"{mounted}: changes there are journaled"
-        fenced = await trio.to_thread.run_sync(words)
+        refusing = await trio.to_thread.run_sync(words)
         assert (
-            fenced == f"{mounted}, but takes no change: 'fusejournal status data' says what to do"
+            refusing == f"{mounted}, but takes no change: 'fusejournal status data' says what to do"
         )
         nursery.cancel_scope.cancel()

@@ -29,6 +29,7 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.operations import Mkdir
 from fusejournal.roles.role import Role
 from fusejournal.types import ROOT_FID, Epoch, Reign
+from fusejournal.volume.trouble import TroubleKind
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.session_connection import SessionConnection
 from tests.support.volumes import SOMEBODY
@@ -136,7 +137,8 @@ async def test_who_is_fenced_after_its_peers_were_asked_takes_no_changes(tmp_pat
         start.local.fence.note(Reign(Epoch(3), 0xBEEF))
         standing = await _ask_peers(Silent(), start, has_asked=True)
         assert standing.fenced is not None
-        assert "another node is primary" in standing.fenced
+        assert standing.fenced.kind is TroubleKind.FENCED
+        assert "another node is primary" in standing.fenced.text
         start.startup.close()
 
 

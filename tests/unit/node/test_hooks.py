@@ -11,6 +11,7 @@ from fusejournal.config import Config
 from fusejournal.errors import HookFailedError, PromotionRefusedError
 from fusejournal.node.hooks import RoleHooks, undoing
 from fusejournal.node.spec import MountSpec
+from fusejournal.volume.trouble import TroubleKind
 
 pytestmark = pytest.mark.mount  # whose owner is root
 
@@ -52,8 +53,9 @@ async def test_a_failure_is_told_and_ends_what_comes_before(tmp_path: Path) -> N
     with pytest.raises(HookFailedError, match="ended with status 3: broken") as failed:
         await called.before("mirror", "2/beef", "")
     assert failed.value.exit_code == 36
-    (line,) = await called.after("mirror", "2/beef", "")
-    assert "status 3" in line
+    (failure,) = await called.after("mirror", "2/beef", "")
+    assert failure.kind is TroubleKind.HOOK
+    assert "status 3" in failure.text
     with pytest.raises(HookFailedError, match="sure that west is off, then promote with --force"):
         await called.fence("2/beef", "west")
 

@@ -23,7 +23,7 @@ def test_of_a_primary() -> None:
     assert found["fusejournal_flushes_total", (volume,)] == 100
     assert found["fusejournal_fsync_seconds_bucket", (("le", "1.0"), volume)] == 99
     assert found["fusejournal_fsync_seconds_bucket", (("le", "+Inf"), volume)] == 100
-    assert found["fusejournal_degraded", (volume,)] == 1
+    assert found["fusejournal_degraded", (volume,)] == 2
     assert found["fusejournal_peer_lag_seconds", (peer, volume)] == 7.25
     assert found["fusejournal_peer_sent_bytes_total", (peer, volume)] == 250_000
     assert found["fusejournal_peer_state", (peer, ("state", "connecting"), volume)] == 1

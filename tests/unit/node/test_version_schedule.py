@@ -66,8 +66,8 @@ def test_a_schedule_without_a_store_is_told(tmp_path: Path) -> None:
     assert list(schedule.degraded(schedule.status())) == []
     config = '[versions]\nevery = "1h"\nmade_by = "primary"\n'
     schedule = VersionSchedule(_spec(tmp_path, config), is_mirror=False)
-    (line,) = schedule.degraded(schedule.status())
-    assert "'fusejournal version store init data' makes one" in line
+    (told,) = schedule.degraded(schedule.status())
+    assert "'fusejournal version store init data' makes one" in told.text
     schedule = VersionSchedule(_spec(tmp_path, config), is_mirror=True)
     assert list(schedule.degraded(schedule.status())) == []
 
@@ -79,7 +79,7 @@ def test_what_fails_is_told(tmp_path: Path) -> None:
     status = schedule.status()
     assert status is not None
     assert (status.working, status.next_make) == (None, None)
-    first, second = schedule.degraded(status)
+    first, second = (one.text for one in schedule.degraded(status))
     assert first.startswith("versions fail since 2023-11-14 ")
     assert first.endswith(": s3://bucket/versions: does not answer")
     assert second.startswith("of the versions 2 cannot be read")

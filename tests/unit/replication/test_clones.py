@@ -153,7 +153,7 @@ async def test_a_mirror_knows_a_clone_again_that_only_asked(tmp_path: Path) -> N
             for _ in range(2):
                 replication = clone.replicate(peers)
                 taken = await ask_peers(replication.local, clone.volume.journal, lambda _: None)
-                assert "runs twice" in "\n".join(taken.failures)
+                assert "runs twice" in "\n".join(map(str, taken.failures))
             be_called_as(primary, clone.replicate(peers))
             async with running(clone):
                 await until("it is refused", lambda: "runs twice" in degraded(clone))
@@ -211,7 +211,7 @@ async def test_a_clone_hears_at_its_start_that_it_is_one(tmp_path: Path) -> None
                     lambda _: None,
                     system_crash=system_crash,
                 )
-                assert "runs twice" in "\n".join(taken.failures)
+                assert "runs twice" in "\n".join(map(str, taken.failures))
 
 
 async def test_who_has_parted_takes_nobodys_place(tmp_path: Path) -> None:

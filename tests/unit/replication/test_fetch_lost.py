@@ -88,7 +88,7 @@ async def _begin(primary: OpenVolume, **config: Any) -> list[str]:
     primary.opening.recover(read_only=False, held_seq=taken.held_seq)
     for _ in primary.opening.start_epoch_and_import(read_only=False):
         pass
-    return taken.failures
+    return [one.text for one in taken.failures]
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 7, 30, 90])

@@ -225,7 +225,8 @@ async def _taken(
         )
         with trio.fail_after(60):
             taken = await ask_peers(replication.local, primary.volume.journal, lambda _: None)
-        return primary.volume.journal.head_seq, taken.failures, content(primary.journal_dir)
+        failures = [one.text for one in taken.failures]
+        return primary.volume.journal.head_seq, failures, content(primary.journal_dir)
 
 
 def _forge(mirror: OpenVolume, count: int = 2) -> None:

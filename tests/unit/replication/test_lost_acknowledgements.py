@@ -193,7 +193,7 @@ async def test_a_peer_that_is_ahead_has_a_new_epoch_begin(
                 )
                 nursery.cancel_scope.cancel()
             (told,) = fetched.failures
-            assert "put back from an older copy" in told
+            assert "put back from an older copy" in told.text
             assert (fetched.new_epoch is not None) == begun
             primary.opening.recover(read_only=False)
             begin(primary, Standing(new_epoch=fetched.new_epoch))

@@ -220,7 +220,7 @@ async def test_nothing_is_acknowledged_while_the_members_change(tmp_path: Path) 
         await until("it has acknowledged", lambda: quorum.present_seq >= seq)
         assert quorum.is_held
         assert not quorum.has(seq)
-        (line,) = [one for one in north.replication.degraded() if "who counts" in one]
+        (line,) = [one.text for one in north.replication.degraded() if "who counts" in one.text]
         assert "east, west" in line
         assert "promote --force" in line
         joint = cluster.record("south")

@@ -53,7 +53,7 @@ async def test_wait_ends_with_the_acknowledgement(autojump_clock: trio.testing.M
         quorum.acked("a", Seq(8))
     assert trio.current_time() == pytest.approx(6, abs=0.1)
     assert quorum.waiting == 0
-    assert quorum.describe() is None
+    assert quorum.trouble() is None
 
 
 async def test_goes_on_without_them(
@@ -64,14 +64,14 @@ async def test_goes_on_without_them(
     await quorum.wait(Seq(7))
     assert trio.current_time() - began == pytest.approx(10, abs=0.1)
     assert "go on without them" in caplog.text
-    assert "nothing waits for them" in (quorum.describe() or "")
+    assert "nothing waits for them" in str(quorum.trouble())
     began = trio.current_time()
     await quorum.wait(Seq(50))  # at once from now on
     assert trio.current_time() == began
     quorum.acked("a", Seq(49))
-    assert quorum.describe() is not None
+    assert quorum.trouble() is not None
     quorum.acked("a", Seq(50))  # level again: they count again
-    assert quorum.describe() is None
+    assert quorum.trouble() is None
     assert not quorum.has(Seq(51))
 
 
@@ -81,7 +81,7 @@ async def test_blocks_as_configured(autojump_clock: trio.testing.MockClock) -> N
         nursery.start_soon(quorum.wait, Seq(7))
         await trio.sleep(1000)
         assert quorum.waiting == 1
-        assert "blocked" in (quorum.describe() or "")
+        assert "blocked" in str(quorum.trouble())
         quorum.acked("a", Seq(7))
     assert quorum.waiting == 0
 
@@ -98,7 +98,7 @@ async def test_cancelled_wait_leaves_nothing(autojump_clock: trio.testing.MockCl
     with trio.move_on_after(1):
         await quorum.wait(Seq(7))
     assert quorum.waiting == 0
-    assert quorum.describe() is None
+    assert quorum.trouble() is None
 
 
 async def test_counts_again_under_load(autojump_clock: trio.testing.MockClock) -> None:
@@ -110,12 +110,12 @@ async def test_counts_again_under_load(autojump_clock: trio.testing.MockClock) -
         lambda: None,
     )
     await quorum.wait(Seq(1))
-    assert quorum.describe() is not None
+    assert quorum.trouble() is not None
     for _ in range(60):
         head[0] += 1000
         await trio.sleep(0.5)
         quorum.acked("a", Seq(head[0] - 200))
-    assert quorum.describe() is None
+    assert quorum.trouble() is None
 
 
 async def test_does_not_count_mirrors_that_are_far_behind(
@@ -132,7 +132,7 @@ async def test_does_not_count_mirrors_that_are_far_behind(
         head[0] += 1000
         await trio.sleep(0.5)
         quorum.acked("a", Seq(head[0] - 40_000 if head[0] > 41_000 else 0))
-    assert quorum.describe() is not None
+    assert quorum.trouble() is not None
 
 
 async def test_nobody_waits_once_the_node_ends(autojump_clock: trio.testing.MockClock) -> None:
@@ -160,10 +160,10 @@ async def test_mirrors_that_are_level_are_waited_for_again(
     config = ReplicationConfig(mirrors=1, mirrors_timeout_seconds=10.0)
     quorum = Quorum(config, lambda: Seq(head[0]), lambda: None)
     await quorum.wait(Seq(50))
-    assert quorum.describe() is not None
+    assert quorum.trouble() is not None
     await trio.sleep(60)
     quorum.acked("a", Seq(50))
-    assert quorum.describe() is None
+    assert quorum.trouble() is None
     for _ in range(5):
         await trio.sleep(15)
         head[0] += 1
@@ -182,11 +182,11 @@ async def test_an_acknowledgement_that_says_nothing_new_lets_them_be_counted_aga
     await trio.sleep(60)
     head[0] = 70
     quorum.acked("a", Seq(60))
-    assert quorum.describe() is not None
+    assert quorum.trouble() is not None
     await trio.sleep(1)
     head[0] = 80
     quorum.acked("a", Seq(70))
-    assert quorum.describe() is None
+    assert quorum.trouble() is None
 
 
 # -- places ----------------------------------------------------------------------------------------

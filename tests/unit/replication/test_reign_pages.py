@@ -13,6 +13,7 @@ from fusejournal.replication.common_ancestor import ChainFinder
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.volume.standing import Standing
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Ack, Begin, Message, Refusal, Welcome
 from fusejournal.wire.identity import load_or_make
@@ -242,7 +243,7 @@ async def test_a_primary_that_lost_its_page_asks_all_peers_first(
     """All that it knew of another reign may be gone: until all have answered, it takes no
     change."""
 
-    async def start(primary: OpenVolume) -> str | None:
+    async def start(primary: OpenVolume) -> Trouble | None:
         opening = primary.opening
         taken = await ask_peers(
             primary.replication.local,
@@ -271,7 +272,10 @@ async def test_a_primary_that_lost_its_page_asks_all_peers_first(
             for _ in range(2):
                 with open_volume(tmp_path / "primary", begin=False) as primary:
                     primary.replicate(ReplicationConfig(peers=peers, take_back_seconds=0.3))
-                    assert "did not answer: west;" in (await start(primary) or "")
+                    trouble = await start(primary)
+                    assert trouble is not None
+                    assert trouble.kind is TroubleKind.LOST_PAGE
+                    assert "did not answer: west;" in trouble.text
                     with pytest.raises(OSError, match="Read-only"):
                         primary.create("one")
             for _ in range(2):

@@ -13,6 +13,7 @@ from fusejournal.operations import NewEpoch
 from fusejournal.replication.inquiry import ask_peers
 from fusejournal.types import EPOCH_MAX, Epoch, Reign, Seq
 from fusejournal.volume.standing import Standing
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.frames import Message, Refusal, Welcome
 from fusejournal.wire.session import RefusedError
 from tests.support.losses import crash_system
@@ -71,9 +72,11 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
                 with pytest.raises(OSError, match="Read-only") as refused:
                     primary.create("two")
                 assert refused.value.errno == errno.EROFS
-                failure = primary.volume.failure or ""
+                assert primary.volume.failure is not None
+                assert primary.volume.failure.kind is TroubleKind.FENCED
+                failure = primary.volume.failure.text
                 assert failure.startswith("fenced: another node is primary, in reign 2/")
-                assert "fusejournal demote" in (primary.volume.failure or "")
+                assert "fusejournal demote" in failure
                 head_seq = primary.volume.journal.head_seq
     reign = Reign(Epoch(2), node_id(successor))
     assert reign_of(primary) == reign
@@ -93,7 +96,8 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
             assert error.value.exit_code == 26
             if not system_crash:
                 primary.opening.recover(read_only=False)
-                begin(primary, Standing(fenced=str(error.value)))
+                trouble = Trouble(TroubleKind.FENCED, str(error.value))
+                begin(primary, Standing(trouble))
                 with pytest.raises(OSError, match="Read-only"):
                     primary.create("three")
             assert primary.volume.journal.head_seq == head_seq

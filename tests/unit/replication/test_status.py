@@ -21,6 +21,7 @@ from fusejournal.replication.primary_record import PrimaryRecord
 from fusejournal.replication.receive_session import Receiving
 from fusejournal.replication.states import MirrorEvent
 from fusejournal.types import Seq
+from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.session import FAILED, FULL
 from tests.support.pairs import (
     level,
@@ -98,7 +99,9 @@ async def test_a_peer_that_will_not_talk_is_said_to_refuse(
         status = peer_status(primary)
         assert (status.state, status.last_error) == ("refused", str(error))
         assert advice in (status.advice or "")
-        assert primary.replication.degraded() == [f"peer east: refused: {error}"]
+        assert primary.replication.degraded() == [
+            Trouble(TroubleKind.REFUSED, f"peer east: refused: {error}", "east")
+        ]
 
 
 async def test_a_peer_out_of_reach_is_told_after_a_while(
@@ -112,9 +115,10 @@ async def test_a_peer_out_of_reach_is_told_after_a_while(
         assert primary.replication.degraded() == []
         monkeypatch.setattr(peer_record_module, "_AWAY_SECONDS", 0.05)
         await until("it is told", lambda: primary.replication.degraded() != [])
-        (line,) = primary.replication.degraded()
-        assert "peer east: out of reach for" in line
-        assert str(error) in line
+        (told,) = primary.replication.degraded()
+        assert (told.kind, told.about) == (TroubleKind.PEER_AWAY, "east")
+        assert "peer east: out of reach for" in told.text
+        assert str(error) in told.text
 
 
 async def test_a_pause_and_a_silent_primary_are_no_health(
@@ -127,12 +131,13 @@ async def test_a_pause_and_a_silent_primary_are_no_health(
         primary.replication.local.book.pause("east")
         primary.replication._peers_changed()
         await until("nothing is shipped", lambda: peer_status(primary).state == "paused")
-        assert primary.replication.degraded() == [
-            "peer east: paused: 'fusejournal peer resume' lets east go on"
-        ]
+        words = "peer east: paused: 'fusejournal peer resume' lets east go on"
+        assert primary.replication.degraded() == [Trouble(TroubleKind.PAUSED, words, "east")]
         monkeypatch.setattr(primary_record_module, "_SILENT_SECONDS", 0.05)
         await until("it is told", lambda: mirror.replication.degraded() != [])
-        (line,) = mirror.replication.degraded()
+        (told,) = mirror.replication.degraded()
+        assert told.kind is TroubleKind.PRIMARY_AWAY
+        line = told.text
         assert line.startswith(f"primary {mirror_status(mirror).primary}: silent since 20")
         assert "not paused there" in line
         assert "fusejournal promote --dry-run" in line
@@ -151,19 +156,19 @@ def test_a_mirror_that_no_primary_calls_says_so(
         assert record.silence() is None
 
 
-@pytest.mark.parametrize("word", [FULL, FAILED])
+@pytest.mark.parametrize(
+    ("word", "kind"), [(FULL, TroubleKind.PEER_FULL), (FAILED, TroubleKind.PEER_FAILED)]
+)
 async def test_a_mirror_in_trouble_is_no_health(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, kind: TroubleKind
 ) -> None:
     monkeypatch.setattr(Receiving, "trouble", lambda _: (word, "trouble"))
     async with mirror_and_primary(tmp_path) as (primary, mirror):
         primary.work(3)
-        await until(
-            "it is told",
-            lambda: primary.replication.degraded() == [f"peer east: mirror {word}: trouble"],
-        )
-        own = ["takes nothing more for now: trouble"] if word == FULL else []
-        assert mirror.replication.degraded() == own
+        told = [Trouble(kind, f"peer east: mirror {word}: trouble", "east")]
+        await until("it is told", lambda: primary.replication.degraded() == told)
+        own = Trouble(TroubleKind.NO_SPACE, "takes nothing more for now: trouble")
+        assert mirror.replication.degraded() == ([own] if word == FULL else [])
 
 
 async def test_a_catalog_that_had_no_space_for_a_moment(

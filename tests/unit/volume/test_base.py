@@ -230,7 +230,7 @@ def test_a_time_of_the_root_that_only_the_store_tells(
     with monkeypatch.context() as patched:
         patched.setattr(recovery, "mtimes_before", away)
         with open_volume(directory, orderly=False) as volume:
-            (said,) = volume.opening.degraded
+            (said,) = map(str, volume.opening.degraded)
             assert "the time of the root directory stays" in said
             assert "is not mounted" in said
     with open_volume(directory) as volume:

@@ -168,7 +168,7 @@ def test_gone_when_some_of_its_content_is_in_the_journal(tmp_path: Path, pieces:
         assert found.read_bytes() == content[:kept] + bytes(len(content) - kept)
         stat = found.stat()
         assert (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid) == (0o640, 7, 8)
-        (told,) = volume.opening.degraded
+        (told,) = map(str, volume.opening.degraded)
         assert "'found'" in told
 
 

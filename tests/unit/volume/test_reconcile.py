@@ -39,7 +39,7 @@ def test_a_file_that_was_replaced_by_an_operation_that_is_lost(tmp_path: Path) -
     with open_volume(tmp_path) as volume:
         assert (volume.backing / "text").read_bytes() == b"first"
         assert (volume.backing / "text.not-journaled").read_bytes() == b"second"
-        (told,) = volume.opening.degraded
+        (told,) = map(str, volume.opening.degraded)
         assert "text.not-journaled" in told
         catalog = volume.volume.catalog
         assert catalog.lookup(ROOT_FID, b"text") == fid

@@ -113,7 +113,8 @@ def test_a_stop_on_a_full_disk_says_where_and_loses_nothing(tmp_path: Path, labe
     assert "nothing is lost" in str(caught.value)
     with open_volume(tmp_path) as opened:
         assert (opened.backing / "file").read_bytes() == b"content"
-        assert opened.opening.repairs == opened.opening.degraded == []
+        assert opened.opening.repairs == []
+        assert opened.opening.degraded == []
 
 
 def _make_directories(opened: OpenVolume) -> None:

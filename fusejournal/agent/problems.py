@@ -15,6 +15,7 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import Condition, VolumeStatus
 from fusejournal.replication.states import MirrorState, PeerState
 from fusejournal.replication.status import MirrorStatus, PeerStatus
+from fusejournal.volume.trouble import Trouble, TroubleKind
 
 _LAG_SECONDS: Final = 60.0
 """A lag from which on an admin should know of it."""
@@ -30,28 +31,6 @@ _OVERDUE: Final = (
 )
 """The hours after which a version is overdue where a policy keeps one of each hour, day and so on:
 twice its time, and some."""
-_KEYS: Final = tuple(
-    (re.compile(pattern), key)
-    for pattern, key in (
-        ("^read-only:", "failed"),
-        ("fenced|reigns? ", "fenced"),
-        ("damage", "damage"),
-        ("^no space under|^takes nothing more", "no-space"),
-        ("^the last scrub found", "scrub"),
-        ("has a copy of its state", "copy"),
-        ("^segments are not compressed", "compression"),
-        ("^its mount is dead|^its layer died", "layer"),
-        ("^was not stopped in order", "unclean"),
-        ("^a rejoin has begun", "rejoin"),
-        ("clock", "clock"),
-        ("^waits for .* mirrors", "mirrors"),
-    )
-)
-"""The keys of what a status calls degraded, by its words."""
-_PEER_AWAY: Final = {
-    PeerState.MIRROR_FULL, PeerState.MIRROR_FAILED, PeerState.DIVERGED, PeerState.REFUSED,
-    PeerState.NEEDS_COPY,
-}  # fmt: skip
 _MIRROR_AWAY: Final = {MirrorState.WAITING, MirrorState.CONNECTING}
 
 
@@ -74,28 +53,38 @@ class Problem:
 
 
 def problems_of(status: VolumeStatus) -> list[Problem]:
-    """Returns all that a status says is wrong with a volume, each key once."""
-    found = [Problem(_key_of(line), line, True) for line in status.degraded]
-    if status.state in (Condition.STOPPED, Condition.HELD) and not status.degraded:
+    """Returns all that a status says is wrong with a volume, each key once. What is a trouble there
+    and can be seen in its figures, too, is one problem."""
+    peers = status.replication.peers if status.replication is not None else ()
+    advices = {peer.name: peer.advice or "" for peer in peers}
+    found = [
+        Problem(_key_of(one), one.text, True, advices.get(one.about or "", ""))
+        for one in status.troubles
+    ]
+    found = list(_each_once(found))
+    known = {one.key for one in found}
+    return found + [one for one in _seen_in(status) if one.key not in known]
+
+
+def _seen_in(status: VolumeStatus) -> Iterator[Problem]:
+    """Yields the problems that the figures of *status* show, each with a key of its own."""
+    if status.state in (Condition.STOPPED, Condition.HELD) and not status.troubles:
         advice = f"fusejournal mount {status.name}"
-        found.append(
-            Problem("stopped", "no layer serves it", status.state is Condition.HELD, advice)
-        )
-    found += _problems_of_space(status)
+        yield Problem("stopped", "no layer serves it", status.state is Condition.HELD, advice)
+    yield from _problems_of_space(status)
     if (told := status.replication) is not None:
+        in_trouble = {one.about for one in status.troubles}
         for peer in told.peers:
-            found += _problems_of_peer(peer)
+            yield from _problems_of_peer(peer, is_in_trouble=peer.name in in_trouble)
         if told.mirror is not None:
-            found += _problems_of_mirror(told.mirror)
-    return list(_each_once(found))
+            yield from _problems_of_mirror(told.mirror)
 
 
-def _key_of(line: str) -> str:
-    for pattern, key in _KEYS:
-        if pattern.search(line):
-            return key
-    # Numbers and quoted names change while the cause does not.
-    return "degraded:" + re.sub(r"\d[\d,./]*|'[^']*'", "#", line)[:80]
+def _key_of(trouble: Trouble) -> str:
+    if trouble.kind is TroubleKind.OTHER:
+        # Its words are all there is; numbers and quoted names in them change, the cause does not.
+        return "degraded:" + re.sub(r"\d[\d,./]*|'[^']*'", "#", trouble.text)[:80]
+    return trouble.kind if trouble.about is None else f"{trouble.kind}:{trouble.about}"
 
 
 def _each_once(problems: list[Problem]) -> Iterator[Problem]:
@@ -125,26 +114,25 @@ def nearly_full(state: VolumeState) -> Iterator[Problem]:
         yield Problem("nearly-full", words, False)
 
 
-def _problems_of_peer(peer: PeerStatus) -> Iterator[Problem]:
-    key = f"peer:{peer.name}"
-    advice = peer.advice or ""
-    if peer.state in _PEER_AWAY:
-        yield Problem(key, f"peer {peer.name}: {_with_error(peer)}", True, advice)
-    elif peer.last_error and (peer.lag_entries or peer.state == PeerState.CONNECTING):
-        yield Problem(key, f"peer {peer.name}: {peer.last_error}", False, advice)
+def _problems_of_peer(peer: PeerStatus, *, is_in_trouble: bool) -> Iterator[Problem]:
+    is_failing = peer.last_error and (peer.lag_entries or peer.state == PeerState.CONNECTING)
+    if is_failing and not is_in_trouble:
+        words = f"peer {peer.name}: {peer.last_error}"
+        # (The key of what it is going to be, if it lasts: then the same alert becomes worse.)
+        key = f"{TroubleKind.PEER_AWAY}:{peer.name}"
+        yield Problem(key, words, False, peer.advice or "")
     if peer.lag_seconds > _LAG_SECONDS:
         words = f"peer {peer.name} is behind by {peer.lag_seconds:.0f} s"
         yield Problem(f"lag:{peer.name}", words, False)
 
 
-def _with_error(peer: PeerStatus) -> str:
-    return f"{peer.state}: {peer.last_error}" if peer.last_error else peer.state
-
-
 def _problems_of_mirror(mirror: MirrorStatus) -> Iterator[Problem]:
-    if mirror.trouble:
-        yield Problem("mirror", mirror.trouble, True)
-    elif mirror.state in _MIRROR_AWAY and (mirror.heard_seconds_ago or 0) > _SILENT_SECONDS:
+    # (What keeps it from taking anything is among the troubles.)
+    if (
+        not mirror.trouble
+        and mirror.state in _MIRROR_AWAY
+        and (mirror.heard_seconds_ago or 0) > _SILENT_SECONDS
+    ):
         words = f"its primary was heard last {mirror.heard_seconds_ago:.0f} s ago"
         yield Problem("primary-away", words, False)
     if mirror.lag_seconds > _LAG_SECONDS:

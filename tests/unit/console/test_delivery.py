@@ -108,6 +108,22 @@ async def test_a_cause_is_told_once_and_its_end_too(tmp_path: Path) -> None:
         assert len(got) == 3
 
 
+async def test_a_key_that_is_made_otherwise_ends_the_alert_of_before(tmp_path: Path) -> None:
+    """Nothing stays open under a key that no agent reports, as one that was upgraded does not."""
+    alerts, renamed = Alerts(tmp_path / "alerts.json"), {**_PROBLEM, "key": "hall/data/fenced"}
+    with _hook([200]) as (url, got):
+        told = AlertDelivery([_webhook(url)], tmp_path / "told.json")
+        await told.deliver(alerts.update([_PROBLEM]))
+        for _ in range(2):
+            await told.deliver(alerts.update([renamed]))
+        assert [one["key"] for one in got[1]["alerts"]] == [renamed["key"]]
+        assert [one["key"] for one in got[1]["resolved"]] == [_PROBLEM["key"]]
+        assert len(got) == 2
+    assert [one["key"] for one in Alerts(tmp_path / "alerts.json").update([renamed])] == [
+        renamed["key"]
+    ]
+
+
 async def test_who_knows_of_it_is_not_told(tmp_path: Path) -> None:
     alerts = Alerts(tmp_path / "alerts.json")
     other = {**_PROBLEM, "key": "hall/data/lag", "severity": "warning"}

@@ -1,0 +1,127 @@
+"""The problems of a volume, and the keys that alerts are known by."""
+
+from dataclasses import replace
+from typing import Final
+
+import pytest
+
+from fusejournal.agent.problems import Problem, problems_of
+from fusejournal.node.volume_status import Condition, VolumeStatus
+from fusejournal.replication.states import PeerState
+from fusejournal.volume.trouble import Trouble, TroubleKind
+from tests.golden.statuses import MIRROR, MIRROR_NODE, PEER, PRIMARY, REPLICATION, STATUSES
+
+_ALONE: Final = replace(PRIMARY, replication=None, troubles=())
+
+
+def _keys(status: VolumeStatus) -> list[str]:
+    return [one.key for one in problems_of(status)]
+
+
+def test_every_problem_is_named_once() -> None:
+    for status in STATUSES.values():
+        found = problems_of(status)
+        assert len({one.key for one in found}) == len(found)
+        assert {*status.degraded} <= {one.words for one in found}
+
+
+def test_a_fenced_primary_is_told_as_fenced() -> None:
+    """By its kind: its sentence begins as that of a failed disk, and may be a peer's."""
+    for words in (
+        "read-only: fenced: another node is primary, in reign 2/00000000000000ab",
+        "read-only: peer east: east-data has seen a primary of epoch 2",
+        "read-only: disk error 5",
+    ):
+        fenced = replace(_ALONE, troubles=(Trouble(TroubleKind.FENCED, words),))
+        assert problems_of(fenced) == [Problem("fenced", words, True)]
+
+
+@pytest.mark.parametrize("kind", [one for one in TroubleKind if one is not TroubleKind.OTHER])
+def test_a_kind_is_a_key(kind: TroubleKind) -> None:
+    """It stays while the sentence changes."""
+    for words in ("damage at 12", "the clock of reign 13"):
+        status = replace(_ALONE, troubles=(Trouble(kind, words), Trouble(kind, words, "east")))
+        assert _keys(status) == [kind.value, f"{kind.value}:east"]
+        twice = replace(_ALONE, troubles=(Trouble(kind, words), Trouble(kind, words)))
+        assert _keys(twice) == [kind.value, f"{kind.value}:2"]
+
+
+def test_the_keys_that_alerts_had_before_stay() -> None:
+    """An alert that is open, or silenced, goes on as the same over an upgrade."""
+    kept = {
+        "failed", "fenced", "damage", "no-space", "scrub", "copy", "compression", "layer",
+        "unclean", "rejoin", "clock", "mirrors",
+    }  # fmt: skip
+    assert kept <= {kind.value for kind in TroubleKind}
+
+
+def test_a_layer_of_a_version_before_says_no_kinds() -> None:
+    """Its sentences are told apart by their words, but for what changes in them."""
+    told = _ALONE.to_json()
+    del told["troubles"]
+    for number in (3, 4):
+        told["degraded"] = [f"peer 'east': {number} entries", "read-only: fenced"]
+        found = problems_of(VolumeStatus.from_json(told))
+        assert [one.key for one in found] == [
+            "degraded:peer #: # entries",
+            "degraded:read-only: fenced",
+        ]
+        assert [one.words for one in found] == told["degraded"]
+
+
+def test_a_later_layer_has_kinds_that_are_not_known_here() -> None:
+    told = _ALONE.to_json()
+    told["troubles"] = [{"kind": "eclipse", "text": "it is dark", "since": 1}]
+    told["degraded"] = ["it is dark"]
+    assert problems_of(VolumeStatus.from_json(told)) == [Problem("eclipse", "it is dark", True)]
+
+
+def test_a_peer_in_trouble_is_one_problem_with_advice() -> None:
+    peer = replace(PEER, state=PeerState.REFUSED, last_error="does not know this node")
+    words = "peer east: refused: does not know this node"
+    status = replace(
+        _ALONE,
+        replication=replace(REPLICATION, peers=(peer,)),
+        troubles=(Trouble(TroubleKind.REFUSED, words, "east"),),
+    )
+    assert problems_of(status) == [Problem("refused:east", words, True, "is it mounted?")]
+
+
+def test_a_peer_that_stays_away_is_one_alert_that_becomes_worse() -> None:
+    early = replace(_ALONE, replication=REPLICATION)
+    late = replace(early, troubles=PRIMARY.troubles[:1])
+    found = [problems_of(status) for status in (early, late)]
+    assert [[(one.key, one.is_bad, one.advice) for one in each] for each in found] == [
+        [("peer-away:east", False, "is it mounted?")],
+        [("peer-away:east", True, "is it mounted?")],
+    ]
+
+
+def test_what_is_a_trouble_and_a_figure_is_one_problem() -> None:
+    low = replace(
+        _ALONE,
+        disk_free_bytes=5 << 20,
+        troubles=(Trouble(TroubleKind.LOW_SPACE, "only 5 MiB are left under /state"),),
+    )
+    assert _keys(low) == ["space"]
+    full = replace(
+        MIRROR_NODE,
+        replication=replace(
+            REPLICATION, peers=(), mirror=replace(MIRROR, trouble="no space", lag_seconds=0.0)
+        ),
+        troubles=(Trouble(TroubleKind.NO_SPACE, "takes nothing more for now: no space"),),
+    )
+    assert _keys(full) == ["no-space"]
+
+
+def test_a_volume_without_a_layer_is_a_problem() -> None:
+    stopped = replace(_ALONE, state=Condition.STOPPED)
+    (found,) = problems_of(stopped)
+    assert found.to_json() == {
+        "key": "stopped",
+        "words": "no layer serves it",
+        "severity": "warning",
+        "advice": f"fusejournal mount {stopped.name}",
+    }
+    low = problems_of(replace(stopped, disk_free_bytes=5 << 20))
+    assert "only 5 MiB are left" in low[1].words

@@ -18,7 +18,7 @@ from fusejournal.disk import syscalls
 from fusejournal.disk.acls import CAPABILITY_XATTR
 from fusejournal.errors import ShortWriteError
 from fusejournal.file_operations import FALLOC_PUNCH_HOLE
-from fusejournal.layer import permissions, resolve
+from fusejournal.layer import resolve
 from fusejournal.layer.access_times import AccessTimes
 from fusejournal.layer.entry_replies import EntryReplies
 from fusejournal.layer.file_flags import FileFlags
@@ -39,6 +39,7 @@ from fusejournal.layer.replies import (
     writing,
 )
 from fusejournal.layer.resolve import refusal
+from fusejournal.native import kernel
 from fusejournal.operations import DataOperation, Removexattr
 from fusejournal.types import Caller, Fid, Seq
 from fusejournal.volume.durability import Durability
@@ -108,14 +109,14 @@ class FileCalls:
         body = entry + encode_open(handle, keep_cache=keep_cache)
         return OpenReply(body, partial(self.files.answered, handle))
 
-    def open(self, who: Caller, fid: Fid, flags: int) -> Answer:
-        """Open a file; with O_TRUNC this is a change. An import that is not finished is; cancelling
-        leaves the rest of it to the next."""
+    def open(self, who: Caller, fid: Fid, flags: int, clears: bool) -> Answer:
+        """Open a file; with O_TRUNC this is a change, and takes privileges if it *clears* them. An
+        import that is not finished is; cancelling leaves the rest of it to the next."""
         if fid in self._found.unfinished and self.volume.write_errno in (None, EHELD):
-            return self._open_imported(who, fid, flags)
+            return self._open_imported(who, fid, flags, clears)
         self._flags.check_open(fid, flags)
         if flags & os.O_TRUNC:
-            return self._open_truncating(who, fid)
+            return self._open_truncating(who, fid, clears)
         if flags & os.O_ACCMODE == os.O_RDONLY:
             self._tree.descriptor(fid)
         else:
@@ -125,16 +126,16 @@ class FileCalls:
             self._access_times.note_open(fid, flags)
         return self._opened(who, fid)
 
-    async def _open_imported(self, who: Caller, fid: Fid, flags: int) -> Body:
+    async def _open_imported(self, who: Caller, fid: Fid, flags: int, clears: bool) -> Body:
         await self._found.finish(fid)
         await may_end_here()
-        return await awaited(self.open(who, fid, flags))
+        return await awaited(self.open(who, fid, flags, clears))
 
     @changing
-    def _open_truncating(self, who: Caller, fid: Fid) -> Body:
-        mode = self._tree.stat(fid).st_mode
+    def _open_truncating(self, who: Caller, fid: Fid, clears: bool) -> Body:
+        stat = self._tree.stat(fid)
         self._drop_capabilities(fid, who)
-        self._change(resolve.truncation(who, fid, 0, mode), who)
+        self._change(resolve.truncation(who, fid, 0, stat, clears), who)
         return self._opened(who, fid)
 
     def _refuse_if_read_only(self) -> None:
@@ -152,11 +153,15 @@ class FileCalls:
         return encode_offset(os.lseek(self._tree.descriptor(self.files[handle][0]), offset, whence))
 
     @writing
-    def write(self, who: Caller, _: Fid, handle: int, offset: int, data: Data) -> Body:
-        """Write all of *data* at *offset*, or as much as the backing takes."""
+    def write(
+        self, who: Caller, _: Fid, handle: int, offset: int, data: Data, clears: bool
+    ) -> Body:
+        """Write all of *data* at *offset*, or as much as the backing takes. Who writes, who need
+        not be who opened the file, takes privileges if that *clears* them."""
         fid, opener = self.files[handle]
         self._flags.check_write(fid, offset)
-        operation = resolve.write(fid, offset, os.fstat(self._tree.writable(fid)).st_mode)
+        stat = kernel.stat(self._tree.writable(fid))
+        operation = resolve.write(who, fid, offset, stat, clears)
         try:
             self._change(operation, opener, data)
         except ShortWriteError as error:
@@ -182,7 +187,7 @@ class FileCalls:
         data = os.pread(fd, min(length, _COPIED_BYTES_MAX), offset)
         if not data:
             return encode_written(0)
-        return self.write(who, target, target_handle, target_offset, data)
+        return self.write(who, target, target_handle, target_offset, data, _clears(who))
 
     def fallocate(
         self, who: Caller, _: Fid, handle: int, offset: int, length: int, flags: int
@@ -218,9 +223,8 @@ class FileCalls:
         self, who: Caller, fid: Fid, offset: int, length: int, flags: int, taken: Seq | None
     ) -> Body:
         """*taken*: the space is, if that is still the file's last entry."""
-        stat = os.fstat(self._tree.writable(fid))
-        mode = permissions.after_allocation(who, stat.st_mode, stat.st_gid)
-        operation = resolve.allocation(fid, flags, offset, length, mode)
+        stat = kernel.stat(self._tree.writable(fid))
+        operation = resolve.allocation(who, fid, flags, offset, length, stat, _clears(who))
         if taken == self._last_seq(fid):
             with self.volume.applier.space.taken_ahead(operation):
                 self._change(operation, who)
@@ -282,6 +286,12 @@ class FileCalls:
         if fid in self._forgotten and fid not in self.files:
             self._forgotten.discard(fid)
             self.volume.drop_orphan(fid)
+
+
+def _clears(who: Caller) -> bool:
+    """Returns True if *who* takes setuid and setgid away by a call with which the kernel does not
+    say it: all but root lack CAP_FSETID."""
+    return who.uid != 0
 
 
 def forget_attributes(fid: Fid) -> None:

@@ -315,14 +315,15 @@ class Handlers(FileCalls):
     def setattr(self, who: Caller, fid: Fid, change: AttributeChange) -> Body:
         """Size, mode, owner and times, each alone or together."""
         self._flags.check_attributes(fid, change)
-        old_mode = None
+        old = None
         if resolve.takes_privileges(change):
-            old_mode = self._tree.stat(fid).st_mode
-            if S_ISREG(old_mode):
+            old = self._tree.stat(fid)
+            if S_ISREG(old.st_mode):
                 self._drop_capabilities(fid, who)
             if change.size is not None:
-                self._change(resolve.truncation(who, fid, change.size, old_mode), who)
-        operation = resolve.setattr(fid, change, old_mode)
+                resizing = resolve.truncation(who, fid, change.size, old, change.clears)
+                self._change(resizing, who)
+        operation = resolve.setattr(who, fid, change, old)
         if operation is not None:
             if operation.mtime_ns is not None:
                 self.volume.journal.clock.touched(operation.mtime_ns)

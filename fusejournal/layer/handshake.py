@@ -28,7 +28,7 @@ import trio
 
 from fusejournal.errors import GreetingError, MountError
 from fusejournal.layer.connection import KernelConnection
-from fusejournal.layer.kernel_protocol import IN_HEADER
+from fusejournal.layer.kernel_protocol import HANDLE_KILLPRIV_V2, IN_HEADER
 from fusejournal.layer.kernel_replies import OUT_HEADER
 from fusejournal.native.kernel import write_reply
 
@@ -39,7 +39,6 @@ _INIT_MAX_WRITE = struct.Struct("<20sI")
 _AUTO_INVAL_DATA = 1 << 12
 _ASYNC_DIO = 1 << 15
 _CACHE_SYMLINKS = 1 << 23
-_HANDLE_KILLPRIV_V2 = 1 << 28
 _NUMBER_STEP = 2
 _ANSWERED_MAX = 1 << 16
 """The numbers among which an unanswered request is looked for, backwards."""
@@ -152,10 +151,11 @@ def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
     """libfuse's *reply* to the kernel's *init*, with what libfuse cannot say or says otherwise;
     *changes_alone* as in Handshake.
 
-    The layer clears setuid and setgid by itself, so the kernel need not ask for the capabilities of
-    a file that it knows to have no privileges before every write. A symlink's target never changes,
-    so the kernel may keep it. And where nothing but the mount changes the tree, the kernel is not
-    to take each new mtime that its own writes have made for a reason to drop the file's pages.
+    The layer clears setuid and setgid by itself, where the kernel says so. So that need not ask
+    for the capabilities of a file that it knows to have no privileges before every write. A
+    symlink's target never changes, so the kernel may keep it. And where nothing but the mount
+    changes the tree, the kernel is not to take each new mtime that its own writes have made for a
+    reason to drop the file's pages.
 
     It then must drop them by itself where a write goes past them. It does so after a direct write
     that it waits for, and not after one that it answers asynchronously (generic_file_direct_write;
@@ -167,7 +167,7 @@ def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
     _, offered = _INIT_FLAGS.unpack_from(init, IN_HEADER.size)
     answer = bytearray(reply)
     before, flags = _INIT_FLAGS.unpack_from(answer, OUT_HEADER.size)
-    flags |= offered & (_HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS)
+    flags |= offered & (HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS)
     if changes_alone:
         flags &= ~(_AUTO_INVAL_DATA | _ASYNC_DIO)
     _INIT_FLAGS.pack_into(answer, OUT_HEADER.size, before, flags)

@@ -130,10 +130,15 @@ that it would be wrong to give: EAGAIN would have it ask again, ENOSYS never aga
 
 SETXATTR_EXT: Final = 1 << 29
 """A flag of INIT: SETXATTR has further fields."""
+HANDLE_KILLPRIV_V2: Final = 1 << 28
+"""A flag of INIT: OPEN, WRITE and SETATTR say whether they take setuid and setgid away."""
 
 _FATTR_MODE, _FATTR_UID, _FATTR_GID, _FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _FATTR_ATIME, _FATTR_MTIME = 1 << 4, 1 << 5
 _FATTR_ATIME_NOW, _FATTR_MTIME_NOW = 1 << 7, 1 << 8
+_FATTR_KILL_SUIDGID = 1 << 11
+_OPEN_KILL_SUIDGID = 1 << 0
+_WRITE_CACHE, _WRITE_KILL_SUIDGID = 1 << 0, 1 << 2
 
 _SECOND_NS: Final = 1_000_000_000
 
@@ -153,6 +158,8 @@ class AttributeChange(NamedTuple):
     mtime_ns: int | None
     sets_times: bool = False
     """True if a time is the caller's own, and not just now."""
+    clears: bool = False
+    """True if a new size takes setuid and setgid away: the caller lacks CAP_FSETID."""
 
 
 # -- requests --------------------------------------------------------------------------------------
@@ -214,8 +221,21 @@ def _decode_setattr(data: Data) -> tuple[AttributeChange]:
             mtime * _SECOND_NS + mtime_part_ns if valid & _FATTR_MTIME else None,
             valid & (_FATTR_ATIME | _FATTR_ATIME_NOW) == _FATTR_ATIME
             or valid & (_FATTR_MTIME | _FATTR_MTIME_NOW) == _FATTR_MTIME,
+            bool(valid & _FATTR_KILL_SUIDGID),
         ),
     )
+
+
+def _decode_setattr_of_any(data: Data) -> tuple[AttributeChange]:
+    """The same of a kernel that does not say what is taken away: all but root lack CAP_FSETID."""
+    (change,) = _decode_setattr(data)
+    return (change._replace(clears=_is_users(data)),)
+
+
+def _is_users(data: Data) -> bool:
+    """Returns True if request *data* is another's than root's."""
+    uid: int = IN_HEADER.unpack_from(data)[4]
+    return uid != 0
 
 
 def _decode_symlink(data: Data) -> tuple[bytes, bytes]:
@@ -249,7 +269,17 @@ def _decode_link(data: Data) -> tuple[Fid, bytes]:
     return fid, _name(data, _BODY + _LINK_IN.size)
 
 
-def _decode_open(data: Data) -> tuple[int]:
+def _decode_open(data: Data) -> tuple[int, bool]:
+    """The flags, and whether O_TRUNC takes setuid and setgid away."""
+    flags, open_flags = _OPEN_IN.unpack_from(data, _BODY)
+    return flags, bool(open_flags & _OPEN_KILL_SUIDGID)
+
+
+def _decode_open_of_any(data: Data) -> tuple[int, bool]:
+    return _OPEN_IN.unpack_from(data, _BODY)[0], _is_users(data)
+
+
+def _decode_opendir(data: Data) -> tuple[int]:
     return (_OPEN_IN.unpack_from(data, _BODY)[0],)
 
 
@@ -276,12 +306,20 @@ def _decode_listing(data: Data) -> tuple[int, int]:
     return cookie, size
 
 
-def _decode_write(data: Data) -> tuple[int, int, Data]:
-    handle, offset, size, _, _, _, _ = _WRITE_IN.unpack_from(data, _BODY)
+def _decode_write(data: Data) -> tuple[int, int, Data, bool]:
+    """Handle, offset, content, and whether it takes setuid and setgid away. It does where it is of
+    pages that were changed in memory: it is not known by whom."""
+    handle, offset, size, flags, _, _, _ = _WRITE_IN.unpack_from(data, _BODY)
     content = data[_BODY + _WRITE_IN.size :]
     if len(content) != size:
         raise MalformedRequestError(f"a write of {size} bytes with {len(content)}")
-    return handle, offset, content
+    return handle, offset, content, bool(flags & (_WRITE_KILL_SUIDGID | _WRITE_CACHE))
+
+
+def _decode_write_of_any(data: Data) -> tuple[int, int, Data, bool]:
+    """The same of a kernel that does not say it: another may write than the file's opener."""
+    handle, offset, content, _ = _decode_write(data)
+    return handle, offset, content, True
 
 
 def _decode_fsync(data: Data) -> tuple[int]:
@@ -373,7 +411,7 @@ _REQUEST_KINDS: Final = {
     int(Opcode.GETXATTR): RequestKind("getxattr", _decode_getxattr),
     int(Opcode.LISTXATTR): RequestKind("listxattr", _decode_listxattr),
     int(Opcode.REMOVEXATTR): RequestKind("removexattr", _decode_name),
-    int(Opcode.OPENDIR): RequestKind("opendir", _decode_open),
+    int(Opcode.OPENDIR): RequestKind("opendir", _decode_opendir),
     int(Opcode.RELEASEDIR): RequestKind("releasedir", _decode_nothing),
     int(Opcode.FSYNCDIR): RequestKind("fsyncdir", _decode_nothing),
     int(Opcode.CREATE): RequestKind("create", _decode_create),
@@ -387,6 +425,14 @@ _REQUEST_KINDS: Final = {
     int(Opcode.LSEEK): RequestKind("lseek", _decode_lseek),
     int(Opcode.STATX): RequestKind("statx", _decode_statx),
 }
+_EXTENDED: Final = {int(Opcode.SETXATTR): RequestKind("setxattr", _decode_setxattr_ext)}
+"""The kinds that a kernel has instead which was told SETXATTR_EXT."""
+_OF_ANY: Final = {
+    int(Opcode.SETATTR): RequestKind("setattr", _decode_setattr_of_any),
+    int(Opcode.OPEN): RequestKind("open", _decode_open_of_any),
+    int(Opcode.WRITE): RequestKind("write", _decode_write_of_any),
+}
+"""The kinds that a kernel has instead which was not told HANDLE_KILLPRIV_V2."""
 
 
 def request_kinds(init_flags: int) -> dict[int, RequestKind]:
@@ -399,7 +445,6 @@ def request_kinds(init_flags: int) -> dict[int, RequestKind]:
     takes READDIRPLUS; locks are its own. SYNCFS comes of virtiofs alone, and FIEMAP never. Source:
     fs/fuse/file.c (fuse_flush), dir.c (fuse_permission), readdir.c (fuse_use_readdirplus), inode.c
     (fuse_sync_fs)."""
-    if init_flags & SETXATTR_EXT:
-        extended = RequestKind("setxattr", _decode_setxattr_ext)
-        return {**_REQUEST_KINDS, int(Opcode.SETXATTR): extended}
-    return _REQUEST_KINDS
+    extended = _EXTENDED if init_flags & SETXATTR_EXT else {}
+    of_any = {} if init_flags & HANDLE_KILLPRIV_V2 else _OF_ANY
+    return _REQUEST_KINDS | extended | of_any

@@ -84,36 +84,16 @@ def inherited(
     return gid, new_mode(mode, umask, parent.st_mode, default_acl)
 
 
-def without_privileges(mode: int) -> int | None:
-    """The permission bits of a regular file after setuid and setgid were cleared, or None where
-    nothing changes.
+def without_privileges(who: Caller, mode: int, gid: int) -> int | None:
+    """The permission bits of a file of group *gid* after a change by *who* cleared setuid and
+    setgid, or None where nothing changes.
 
-    Setgid without group execution stays: it was once the sign of mandatory locking.
-    """
-    if not mode & (S_ISUID | S_ISGID):
-        return None
+    Setgid without group execution, which was once the sign of mandatory locking, stays where *who*
+    may give it."""
     cleared = mode & ~S_ISUID
-    if mode & S_IXGRP:
+    if mode & S_ISGID and (mode & S_IXGRP or not in_group(who, gid)):
         cleared &= ~S_ISGID
     return S_IMODE(cleared) if cleared != mode else None
-
-
-def after_truncation(mode: int, uid: int) -> int | None:
-    """The permission bits after a truncation by *uid*: root keeps setuid and setgid, as CAP_FSETID
-    does. None where nothing changes."""
-    return without_privileges(mode) if uid != 0 else None
-
-
-def after_allocation(who: Caller, mode: int, gid: int) -> int | None:
-    """The permission bits of a file of group *gid* after *who* took, gave back or zeroed space of
-    it. The kernel clears nothing here and asks for nothing, so the rule is that of
-    setattr_should_drop_sgid: a caller who is not in the group takes any setgid away. None where
-    nothing changes."""
-    if who.uid == 0:
-        return None
-    if mode & S_ISGID and not in_group(who, gid):
-        return S_IMODE(mode & ~(S_ISUID | S_ISGID))
-    return without_privileges(mode)
 
 
 def in_group(who: Caller, gid: int) -> bool:

@@ -233,17 +233,19 @@ def changing(
 
 
 def writing(
-    method: Callable[[W, Caller, Fid, int, int, Data], Body],
-) -> Callable[[W, Caller, Fid, int, int, Data], Answer]:
+    method: Callable[[W, Caller, Fid, int, int, Data, bool], Body],
+) -> Callable[[W, Caller, Fid, int, int, Data, bool], Answer]:
     """Make a call of a change of content: its reply waits in the durability mode ``strict`` alone,
     and on account of the caller that opened the file, because a WRITE may come from any."""
 
     @functools.wraps(method)
-    def answer(self: W, who: Caller, fid: Fid, handle: int, offset: int, data: Data) -> Answer:
+    def answer(
+        self: W, who: Caller, fid: Fid, handle: int, offset: int, data: Data, clears: bool
+    ) -> Answer:
         if not self.policy.writes_wait:
-            return method(self, who, fid, handle, offset, data)
+            return method(self, who, fid, handle, offset, data, clears)
         # It may be done later, when *data* lies elsewhere.
-        act = partial(method, self, who, fid, handle, offset, bytes(data))
+        act = partial(method, self, who, fid, handle, offset, bytes(data), clears)
         return self.waits.change(self.opener(handle).uid, act)
 
     return answer

@@ -9,7 +9,7 @@ Source: open(2), rename(2), chown(2), setxattr(2), inode(7); the kernel's fs/pos
 
 import errno
 import os
-from stat import S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID, S_ISUID
+from stat import S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, S_IMODE, S_ISGID
 from typing import Final
 from uuid import UUID
 
@@ -160,21 +160,34 @@ def whiteout(
     return Whiteout(*moving, fid, new.mode, who.uid, gid, new.acl)
 
 
-def truncation(who: Caller, fid: Fid, size: int, mode: int) -> Truncate:
-    """A file with *mode* gets a new *size*."""
-    return Truncate(fid, size, permissions.after_truncation(mode, who.uid))
+def _cleared(who: Caller, stat: FileStat, clears: bool) -> int | None:
+    """The mode of a file with *stat* after *who* has changed what is in it, or None where that
+    stays; *clears*: setuid and setgid are taken away, because *who* lacks CAP_FSETID."""
+    return permissions.without_privileges(who, stat.st_mode, stat.st_gid) if clears else None
 
 
-def write(fid: Fid, offset: int, mode: int) -> Write:
-    """A file with *mode* gets new content at *offset*."""
-    cleared = permissions.without_privileges(mode) if mode & (S_ISUID | S_ISGID) else None
-    return Write(fid, offset, cleared)
+def truncation(who: Caller, fid: Fid, size: int, stat: FileStat, clears: bool) -> Truncate:
+    """A file with *stat* gets a new *size*; *clears* as in :func:`_cleared`."""
+    return Truncate(fid, size, _cleared(who, stat, clears))
 
 
-def allocation(fid: Fid, flags: int, offset: int, length: int, mode: int | None) -> Fallocate:
-    """Space of a file is taken, given back or zeroed; *mode*: what it has then, or None where that
-    stays. Raises OSError."""
-    operation = Fallocate(fid, flags, offset, length, mode)
+def write(who: Caller, fid: Fid, offset: int, stat: FileStat, clears: bool) -> Write:
+    """A file with *stat* gets new content at *offset*; *clears* as in :func:`_cleared`."""
+    return Write(fid, offset, _cleared(who, stat, clears))
+
+
+def allocation(
+    who: Caller, fid: Fid, flags: int, offset: int, length: int, stat: FileStat, clears: bool
+) -> Fallocate:
+    """Space of a file is taken, given back or zeroed.
+
+    Args:
+        who, fid, stat: the caller, and the file with its attributes.
+        flags, offset, length: as in fallocate(2).
+        clears: as in :func:`_cleared`.
+
+    Raises OSError."""
+    operation = Fallocate(fid, flags, offset, length, _cleared(who, stat, clears))
     if not operation.can_be():
         raise refusal(errno.EOPNOTSUPP)
     return operation
@@ -192,14 +205,14 @@ def takes_privileges(change: AttributeChange) -> bool:
     )
 
 
-def setattr(fid: Fid, change: AttributeChange, old_mode: int | None) -> Setattr | None:
-    """The parts of *change* other than the size; None where nothing is left. *old_mode* is the
-    file's where the change takes privileges, else None."""
+def setattr(who: Caller, fid: Fid, change: AttributeChange, old: FileStat | None) -> Setattr | None:
+    """The parts of *change* other than the size; None where nothing is left. *old* is the file's
+    where the change takes privileges, else None."""
     mode = S_IMODE(change.mode) if change.mode is not None else None
-    if mode is None and old_mode is not None and S_IFMT(old_mode) != S_IFDIR:
+    if mode is None and old is not None and S_IFMT(old.st_mode) != S_IFDIR:
         resized_only = change.size is not None and change.uid is None and change.gid is None
         if not resized_only:
-            mode = permissions.without_privileges(old_mode)
+            mode = _cleared(who, old, clears=True)
     operation = Setattr(
         fid,
         mode,

@@ -2,15 +2,18 @@
 local file system."""
 
 import errno
+import mmap
 import os
 import stat
 import struct
 import subprocess
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from fusejournal.disk import syscalls
 from tests.e2e.test_semantics import mode_of, refused
 from tests.support.layer import Layer
 from tests.support.trees import difference, image
@@ -86,31 +89,89 @@ def test_setuid_given_between_two_writes_is_cleared(root: Path, layer: Layer) ->
     assert mode_of(layer.backing / "tool") == 0o755
 
 
-def test_root_keeps_setuid_on_truncation(root: Path) -> None:
-    file = root / "tool"
-    file.write_bytes(b"content")
-    file.chmod(0o4755)
-    os.truncate(file, 2)
-    assert mode_of(file) == 0o4755
+def _copy(file: Path, fd: int) -> None:
+    with open(file.with_name("source"), "rb") as source:
+        assert os.copy_file_range(source.fileno(), fd, 2, None, 0) == 2
+
+
+_WAYS: dict[str, Callable[[Path, int], object]] = {
+    "write": lambda _, fd: os.pwrite(fd, b"x", 1),
+    "two writes": lambda _, fd: [os.pwrite(fd, b"x", at) for at in (1, 9000)],
+    "truncate": lambda file, _: os.truncate(file, 2),
+    "ftruncate": lambda _, fd: os.ftruncate(fd, 9000),
+    "open": lambda file, _: os.close(os.open(file, os.O_WRONLY | os.O_TRUNC)),
+    "create": lambda file, _: os.close(os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_CREAT)),
+    "allocate": lambda _, fd: os.posix_fallocate(fd, 0, 8192),
+    "copy": _copy,
+}
 
 
 @pytest.mark.parametrize("mode", [0o6666, 0o6676, 0o6766, 0o6777])
 @pytest.mark.parametrize(("uid", "groups"), [(None, []), (SOMEBODY, []), (SOMEBODY, [ANOTHER])])
-def test_allocating_as_in_a_local_file_system(
-    root: Path, tmp_path: Path, uid: int | None, groups: list[int], mode: int
+def test_changing_as_in_a_local_file_system(
+    root: Path, tmp_path: Path, layer: Layer, uid: int | None, groups: list[int], mode: int
 ) -> None:
-    """Root keeps setuid and setgid, a member of the group setgid without its execution."""
-    for file in (tmp_path / "tool", root / "tool"):
-        file.write_bytes(b"content")
-        os.chown(file, ANOTHER, ANOTHER)
-        file.chmod(mode)
-        fd = os.open(file, os.O_WRONLY)
+    """Root keeps setuid and setgid, a member of the group setgid without its execution. The caller
+    who makes the change counts, and not the one who has opened the file."""
+    for place in (tmp_path, root):
+        (place / "source").write_bytes(b"source")
+        for way, change in _WAYS.items():
+            file = place / way
+            file.write_bytes(b"content")
+            os.chown(file, ANOTHER, ANOTHER)
+            file.chmod(mode)
+            fd = os.open(file, os.O_WRONLY)
+            try:
+                with acting(uid, groups=groups) if uid is not None else nullcontext():
+                    change(file, fd)
+            finally:
+                os.close(fd)
+    expected = {way: oct(mode_of(tmp_path / way)) for way in _WAYS}
+    assert {way: oct(mode_of(root / way)) for way in _WAYS} == expected
+    assert {way: oct(mode_of(layer.backing / way)) for way in _WAYS} == expected
+    assert len(set(expected.values())) == 1
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_changing_drops_capabilities_as_in_a_local_file_system(
+    root: Path, tmp_path: Path, layer: Layer, way: str
+) -> None:
+    """Root's, too."""
+    for place in (tmp_path, root):
+        (place / "source").write_bytes(b"source")
+        (place / way).write_bytes(b"content")
+        os.setxattr(place / way, "security.capability", _CAPABILITY)
+        fd = os.open(place / way, os.O_WRONLY)
         try:
-            with acting(uid, groups=groups) if uid is not None else nullcontext():
-                os.posix_fallocate(fd, 0, 8192)
+            _WAYS[way](place / way, fd)
         finally:
             os.close(fd)
-    assert mode_of(root / "tool") == mode_of(tmp_path / "tool")
+    kept = "security.capability" in os.listxattr(tmp_path / way)
+    for place in (root, layer.backing):
+        assert ("security.capability" in os.listxattr(place / way)) == kept
+
+
+def test_a_write_through_a_map_clears_privileges(root: Path, layer: Layer) -> None:
+    """It comes late, and does not say whose it is."""
+    file = root / "tool"
+    file.write_bytes(b"content")
+    os.chown(file, SOMEBODY, SOMEBODY)
+    file.chmod(0o6755)
+    with acting(SOMEBODY), open(file, "r+b") as opened, mmap.mmap(opened.fileno(), 0) as pages:
+        pages[:1] = b"x"
+        pages.flush()
+    assert mode_of(file) == mode_of(layer.backing / "tool") == 0o755
+
+
+def test_a_file_without_a_name_keeps_what_root_gave_it(root: Path) -> None:
+    fd = os.open(root, os.O_TMPFILE | os.O_RDWR, 0o600)
+    try:
+        os.fchmod(fd, 0o6755)
+        os.write(fd, b"content")
+        syscalls.link(fd, syscalls.AT_FDCWD, os.fsencode(root / "tool"))
+    finally:
+        os.close(fd)
+    assert mode_of(root / "tool") == 0o6755
 
 
 def test_setgid_of_a_foreign_group_is_not_given(root: Path) -> None:

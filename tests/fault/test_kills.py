@@ -25,6 +25,7 @@ from fusejournal.file_operations import (
 from fusejournal.node.state_dir import load_state
 from fusejournal.operations import RENAME_EXCHANGE, RENAME_WHITEOUT
 from tests.support.layer import Layer
+from tests.support.mapped import write_through_map
 from tests.support.trees import difference, fids, image, rebuild
 
 pytestmark = pytest.mark.mount
@@ -54,10 +55,15 @@ def _open_truncate(path: str) -> None:
 
 
 def _write_as_root(path: str, data: bytes) -> None:
-    """The layer clears setuid at every write, because it cannot know who writes; a local file
-    system not at root's."""
+    """Write as root, whose writes leave setuid."""
     with open(path, "r+b", buffering=0) as file:
         file.write(data)
+
+
+def _write_mapped(path: str, data: bytes) -> None:
+    """The layer clears setuid then, because it does not know who has written; a local file system
+    does not."""
+    write_through_map(path, data)
     mode = os.stat(path).st_mode
     if mode & stat.S_ISUID:
         os.chmod(path, stat.S_IMODE(mode) & ~stat.S_ISUID)
@@ -128,6 +134,7 @@ def _round(n: int) -> tuple[Step, ...]:
         lambda r: os.chown(f"{r}/hard{n}", 5, 6),
         lambda r: os.chmod(f"{r}/hard{n}", 0o4755),
         lambda r: _write_as_root(f"{r}/hard{n}", b"y" * 40_000),
+        lambda r: _write_mapped(f"{r}/hard{n}", b"z" * 5000),
         lambda r: os.utime(f"{r}/hard{n}", ns=(10**18, 10**18 + 7)),
         lambda r: os.setxattr(f"{r}/d{n}", "user.key", b"value%d" % n),
         lambda r: _allocate(f"{r}/hard{n}", 0, 30_000, 30_000),

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from fusejournal.layer.handlers import Handlers
-from fusejournal.layer.kernel_protocol import UNANSWERED, Opcode
+from fusejournal.layer.kernel_protocol import HANDLE_KILLPRIV_V2, UNANSWERED, Opcode
 from fusejournal.layer.open_files import OpenFiles, new_table
 from fusejournal.layer.request_loop import RequestLoop
 from tests.support.patience import PATIENCE_SECONDS
@@ -21,7 +21,7 @@ _REPLY_BYTES_MAX = 1 << 20
 
 
 class _Handshake:
-    init_flags = 0
+    init_flags = HANDLE_KILLPRIV_V2
     request_bytes_max = _REPLY_BYTES_MAX
 
     def __init__(self, fd: int) -> None:

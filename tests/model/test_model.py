@@ -85,7 +85,7 @@ class Changes(Twins):
         def act(root: bytes) -> int:
             fd = os.open(root + path, os.O_CREAT | os.O_RDWR | os.O_NONBLOCK | extra, mode)
             try:
-                return self.write_to(fd, _content(size, mode))
+                return os.write(fd, _content(size, mode))
             finally:
                 os.close(fd)
 
@@ -136,7 +136,7 @@ class Changes(Twins):
         def act(root: bytes) -> int:
             fd = os.open(root + path, os.O_WRONLY | os.O_NONBLOCK)
             try:
-                return self.write_to(fd, _content(size, seed), offset)
+                return os.pwrite(fd, _content(size, seed), offset)
             finally:
                 os.close(fd)
 
@@ -169,7 +169,6 @@ class Changes(Twins):
             fd = os.open(root + path, os.O_WRONLY | os.O_NONBLOCK)
             try:
                 calls.fallocate("model", fd, offset, size, flags)
-                self.clear_privileges(fd)
             finally:
                 os.close(fd)
 
@@ -203,10 +202,7 @@ class Changes(Twins):
             try:
                 other = os.open(root + new, os.O_WRONLY | os.O_NONBLOCK)
                 try:
-                    count = os.copy_file_range(one, other, size, offset, to)
-                    if count:
-                        self.clear_privileges(other)
-                    return count
+                    return os.copy_file_range(one, other, size, offset, to)
                 finally:
                     os.close(other)
             finally:
@@ -232,7 +228,7 @@ class Changes(Twins):
 
     @rule(slot=HELD, offset=OFFSETS, size=SIZES)
     def write_held(self, slot: int, offset: int, size: int) -> None:
-        self.both_held(slot, lambda fd: self.write_to(fd, _content(size, slot), offset))
+        self.both_held(slot, lambda fd: os.pwrite(fd, _content(size, slot), offset))
 
     @rule(slot=HELD)
     def read_held(self, slot: int) -> None:
@@ -346,7 +342,7 @@ class Changes(Twins):
                 if how == "truncate":
                     os.ftruncate(fd, offset + size)
                     return 0
-                return self.write_to(fd, _content(size, limit & 0xFF), offset)
+                return os.pwrite(fd, _content(size, limit & 0xFF), offset)
             finally:
                 os.close(fd)
 

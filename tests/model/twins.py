@@ -4,7 +4,6 @@ the same trees."""
 import errno
 import os
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -75,26 +74,6 @@ class Twins(RuleBasedStateMachine):
             # Which of several reasons to refuse something comes first, is the kernel's affair.
             results = [_without_reasons(result) for result in results]
         assert results[0] == results[1]
-
-    def write_to(self, fd: int, data: bytes, offset: int | None = None) -> int:
-        """Write *data*, where *fd* stands without an *offset*. In the plain directory root's writes
-        then clear setuid and setgid, too, as everybody's do in a layer."""
-        count = os.write(fd, data) if offset is None else os.pwrite(fd, data, offset)
-        if count:
-            self.clear_privileges(fd)
-        return count
-
-    def clear_privileges(self, fd: int) -> None:
-        """Do what a layer does after a write, if *fd* is in the plain directory."""
-        info = os.fstat(fd)
-        # (Not whether the layer lives: of that, a process that was forked here knows nothing.)
-        has_layer = self.roots[0] == os.fsencode(self.layer.mountpoint)
-        is_twin = info.st_dev == self.plain.stat().st_dev and has_layer
-        if is_twin and os.geteuid() == 0:
-            mode = stat.S_IMODE(info.st_mode)
-            setgid = stat.S_ISGID if mode & stat.S_IXGRP else 0
-            if mode & (stat.S_ISUID | setgid):
-                os.fchmod(fd, mode & ~(stat.S_ISUID | setgid))
 
     def both_in_process(
         self, uid: int, act: Callable[[bytes], object], limits: dict[int, int] | None = None

@@ -437,5 +437,5 @@ def test_known_differences(sites: Sites, version: str) -> None:
         assert answers[0] == [b"value", None, 4096, 0o4755, 0o6755]
     # nfsd passes user attributes on only to file systems that have a handler for them by name;
     # FUSE has one for all. A layer clears setuid with a new size, as it must for local users and
-    # nfsd does not ask for; and when root writes, because it cannot know who does.
-    assert answers[1] == [refused, *answers[0][1:3], 0o755, 0o755]
+    # nfsd does not ask for.
+    assert answers[1] == [refused, *answers[0][1:3], 0o755, 0o6755]

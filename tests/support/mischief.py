@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from fusejournal.disk import syscalls
+from tests.support.mapped import write_through_map
 
 _GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV, errno.ESTALE, errno.EAGAIN}
 _GONE_PAUSE_SECONDS = 0.05
@@ -100,7 +101,14 @@ class Mischief(Busy):
             *[self._append] * 4,
             *(self._unlink, self._unlink, self._link, self._link, self._symlink, self._fifo),
             *(self._rmdir, self._truncate, self._chmod, self._chown, self._utime, self._exchange),
-            *(self._setxattr, self._removexattr, self._replace, self._replace, self._fsync),
+            *(
+                self._write_mapped,
+                self._setxattr,
+                self._removexattr,
+                self._replace,
+                self._replace,
+                self._fsync,
+            ),
         ]
 
     def once(self, dice: random.Random) -> None:
@@ -123,6 +131,11 @@ class Mischief(Busy):
                 )
         finally:
             os.close(fd)
+
+    def _write_mapped(self, dice: random.Random, path: str) -> None:
+        if os.stat(path).st_size >= 100:
+            os.chmod(path, dice.choice(_MODES))
+            write_through_map(path, dice.randbytes(100))
 
     def _append(self, dice: random.Random, path: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)

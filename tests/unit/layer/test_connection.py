@@ -22,8 +22,9 @@ from fusejournal.layer.connection import (
     take_over,
 )
 from fusejournal.layer.handshake import Handshake, _in_our_words
+from fusejournal.layer.kernel_protocol import HANDLE_KILLPRIV_V2
 
-_AUTO_INVAL_DATA, _CACHE_SYMLINKS, _HANDLE_KILLPRIV_V2 = 1 << 12, 1 << 23, 1 << 28
+_AUTO_INVAL_DATA, _CACHE_SYMLINKS = 1 << 12, 1 << 23
 _ASYNC_DIO = 1 << 15
 _OTHERS = 1 << 0 | 1 << 13
 
@@ -42,8 +43,8 @@ def answer(flags: int) -> bytes:
 @pytest.mark.parametrize(
     ("offered", "changes_alone", "flags"),
     [
-        (_HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS, True, _HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS),
-        (_HANDLE_KILLPRIV_V2, False, _HANDLE_KILLPRIV_V2 | _AUTO_INVAL_DATA | _ASYNC_DIO),
+        (HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS, True, HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS),
+        (HANDLE_KILLPRIV_V2, False, HANDLE_KILLPRIV_V2 | _AUTO_INVAL_DATA | _ASYNC_DIO),
         (0, True, 0),
         (0, False, _AUTO_INVAL_DATA | _ASYNC_DIO),
     ],
@@ -92,12 +93,12 @@ def test_requests_that_died_are_answered_though_one_is_taken_back(
 
 def test_a_refusal_is_passed_on() -> None:
     refusal = struct.pack("<IiQ", 16, -71, 2)
-    assert _in_our_words(refusal, greeting(_HANDLE_KILLPRIV_V2), True) == refusal
+    assert _in_our_words(refusal, greeting(HANDLE_KILLPRIV_V2), True) == refusal
 
 
 def test_an_earlier_answer_that_promises_less_will_do() -> None:
     """But where a mirror's pages would stay that are to be dropped, it will not."""
-    init = greeting(_HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS)
+    init = greeting(HANDLE_KILLPRIV_V2 | _CACHE_SYMLINKS)
     earlier = answer(_OTHERS | _AUTO_INVAL_DATA)
     for changes_alone in (True, False):
         now = _in_our_words(answer(_OTHERS | _AUTO_INVAL_DATA), init, changes_alone)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fusejournal.layer import kernel_protocol, kernel_replies
 from fusejournal.layer.kernel_protocol import (
+    HANDLE_KILLPRIV_V2,
     SETXATTR_EXT,
     AttributeChange,
     MalformedRequestError,
@@ -53,10 +54,11 @@ def decode(opcode: Opcode, body: bytes, init_flags: int = 0) -> tuple[Any, ...]:
         (Opcode.RENAME, struct.pack("=Q", 7) + b"a\0b\0", (b"a", 7, b"b", 0)),
         (Opcode.RENAME2, struct.pack("=QII", 7, 2, 0) + b"a\0b\0", (b"a", 7, b"b", 2)),
         (Opcode.LINK, struct.pack("=Q", 9) + b"n\0", (9, b"n")),
-        (Opcode.OPEN, struct.pack("=II", os.O_RDWR, 0), (os.O_RDWR,)),
+        (Opcode.OPEN, struct.pack("=II", os.O_RDWR, 0), (os.O_RDWR, False)),
         (Opcode.OPENDIR, struct.pack("=II", os.O_NOATIME, 0), (os.O_NOATIME,)),
         (Opcode.READ, struct.pack("=QQIIQII", 3, 4096, 512, 0, 0, 0, 0), (3, 4096, 512)),
-        (Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 4, 0, 0, 0, 0) + b"data", (3, 5, b"data")),
+        (Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 4, 0, 0, 0, 0) + b"data",
+         (3, 5, b"data", True)),
         (Opcode.RELEASE, struct.pack("=QIIQ", 3, 0, 0, 0), (3,)),
         (Opcode.FSYNC, struct.pack("=QII", 3, 1, 0), (3,)),
         (Opcode.SETXATTR, struct.pack("=II", 3, 1) + b"user.a\0x\0y", (b"user.a", b"x\0y", 1)),
@@ -97,6 +99,32 @@ def test_attributes_are_set_one_by_one() -> None:
     assert touched == nothing._replace(atime_ns=-3 * 10**9 + 5, mtime_ns=9 * 10**9 + 6)
 
 
+@pytest.mark.parametrize(
+    ("opcode", "body", "clears"),
+    [
+        (Opcode.OPEN, struct.pack("=II", os.O_TRUNC, 0), False),
+        (Opcode.OPEN, struct.pack("=II", os.O_TRUNC, 1), True),
+        (Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 0, 0, 0, 0, 0), False),
+        (Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 0, 2, 0, 0, 0), False),  # LOCKOWNER
+        (Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 0, 4, 0, 0, 0), True),
+        (Opcode.WRITE, struct.pack("=QQIIQII", 3, 5, 0, 1, 0, 0, 0), True),  # of changed pages
+        (Opcode.SETATTR, struct.pack("=I84x", 1 << 3), False),
+        (Opcode.SETATTR, struct.pack("=I84x", 1 << 3 | 1 << 11), True),
+    ],
+)
+def test_a_kernel_says_what_takes_privileges_where_that_was_agreed_on(
+    opcode: Opcode, body: bytes, clears: bool
+) -> None:
+    def decoded(uid: int, init_flags: int) -> bool:
+        head = struct.pack("=IIQQIIIHH", 0, opcode, 2, 1, uid, uid, 3, 0, 0)
+        last = request_kinds(init_flags)[opcode].decode(head + body)[-1]
+        return bool(last.clears if isinstance(last, AttributeChange) else last)
+
+    assert decoded(0, HANDLE_KILLPRIV_V2) == decoded(1000, HANDLE_KILLPRIV_V2) == clears
+    assert decoded(1000, 0)
+    assert decoded(0, 0) == (opcode == Opcode.WRITE)
+
+
 def test_an_ioctl_brings_as_many_bytes_as_it_says() -> None:
     def ioctl_in(size: int, data: bytes) -> bytes:
         return struct.pack("=QIIQII", 7, 0, 0x40086602, 0, size, 0) + data
@@ -110,7 +138,7 @@ def test_an_ioctl_brings_as_many_bytes_as_it_says() -> None:
 @given(st.sampled_from(sorted(request_kinds(0))), st.binary(max_size=200), st.booleans())
 def test_nonsense_is_refused(opcode: int, body: bytes, is_long: bool) -> None:
     """By these errors and no others."""
-    kinds = request_kinds(SETXATTR_EXT if is_long else 0)
+    kinds = request_kinds(SETXATTR_EXT | HANDLE_KILLPRIV_V2 if is_long else 0)
     with suppress(MalformedRequestError, struct.error):
         kinds[opcode].decode(_HEAD + body)
 

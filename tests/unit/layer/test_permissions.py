@@ -54,18 +54,21 @@ def test_minimal_default_acl_needs_no_acl() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "cleared"),
+    ("mode", "gid", "cleared"),
     [
-        (0o755, None),
-        (0o4755, 0o755),
-        (0o2755, 0o755),
-        (0o6711, 0o711),
-        (0o2644, None),
-        (0o6644, 0o2644),
+        (0o755, 1000, None),
+        (0o4755, 1000, 0o755),
+        (0o2755, 1000, 0o755),
+        (0o6711, 1000, 0o711),
+        (0o2644, 1000, None),
+        (0o6644, 1000, 0o2644),
+        (0o2644, 4711, 0o644),
+        (0o6644, 4711, 0o644),
     ],
 )
-def test_privileges(mode: int, cleared: int | None) -> None:
-    assert permissions.without_privileges(stat.S_IFREG | mode) == cleared
+def test_privileges(mode: int, gid: int, cleared: int | None) -> None:
+    who = Caller(1000, 1000, os.getpid())
+    assert permissions.without_privileges(who, stat.S_IFREG | mode, gid) == cleared
 
 
 def test_group() -> None:

@@ -20,7 +20,12 @@ from fusejournal.disk import failpoints
 from fusejournal.errors import FusejournalError
 from fusejournal.layer.handlers import Handlers
 from fusejournal.layer.interrupts import WaitingRequest
-from fusejournal.layer.kernel_protocol import SETXATTR_EXT, MalformedRequestError, request_kinds
+from fusejournal.layer.kernel_protocol import (
+    HANDLE_KILLPRIV_V2,
+    SETXATTR_EXT,
+    MalformedRequestError,
+    request_kinds,
+)
 from fusejournal.layer.replies import ReplyWaits, awaited, errno_of, take_all
 from fusejournal.types import Seq
 from tests.support.volumes import OpenVolume, open_volume
@@ -52,7 +57,7 @@ def test_every_error_is_an_errno(
     caplog.clear()
 
 
-@pytest.mark.parametrize("init_flags", [0, SETXATTR_EXT])
+@pytest.mark.parametrize("init_flags", [0, SETXATTR_EXT | HANDLE_KILLPRIV_V2])
 def test_each_request_has_its_call(init_flags: int) -> None:
     """With as many arguments as its decoder makes."""
     for kind in request_kinds(init_flags).values():

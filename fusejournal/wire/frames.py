@@ -16,7 +16,8 @@ offset  size  field
 The body of a BATCH, or of BLOCKS, is a 4-byte length, a msgpack array of that length (all fields
 but the content), then the content, which in a BATCH is as the array's ``method`` says. Bytes are
 checked in this order: type, length, checksum, msgpack, fields; the error names the first that is
-wrong. Nothing is kept that is longer than its type allows, so no sender costs more memory than
+wrong. Only of a message of an unknown type, which may be a newer version's, the checksum is checked
+first. Nothing is kept that is longer than its type allows, so no sender costs more memory than
 that.
 
 The checksum finds what TLS would, too, and what a plain connection does not. New fields are only
@@ -412,9 +413,10 @@ class Decoder:
         if len(buffer) < HEADER_BYTES:
             return None
         length, number, zero = _HEADER.unpack_from(buffer)
-        if number not in _TYPES or zero:
+        cls = _TYPES.get(number)
+        if zero or not number or (cls is None and length > CONTROL_BYTES_MAX):
             raise WireError(f"a message of unknown type {number}")
-        is_large = _TYPES[number] in _CONTENT_AT
+        is_large = cls is not None and cls in _CONTENT_AT
         limit = min(BATCH_BYTES_MAX if is_large else CONTROL_BYTES_MAX, self._bytes_max)
         if length > limit:
             raise WireError(f"a message of {length} bytes, {limit} are allowed")
@@ -427,7 +429,12 @@ class Decoder:
             digest.update(view[HEADER_BYTES:end])
             if digest.intdigest() != checksum:
                 raise WireError("a message with a wrong checksum")
-            message = _decode(_TYPES[number], view[HEADER_BYTES:end])
+            if cls is None:
+                raise WireError(
+                    f"a message of type {number}, which only a newer version of fusejournal knows: "
+                    "upgrade this node"
+                )
+            message = _decode(cls, view[HEADER_BYTES:end])
         del buffer[:end]
         return message
 

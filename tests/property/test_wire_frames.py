@@ -220,6 +220,22 @@ def test_well_formed_nonsense(number: int, value: Any, loose: bytes) -> None:
         assert len(found) + (error is not None) == 1
 
 
+def test_a_type_that_is_not_known_is_a_newer_versions_where_the_message_is_whole() -> None:
+    number = len(frames._TYPES) + 1
+    whole = forged(number, b"body")
+    found, error, _ = decoded([whole])
+    assert found == []
+    assert str(error).startswith(f"a message of type {number}, which only a newer version of ")
+    assert decoded([whole[:-1]])[1] is None
+    assert "wrong checksum" in str(decoded([whole[:-1] + b"x"])[1])
+    for nonsense in (
+        forged(number, b"", length=CONTROL_BYTES_MAX + 1),
+        forged(number, b"body", zero=1),
+        forged(0, b"body"),
+    ):
+        assert "of unknown type" in str(decoded([nonsense])[1])
+
+
 @pytest.mark.parametrize("depth", [600, 60_000])
 def test_deep_nesting(depth: int) -> None:
     found, error, _ = decoded([forged(1, b"\x91" * depth)])

@@ -50,7 +50,8 @@ _SLICE_SECONDS = 20.0
 _ROUNDS = 5
 """Attempts at files that are changed again and again; at large ones, one."""
 _LARGE_BYTES = 64 << 20
-_FAULTS_MAX = 1000
+_LINES_MAX = 1000
+"""Faults, and files that were put right, that are named."""
 _PAUSE_SECONDS = 0.1
 
 
@@ -130,8 +131,6 @@ class Scrub:
             known = ScrubStatus(started=time.time(), phase="journal")
         self._begun_bytes = known.bytes
         self.status: ScrubStatus = known
-        self.stored_again = 0
-        """The chunks of versions that were spoilt, and that the live tree had yet."""
 
     def run(self) -> ScrubStatus:
         """Scrubs, from where it was on, to the end. Returns what it found. Raises JournalError,
@@ -160,8 +159,12 @@ class Scrub:
         save_scrub(self._state.directory, self.status)
 
     def _found(self, line: str) -> None:
-        if len(self.status.faults) < _FAULTS_MAX and line not in self.status.faults:
-            self.status = replace(self.status, faults=(*self.status.faults, line))
+        self.status = replace(self.status, faults=_with(self.status.faults, line))
+
+    def _mended(self, line: str) -> None:
+        status = self.status
+        mended = _with(status.mended, line)
+        self.status = replace(status, repaired=status.repaired + 1, mended=mended)
 
     def _read_journal(self) -> None:
         paths = self._source.reader.segments()
@@ -218,7 +221,8 @@ class Scrub:
             finally:
                 os.close(root)
             reader.look_again()
-            self.stored_again += len(lost) - len(left)
+            again = self.status.stored_again + len(lost) - len(left)
+            self.status = replace(self.status, stored_again=again)
             if left:
                 for one in left.values():
                     self._found(_lost_line(version, one))
@@ -227,6 +231,11 @@ class Scrub:
         except StoreDamagedError:
             return False
         return True
+
+
+def _with(lines: tuple[str, ...], line: str) -> tuple[str, ...]:
+    """Returns *lines*, with *line*, if there is room for it and it is none of them."""
+    return lines if len(lines) >= _LINES_MAX or line in lines else (*lines, line)
 
 
 def _lost_line(version: Version, lost: LostChunk) -> str:
@@ -350,17 +359,18 @@ class _TreeScrub:
         scrub = self._scrub
         path = b"" if not record.links else tree.path(*record.links[0])
         shown = "/" + path.decode("utf-8", "backslashreplace")
+        what = ", ".join(fault.what)
         if scrub._do_repair:
             try:
                 if self._repair(tree, record, fault) and live.compare(record) is None:
-                    scrub.status = replace(scrub.status, repaired=scrub.status.repaired + 1)
+                    scrub._mended(f"{shown}: put right: {what}")
                     return
             except ConflictError:
                 self._later.add(record.fid)
                 return
             except (FusejournalError, OSError) as error:
                 shown += f" (not repaired: {error})"
-        scrub._found(f"{shown}: not as the journal has it: {', '.join(fault.what)}")
+        scrub._found(f"{shown}: not as the journal has it: {what}")
 
     def _repair(self, tree: VersionTree, record: InodeRecord, fault: TreeFault) -> bool:
         if self._scrub._is_mirror:

@@ -57,9 +57,11 @@ def scrub(volume: str, repair: bool, rate: str, anew: bool, as_json: bool) -> No
     else:
         for fault in found.faults:
             text.echo(fault, fg="red")
+        for line in found.mended:
+            text.echo(line)
         mended = f", {text.count(found.repaired, 'file')} repaired" if found.repaired else ""
-        if work.stored_again:
-            mended += f", {text.count(work.stored_again, 'chunk')} of versions stored again"
+        if found.stored_again:
+            mended += f", {text.count(found.stored_again, 'chunk')} of versions stored again"
         if found.busy:
             mended += f", {text.count(found.busy, 'file')} changed at each look and not compared"
         text.echo(

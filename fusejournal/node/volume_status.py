@@ -73,6 +73,10 @@ class ScrubStatus(Reply):
     """Files that were put right."""
     busy: int = 0
     """Files that were not compared, because each look found them changed meanwhile."""
+    mended: tuple[str, ...] = ()
+    """The files that were put right, and in what, a line each."""
+    stored_again: int = 0
+    """Chunks of versions that the store had lost, and the live tree had yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -431,6 +431,7 @@ def test_chunks_of_a_base_that_a_disk_spoils_are_stored_again(layer: Layer, tmp_
     mended = layer.run("scrub", state, "--repair", "--anew").stdout
     assert "2 chunks of versions stored again" in mended
     assert "as it should be" in mended
+    assert json.loads((layer.state / "scrub.json").read_text())["stored_again"] == 2
     base = load_base(layer.state)
     assert base is not None
     assert _prune(layer)["journal"]["up_to_seq"] > base.seq

@@ -76,7 +76,13 @@ def test_what_is_spoilt_is_named_and_put_right(volume: Layer) -> None:
     assert "4 faults" in volume.run("status", str(volume.state)).stdout
     head_seq = volume.head_seq()
     mended = _scrub(volume, "--repair")
-    assert (mended["faults"], mended["repaired"]) == ([], 4)
+    assert (mended["faults"], mended["repaired"], mended["stored_again"]) == ([], 4, 0)
+    assert sorted(mended["mended"]) == [
+        "/d/attributes: put right: xattrs",
+        "/d/large: put right: content",
+        "/d/small: put right: content",
+        "/sparse: put right: content",
+    ]
     assert volume.head_seq() > head_seq
     assert not difference(image(volume.backing), image(root))
     assert not difference(image(root), before)

@@ -55,6 +55,7 @@ WHOLE_SETS = (
 SCRUB = ScrubStatus(
     started=17.5e8, finished=17.6e8, phase="tree", position="docs/note", files=7, bytes=8,
     seq=4711, faults=("docs/a differs",), repaired=2, busy=1,
+    mended=("docs/b: put right: mode",), stored_again=3,
 )  # fmt: skip
 VERSIONS = VersionStatus(
     store="/srv/store", store_id="id-of-goldens", reachable=True, reachable_since=17.5e8,

@@ -242,14 +242,19 @@ async def receive_exactly(stream: trio.abc.Stream, length: int) -> bytes:
     return data
 
 
+def is_cut(error: ssl.SSLError) -> bool:
+    """Returns True if *error* is that the connection has ended, and nothing was said of it."""
+    is_end = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+    return is_end or "EOF" in (error.reason or "")
+
+
 def why(error: BaseException) -> str:
     """Returns why a connection ended, in words."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(error, trio.ClosedResourceError):
         return "the connection was closed on this side"
     if isinstance(cause, ssl.SSLError):
-        is_end = isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-        if is_end or "EOF" in (cause.reason or ""):
+        if is_cut(cause):
             return "the connection was cut"
         return (cause.reason or str(cause)).lower().replace("_", " ")
     if isinstance(cause, OSError):

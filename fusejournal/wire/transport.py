@@ -33,6 +33,7 @@ from fusejournal.wire.connection import (
     TLS,
     LingeringStream,
     TlsStream,
+    is_cut,
     open_tls,
     peer_certificate,
     receive_exactly,
@@ -223,12 +224,12 @@ async def _handshake(
         cause = error.__cause__
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise cause from None
-        reason = why(error)
-        if preamble == PAIR and "ACCESS_DENIED" in (getattr(cause, "reason", None) or ""):
+        code = getattr(cause, "reason", None) or ""
+        if preamble == PAIR and "ACCESS_DENIED" in code:
             raise PairingError(f"{where}: pairing refused: {NONE_IS_OPEN}") from None
-        if isinstance(cause, ssl.SSLError) and not any(word in reason for word in ("cut", "alert")):
-            raise _not_ours(where, reason) from None
-        raise PeerLostError(where, f"in the handshake: {reason}") from None
+        if isinstance(cause, ssl.SSLError) and not is_cut(cause) and "ALERT" not in code:
+            raise _not_ours(where, why(error)) from None
+        raise PeerLostError(where, f"in the handshake: {why(error)}") from None
     return tls
 
 

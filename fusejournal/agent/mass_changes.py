@@ -16,7 +16,7 @@ from typing import Final
 from fusejournal.admin.source import JournalSource
 from fusejournal.agent.accounts import account_names
 from fusejournal.agent.command_lines import command_line
-from fusejournal.agent.problems import Problem
+from fusejournal.agent.problems import EntriesAbout, Problem
 from fusejournal.journal.format import Entry
 from fusejournal.kinds import Kind
 from fusejournal.types import Fid, Seq
@@ -169,4 +169,5 @@ def _problems(volume: str, watched: _Watched) -> Iterator[Problem]:
         )
         since = f"@{one.first_ns // 10**9}"
         advice = command_line("log", volume, options=[("--uid", uid), ("--since", since)])
-        yield Problem(f"mass:{uid}:{done}", words, True, advice)
+        op = ",".join(kind.name.lower() for kind, what in _DONE.items() if what == done)
+        yield Problem(f"mass:{uid}:{done}", words, True, advice, EntriesAbout(uid, op, since))

@@ -5,9 +5,9 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from fusejournal.config import VersionsConfig, find_config, load_config
 from fusejournal.errors import FusejournalError
@@ -34,6 +34,15 @@ twice its time, and some."""
 _MIRROR_AWAY: Final = {MirrorState.WAITING, MirrorState.CONNECTING}
 
 
+class EntriesAbout(NamedTuple):
+    """The entries that a problem is about, as the timeline filters them: of a user, of operations,
+    from a moment on."""
+
+    uid: int
+    op: str
+    since: str
+
+
 @dataclass(frozen=True)
 class Problem:
     """A thing that is not well. ``key`` is the same as long as the cause is; ``is_bad``: users or
@@ -43,13 +52,13 @@ class Problem:
     words: str
     is_bad: bool
     advice: str = ""
+    entries: EntriesAbout | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as values."""
         severity = "bad" if self.is_bad else "warning"
-        return {
-            "key": self.key, "words": self.words, "severity": severity, "advice": self.advice,
-        }  # fmt: skip
+        raw = {"key": self.key, "words": self.words, "severity": severity, "advice": self.advice}
+        return raw if self.entries is None else raw | {"entries": self.entries._asdict()}
 
 
 def problems_of(status: VolumeStatus) -> list[Problem]:
@@ -92,7 +101,7 @@ def _each_once(problems: list[Problem]) -> Iterator[Problem]:
     for one in problems:
         count = counts[one.key] = counts.get(one.key, 0) + 1
         key = one.key if count == 1 else f"{one.key}:{count}"
-        yield Problem(key, one.words, one.is_bad, one.advice)
+        yield replace(one, key=key)
 
 
 def _problems_of_space(status: VolumeStatus) -> Iterator[Problem]:

@@ -22,7 +22,7 @@ _DEPTH_MAX: Final = 12
 
 class CheckedOverview(NamedTuple):
     """The node's name, and its volumes; each has a ``name``, and ``problems`` that have ``key``,
-    ``words``, ``severity`` and ``advice``."""
+    ``words``, ``severity``, ``advice``, and, where entries are to blame, ``entries``."""
 
     node: str
     volumes: list[dict[str, Any]]
@@ -52,10 +52,10 @@ def checked_overview(answer: Mapping[str, Any]) -> CheckedOverview:
     return CheckedOverview(node[:_NAME_CHARS_MAX], found)
 
 
-def _problems(volume: str, raw: object) -> list[dict[str, str]]:
+def _problems(volume: str, raw: object) -> list[dict[str, Any]]:
     if not isinstance(raw, list):
         raise WireError(f"its overview has no list of problems of {volume!r:.80}")
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for one in raw:
         texts = {
             key: one.get(key, "") if isinstance(one, dict) else None
@@ -63,12 +63,27 @@ def _problems(volume: str, raw: object) -> list[dict[str, str]]:
         }
         if not all(isinstance(text, str) for text in texts.values()) or not texts["key"]:
             raise WireError(f"its overview has a problem of {volume!r:.80} that is none")
-        problem = {key: str(text)[:_WORDS_CHARS_MAX] for key, text in texts.items()}
+        problem: dict[str, Any] = {key: str(text)[:_WORDS_CHARS_MAX] for key, text in texts.items()}
+        if "entries" in one:
+            problem["entries"] = _entries(volume, one["entries"])
         problem["key"] = problem["key"][:_NAME_CHARS_MAX]
         if problem["severity"] != "warning":
             problem["severity"] = "bad"  # of a kind that is not known here: rather too much
         found[problem["key"]] = problem
     return list(found.values())
+
+
+def _entries(volume: str, raw: object) -> dict[str, Any]:
+    """Returns the timeline's filter of the entries that a problem is about."""
+    uid, *words = (
+        raw.get(key) if isinstance(raw, dict) else None for key in ("uid", "op", "since")
+    )
+    is_filter = type(uid) is int and 0 <= uid < 1 << 32
+    if not (
+        is_filter and all(isinstance(one, str) and len(one) <= _NAME_CHARS_MAX for one in words)
+    ):
+        raise WireError(f"its overview has entries of a problem of {volume!r:.80} that are none")
+    return {"uid": uid, "op": words[0], "since": words[1]}
 
 
 def _more(count: int) -> dict[str, str]:

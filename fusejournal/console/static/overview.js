@@ -47,14 +47,12 @@ function alertsOf(alerts, agents) {
 }
 
 // Where a user changed very many files: the entries that did it, from where they can be taken back.
-const MASS = { removed: ["removed", "unlink,rmdir"], renamed: ["renamed", "rename"], rewrote: ["rewritten", "write,truncate"] };
+const DONE = { "unlink,rmdir": "removed", rename: "renamed", "write,truncate": "rewritten" };
 
 function massLink(alert) {
-  const [, uid, done] = /\/mass:(\d+):(\w+)$/.exec(alert.key) ?? [];
-  if (!MASS[done]) return null;
-  const [words, op] = MASS[done];
-  const since = /--since (@\d+)/.exec(alert.advice)?.[1];
-  return h("div", {}, h("a", { href: app.link(["v", alert.agent, alert.volume, "timeline"], { uid, op, since }) }, `See what was ${words}`));
+  if (!alert.entries) return null;
+  const { uid, op, since } = alert.entries;
+  return h("div", {}, h("a", { href: app.link(["v", alert.agent, alert.volume, "timeline"], { uid, op, since }) }, `See what was ${DONE[op] ?? "done"}`));
 }
 
 function alertButtons(alert) {

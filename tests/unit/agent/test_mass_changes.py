@@ -67,7 +67,10 @@ def test_many_files_rewritten_renamed_and_removed(story: _Story) -> None:
     (problem,) = story.look()
     assert (problem.key, problem.is_bad) == ("mass:1001:rewrote", True)
     assert re.search("user .+ rewrote (59|60) files and more within 5 min", problem.words)
-    assert problem.advice.startswith("fusejournal log data --uid 1001 --since @")
+    assert problem.entries is not None
+    assert problem.entries[:2] == (1001, "write,truncate")
+    assert problem.advice == f"fusejournal log data --uid 1001 --since {problem.entries.since}"
+    assert problem.to_json()["entries"] == problem.entries._asdict()
     assert story.look() == [problem]  # it is told for a while
     for number, fid in enumerate(story.files):
         moved = Rename(fid, ROOT_FID, b"old%d" % number, ROOT_FID, b"new%d" % number, 0, Fid(0))

@@ -26,6 +26,7 @@ from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.listener import serve
 from tests.support.patience import PATIENCE_SECONDS
 
+_ENTRIES = {"uid": 1001, "op": "rename", "since": "@1700000000"}
 _PROBLEM = {"key": "failed", "words": "read-only", "severity": "bad", "advice": "look"}
 _GOOD: dict[str, Any] = {
     "node": "hall",
@@ -111,12 +112,16 @@ def _volume(**fields: object) -> bytes:
         (_volume(problems=5), "no list of problems"),
         (_volume(problems=[{"words": "no key"}]), "that is none"),
         (_volume(problems=[{"key": {"a": 1}}]), "that is none"),
+        (_volume(problems=[{**_PROBLEM, "entries": 5}]), "that are none"),
+        (_volume(problems=[{**_PROBLEM, "entries": {"uid": True}}]), "that are none"),
+        (_volume(problems=[{**_PROBLEM, "entries": {**_ENTRIES, "uid": -1}}]), "that are none"),
+        (_volume(problems=[{**_PROBLEM, "entries": {**_ENTRIES, "op": "w" * 257}}]), "are none"),
         (_volume(lag=float("nan")), "no JSON"),
         (_volume(lag=1).replace(b"1", b"1e999"), "no JSON"),
         (_volume(deep=json.loads("[" * 50 + "]" * 50)), "too deep"),
         (_volume(junk="x" * (5 << 20)), "too long"),
     ],
-    ids=range(14),
+    ids=range(18),
 )
 async def test_nonsense_is_of_one_agent_alone(tmp_path: Path, content: bytes, words: str) -> None:
     async with _watched(tmp_path) as watched:
@@ -169,6 +174,13 @@ async def test_an_error_of_the_agent_is_told_in_its_own_words(tmp_path: Path) ->
             "liar//agent", "its agent says: /var/lib/x: Input/output error",
         )  # fmt: skip
         assert "journalctl -u fusejournal-agent" in alert["advice"]
+
+
+def test_entries_that_a_problem_is_about_pass() -> None:
+    about = {**_PROBLEM, "entries": {**_ENTRIES, "more": 1}}
+    volumes = [{"name": "data", "problems": [about]}]
+    (volume,) = checked_overview({"node": "n", "volumes": volumes}).volumes
+    assert volume["problems"] == [{**_PROBLEM, "entries": _ENTRIES}]
 
 
 def test_very_many_problems_hide_no_other_agent() -> None:

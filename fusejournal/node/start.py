@@ -24,6 +24,7 @@ goes on from. Signals reach the steps only through trio, as a cancellation, from
 
 import gc
 import os
+import random
 import resource
 import signal
 import sys
@@ -75,8 +76,9 @@ from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.volume.unnamed_files import UnnamedFiles
 from fusejournal.wire.session import RefusedError
 
-_VOTE_SECONDS: Final = 1.0
-"""The pause before peers are asked again for their vote."""
+_VOTE_SECONDS: Final = 1.0, 2.0
+"""The bounds of the pause before peers are asked again for their vote. It is drawn, so that of two
+nodes that have asked at once, and got half of the votes each, one comes first."""
 
 
 class Stopped(FusejournalError):
@@ -369,7 +371,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
         standing = Standing(fetched.fenced, max(given), fetched.new_epoch, fetched.held_seq)
         if await _has_votes(report, parts, standing, fetched, given.append):
             break
-        await trio.sleep(_VOTE_SECONDS)
+        await trio.sleep(random.uniform(*_VOTE_SECONDS))
     startup.note_degraded(fetched.failures)
     if fetched.fenced is not None:
         reporter.warning(fetched.fenced.text)

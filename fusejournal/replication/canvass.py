@@ -24,12 +24,15 @@ from fusejournal.wire.members import Members, VoteCount, members_of, newest, vot
 from fusejournal.wire.session import (
     FENCED,
     FETCH,
+    MIRROR,
+    PRIMARY,
     VOTE,
     WITNESS,
     HandshakeState,
     RefusedError,
     check_asked,
     hello,
+    reign_of,
 )
 from fusejournal.wire.session_connection import SessionConnection
 from fusejournal.wire.session_states import Side
@@ -106,56 +109,110 @@ async def has_votes(
         given: is called with an epoch that another node had asked votes for, which came to nothing:
             one beyond it may be asked for.
 
+    No vote is asked for where it shows before that they are not enough, as in Raft's pre-vote
+    (Ongaro 2014, section 9.6): two nodes that start, and lack one another, would take each other's
+    votes away, for higher and higher reigns, and no person's word could name one.
+
     Cancelled, some votes may have been given."""
     if not _needs_votes(local):
         return True
-    answers = await ask_votes(local, me, reign)
-    members = newest([local.members.current, *(one.members for one in answers)])
-    counted = [
-        one
-        for one in answers
-        if one.peer in heard
-        and _has_no_more(one, me, parted)
-        and not has_lost_entries(members, one)
-    ]
-    if members is not None:
-        nodes = {me.node_id, *(one.welcome.node_id for one in counted if one.welcome is not None)}
-        tallies = [rule.tally(nodes, has_lost=has_lost) for rule in members.rules]
-        local.members.note_newest([members])
-    else:
-        config = local.config
-        # The book knows what is acknowledged as of now and then: a peer that is shipped to may have
-        # more.
-        voters = {peer.name for peer in local.book.list() if peer.address or peer.acked_seq}
-        needed = votes_needed(1 + len(voters), config.mirrors, blocks=True, has_lost=has_lost)
-        votes = 1 + sum(one.peer in voters for one in counted)
-        tallies = [VoteCount(votes, needed, 1 + len(voters))]
-    votes, needed, _ = tally = max(tallies, key=lambda one: one.lacking)
-    if tally.lacking > 0 and local.may_begin == reign:
+    count = _Count(local, me, heard, parted, has_lost)
+    answers = await ask_positions(local, me)
+    tally = count.tally(
+        [one for one in answers if _is_voter(one) and _given(one, reign) is None], answers
+    )
+    if tally.lacking <= 0 or local.may_begin == reign:
+        silent = [one.peer for one in answers if one.welcome is None and not one.is_refusal]
+        answers = await ask_votes(local, me, reign, silent)
+        tally = count.tally(answers, answers)
+    if tally.lacking <= 0:
+        return True
+    votes, needed, _ = tally
+    if local.may_begin == reign:
         report(
             f"reign {reign} begins with the votes of {votes} nodes, and not of the {needed} that "
             "it needs: begin_alone says that no other was promoted"
         )
         return True
-    if tally.lacking > 0:
-        for one in answers:
-            if reign.epoch <= one.given_epoch < reign.epoch + _AHEAD_MAX:
-                given(one.given_epoch)
-        why_not = _why_not(members, answers)
-        report(
-            f"reign {reign} begins with the votes of {needed} nodes, and {votes} have given it: "
-            f"waiting, because another may have been promoted meanwhile{why_not}; where those are "
-            "gone for good, and none was promoted, stop this start, and mount again with "
-            f'begin_alone = "{reign}" under [replication]'
-        )
-        return False
-    return True
+    for one in answers:
+        other = _given(one, reign)
+        epoch = other.epoch if other is not None else one.given_epoch
+        if reign.epoch <= epoch < reign.epoch + _AHEAD_MAX:
+            given(epoch)
+    why_not = _why_not(local.members.current, answers, reign)
+    report(
+        f"reign {reign} begins with the votes of {needed} nodes, and {votes} give theirs: "
+        f"waiting, because another may have been promoted meanwhile{why_not}; where those are "
+        "gone for good, and none was promoted, stop this start, and mount again with "
+        f'begin_alone = "{reign}" under [replication]'
+    )
+    return False
 
 
-def _why_not(members: Members | None, answers: Sequence[PeerAnswer]) -> str:
-    """Returns why those of *answers* do not count for which that can be determined, in words that
-    go on a sentence."""
+@dataclass(frozen=True)
+class _Count:
+    """Counts votes: see :func:`has_votes`."""
+
+    local: LocalNode
+    me: HandshakeState
+    heard: Collection[str]
+    parted: Collection[str]
+    has_lost: bool
+
+    def tally(self, given: Sequence[PeerAnswer], answers: Sequence[PeerAnswer]) -> VoteCount:
+        """Returns what is lacking most with the votes *given*, by the newest record of members that
+        any of *answers* has, which is noted."""
+        local, me = self.local, self.me
+        members = newest([local.members.current, *(one.members for one in answers)])
+        counted = [
+            one
+            for one in given
+            if one.peer in self.heard
+            and _has_no_more(one, me, self.parted)
+            and not has_lost_entries(members, one)
+        ]
+        if members is not None:
+            local.members.note_newest([members])
+            nodes = {one.welcome.node_id for one in counted if one.welcome is not None}
+            nodes.add(me.node_id)
+            tallies = [rule.tally(nodes, has_lost=self.has_lost) for rule in members.rules]
+            return max(tallies, key=lambda one: one.lacking)
+        mirrors = local.config.mirrors
+        # The book knows what is acknowledged as of now and then: a peer that is shipped to may have
+        # more.
+        voters = {peer.name for peer in local.book.list() if peer.address or peer.acked_seq}
+        needed = votes_needed(1 + len(voters), mirrors, blocks=True, has_lost=self.has_lost)
+        return VoteCount(1 + sum(one.peer in voters for one in counted), needed, 1 + len(voters))
+
+
+def _is_voter(answer: PeerAnswer) -> bool:
+    """Returns True if the peer that gives *answer* is a mirror or a witness."""
+    return answer.welcome is not None and answer.welcome.role in (MIRROR, WITNESS)
+
+
+def _given(answer: PeerAnswer, reign: Reign) -> Reign | None:
+    """Returns the reign that *reign* has to be beyond, because the peer that gives *answer* has
+    given its vote for that; None where it has not."""
+    if answer.welcome is None or not _is_voter(answer):
+        return None
+    theirs = reign_of(answer.welcome)
+    return theirs if theirs.epoch > reign.epoch or theirs.is_rival(reign) else None
+
+
+def _why_not(members: Members | None, answers: Sequence[PeerAnswer], reign: Reign) -> str:
+    """Returns why those of *answers* do not count for *reign* for which that can be determined, in
+    words that go on a sentence."""
     why = [f"{one.peer}: {one.error}" for one in answers if one.error]
+    why += [
+        f"{one.peer} is a primary, which gives no vote"
+        for one in answers
+        if one.welcome is not None and one.welcome.role == PRIMARY
+    ]
+    why += [
+        f"{one.peer} has given its vote for reign {other}"
+        for one in answers
+        if (other := _given(one, reign)) is not None
+    ]
     why += [
         f"{one.peer} lacks what it had acknowledged, and so does not count"
         for one in answers

@@ -3,6 +3,7 @@ epoch."""
 
 import errno
 import socket
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -376,6 +377,43 @@ async def test_a_primary_asks_beyond_a_word_that_came_to_nothing(tmp_path: Path)
         assert not await may_begin(3)
         assert given == [3, 3]
         assert await may_begin(4)
+
+
+async def test_votes_that_would_not_be_enough_are_not_taken_from_others(tmp_path: Path) -> None:
+    """A start that lacks a node for good asks none: two of them would go on to ever higher reigns,
+    a round each, and what one tells a person to allow would be outdated by then."""
+    block = ReplicationConfig(mirrors=1, on_timeout="block", take_back_seconds=0.2)
+    with open_volume(tmp_path / "mirror", mirror=True) as mirror:
+        mirror.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(mirror):
+            block = block._replace(peers={"east": listens_at(mirror), "west": "127.0.0.1:1"})
+            with open_volume(tmp_path / "primary", orderly=False) as primary:
+                primary.replicate(block)
+                async with running(primary):
+                    primary.work(1)
+                    await until("the mirror is level", level(primary, mirror))
+            begin_another_boot(tmp_path / "primary" / "state")
+            rival = Reign(Epoch(5), 0xFEED)
+            await mirror.receiver.give_vote(rival, "another")
+            with open_volume(tmp_path / "primary", begin=False) as primary:
+                primary.replicate(block)
+                local = primary.replication.local
+                parts: Any = SimpleNamespace(
+                    startup=primary.opening, local=local, role=Role.PRIMARY
+                )
+                lines: list[str] = []
+                reporter: Any = SimpleNamespace(warning=lines.append)
+
+                def named() -> list[str]:
+                    return [line for line in lines if "begin_alone" in line]
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(start._ask_peers, reporter, parts, has_asked=False))
+                    await until("it has asked again", lambda: len(named()) > 3)
+                    nursery.cancel_scope.cancel()
+            assert f'begin_alone = "{Reign(Epoch(6), node_id(primary))}"' in named()[1]
+            assert len(set(named()[1:])) == 1
+            assert mirror.opening.page.fence == rival
 
 
 async def test_a_start_begins_alone_the_reign_that_an_earlier_one_has_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ _POLL_SECONDS: Final = 0.02
 
 def ask_layer(state: VolumeState, command: str, **fields: Any) -> dict[str, Any]:
     """Asks the layer of a volume. Raises NotRunningError, which says how to mount it where no layer
-    has it, FusejournalError."""
+    has it, and what one that has it waits for; FusejournalError."""
     with _saying_how_to_mount(state):
         return ask(state.directory, command, **fields)
 
@@ -37,11 +37,15 @@ def _saying_how_to_mount(state: VolumeState) -> Iterator[None]:
     try:
         yield
     except NotRunningError:
-        if state.holder() is not None:
-            raise
-        raise NotRunningError(
-            f"volume {state.name} is not mounted: fusejournal mount {state.name}"
-        ) from None
+        holder = state.holder()
+        if holder is None:
+            words = f"fusejournal mount {state.name}"
+        elif "waits_for" in holder:
+            words = f"its start waits: {holder['waits_for']}"
+        else:
+            pid, log = holder.get("pid", "?"), state.directory / "log"
+            words = f"process {pid} has it, which starts or ends: see {log}"
+        raise NotRunningError(f"volume {state.name} is not mounted: {words}") from None
 
 
 def live_status(state: VolumeState) -> VolumeStatus:

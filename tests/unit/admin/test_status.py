@@ -1,15 +1,19 @@
 """The status of volumes that are not mounted."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from fusejournal.admin.live import ask_layer
 from fusejournal.admin.status import all_statuses, volume_status
 from fusejournal.cli.status import status
 from fusejournal.disk import mounts
 from fusejournal.disk.mounts import FILESYSTEM_TYPE, MountInfo
+from fusejournal.errors import NotRunningError
+from fusejournal.node.lock import hold, note_wait
 from fusejournal.node.state_dir import load_state
 from tests.support.nodes import make_volume
 from tests.support.volumes import open_volume
@@ -26,6 +30,27 @@ def test_all_is_durable_after_an_orderly_stop(tmp_path: Path, orderly: bool) -> 
     assert (told.durable_seq == told.head_seq) is orderly
     assert told.head_seq is not None
     assert told.head_seq > 10
+
+
+def test_the_start_of_a_layer_is_told(tmp_path: Path) -> None:
+    """And what it waits for, whatever is asked: it has no socket yet."""
+    make_volume(tmp_path / "one", "one")
+    state = load_state(tmp_path / "one")
+
+    def refused() -> str:
+        with pytest.raises(NotRunningError) as error:
+            ask_layer(state, "peer-list")
+        return str(error.value)
+
+    with hold(state.directory, "one", state.mountpoint, lambda: None):
+        assert volume_status(state).state == "starting"
+        assert refused().startswith(f"volume one is not mounted: process {os.getpid()} has it")
+        note_wait(state.directory, "east has not given its vote")
+        found = volume_status(state)
+        assert (found.state, found.pid) == ("starting", os.getpid())
+        assert found.degraded == ("it is not mounted yet: east has not given its vote",)
+        assert refused().endswith("its start waits: east has not given its vote")
+    assert refused() == "volume one is not mounted: fusejournal mount one"
 
 
 def test_a_copy_of_the_state_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

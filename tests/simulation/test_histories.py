@@ -16,7 +16,7 @@ which seed to begin: a run that failed says its own, and comes out the same with
 import gc
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.mount
 _RUNS = int(os.environ.get("FUSEJOURNAL_SIMULATION_RUNS", "24"))
 _FIRST_SEED = int(os.environ.get("FUSEJOURNAL_SIMULATION_SEED", "1"))
 _DAY_SECONDS = 86400.0
+_WAITING_SECONDS = 60.0
 
 KNOWN_SEEDS: tuple[int, ...] = (12, 28, 47, 111, 116, 118, 352, 356, 1070, 1083, 1215, 2312)
 """Seeds of runs of FIRST_STEPS that found a bug."""
@@ -198,13 +199,17 @@ def play(seed: int, steps: Mapping[str, int] = STEPS) -> list[str]:
     """Play the history of *seed*, of *steps*; what happened."""
     with workspace() as base:
         history = History(seed, base, steps)
-        clock = MockClock(autojump_threshold=0)  # (Before there is no other time any more.)
-        try:
-            with history.world.running(seed):
-                trio.run(history.run, clock=clock)
-        finally:
-            _close_left(base)
+        _run(seed, history.world, base, history.run)
         return history.world.trace
+
+
+def _run(seed: int, world: World, base: Path, act: Callable[[], Awaitable[None]]) -> None:
+    clock = MockClock(autojump_threshold=0)  # (Before there is no other time any more.)
+    try:
+        with world.running(seed):
+            trio.run(act, clock=clock)
+    finally:
+        _close_left(base)
 
 
 def _descriptors() -> dict[int, str]:
@@ -238,6 +243,47 @@ def test_a_history_of_all_steps_that_found_a_bug_ends_well(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(_FIRST_SEED, _FIRST_SEED + _RUNS))
 def test_a_history_ends_well(seed: int) -> None:
     assert play(seed)[-1].endswith("ends")
+
+
+def test_two_starts_that_lack_one_another_take_no_votes_from_each_other() -> None:
+    """The mirror that both reach keeps the vote that it has given, and the reign that an admin is
+    told to allow stays the same."""
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            world.nursery = nursery
+            cluster = Cluster(world, base, nursery, 1, waits_for_peers=False)
+            cluster.build(2)
+            await cluster.heal()
+            old, (new, mirror) = cluster.primary, cluster.mirrors
+            cluster.work(5)
+            await trio.sleep(5.0)
+            await old.kill()
+            assert await new.promote()
+            world.link(new.machine, mirror.machine).cut()  # this has its vote of the reign alone
+            await trio.sleep(5.0)
+            await new.crash()
+            await old.crash()
+            for link in world.links():
+                link.mend()
+            assert mirror.side is not None
+            page, voted = mirror.side.opening.page, mirror.side.opening.page.fence
+            old.start()
+            new.start()
+            await trio.sleep(_WAITING_SECONDS)
+            named = new.could_begin
+            await trio.sleep(_WAITING_SECONDS)
+            assert old.side is new.side is None
+            assert (page.fence, new.could_begin) == (voted, named)
+            assert named
+            await cluster.heal()
+            cluster.check()
+            await cluster.come_to_rest()
+            nursery.cancel_scope.cancel()
+
+    world = World(_FIRST_SEED)
+    with workspace() as base:
+        _run(_FIRST_SEED, world, base, run)
 
 
 def test_a_history_leaves_no_descriptor_open() -> None:

@@ -7,9 +7,8 @@ when the connection was new, and answers it; after that the connection takes the
 under the same descriptor number, where pyfuse3 sends its notifications.
 
 A request that a dead process had read and not answered would wait for ever. All such requests are
-answered with EAGAIN, which nfsd passes on as "try again later", by going through the numbers below
-the first request that the new process reads: the kernel refuses those that no caller waits for, and
-those that no process has read.
+answered with TRY_AGAIN, by going through the numbers below the first request that the new process
+reads: the kernel refuses those that no caller waits for, and those that no process has read.
 
 Source: include/uapi/linux/fuse.h; the kernel's fs/fuse/dev.c (fuse_dev_do_write,
 fuse_get_unique)."""
@@ -39,6 +38,12 @@ _INIT_MAX_WRITE = struct.Struct("<20sI")
 _AUTO_INVAL_DATA = 1 << 12
 _ASYNC_DIO = 1 << 15
 _CACHE_SYMLINKS = 1 << 23
+TRY_AGAIN = errno.ENOMEM
+"""The errno that says to the kernel that this time it was not possible, and by nfsd to a client
+that it is to try again later (nfserrno). Of those that say so, it alone is taken for no more than
+that where a file handle is decoded (EAGAIN makes a good one stale: exportfs_decode_fh,
+nfsd_set_fh_dentry), and where a name is looked at again (others have it forgotten, with what is
+mounted below: fuse_dentry_revalidate)."""
 _NUMBER_STEP = 2
 _ANSWERED_MAX = 1 << 16
 """The numbers among which an unanswered request is looked for, backwards."""
@@ -143,7 +148,7 @@ class Handshake:
             if number <= back * _NUMBER_STEP:
                 break
             with suppress(OSError):
-                write_reply(fd, number - back * _NUMBER_STEP, errno.EAGAIN)
+                write_reply(fd, number - back * _NUMBER_STEP, TRY_AGAIN)
         return request
 
 

@@ -127,6 +127,13 @@ class Opcode(IntEnum):
 UNANSWERED: Final = frozenset((Opcode.FORGET, Opcode.INTERRUPT, Opcode.BATCH_FORGET))
 """Requests that the kernel expects no reply to, not even an error. (To an INTERRUPT it takes two,
 that it would be wrong to give: EAGAIN would have it ask again, ENOSYS never again.)"""
+CHANGING_NAMES: Final = frozenset(
+    (
+        Opcode.SYMLINK, Opcode.MKNOD, Opcode.MKDIR, Opcode.UNLINK, Opcode.RMDIR, Opcode.RENAME,
+        Opcode.LINK, Opcode.CREATE, Opcode.RENAME2,
+    )
+)  # fmt: skip
+"""Requests that make or remove a name, which the kernel asks for by what it remembers of it."""
 
 SETXATTR_EXT: Final = 1 << 29
 """A flag of INIT: SETXATTR has further fields."""

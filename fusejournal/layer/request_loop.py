@@ -16,6 +16,10 @@ served anew by :meth:`RequestLoop.serve_held`, when changes are taken again or r
 it was done. A caller that dies meanwhile gets EINTR. So many bytes are kept at most; then no
 further request is read.
 
+Of a connection that was taken over the kernel may remember names wrongly, because the answers to
+what changed them were lost (lost_replies.py), and asks for changes that cannot be: to make what is
+there. Until it has been made to forget, who asks for that is to try again.
+
 Rules for calls: no await but in the coroutine that a call returns when it has to wait. Order comes
 from code without awaits.
 
@@ -32,9 +36,10 @@ from typing import Any, Final
 import trio
 
 from fusejournal.layer.handlers import Handlers
-from fusejournal.layer.handshake import Handshake
+from fusejournal.layer.handshake import TRY_AGAIN, Handshake
 from fusejournal.layer.interrupts import WaitingReply, WaitingRequest
 from fusejournal.layer.kernel_protocol import (
+    CHANGING_NAMES,
     EXTENSION_BYTES,
     IN_HEADER,
     UNANSWERED,
@@ -58,6 +63,8 @@ _IDLE_NS: Final = 10_000_000
 _SLICE_NS: Final = 2_000_000
 _COPIED_BYTES_MAX: Final = 512
 """The bytes up to which a request is cheaper to decode from a copy."""
+_OF_WRONG_NAMES: Final = frozenset((errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR))
+"""The refusals of a change whose caller, the kernel, remembers a name wrongly."""
 _HELD_BYTES_MAX: Final = 64 << 20
 """The bytes of requests that are held before no further is read."""
 
@@ -83,6 +90,8 @@ class RequestLoop:
         self._handshake = handshake
         self._handlers = handlers
         self._fd = -1
+        self._is_misled = False
+        """Whether the kernel may remember names wrongly."""
         self._calls: dict[
             int, tuple[Callable[[Data], tuple[Any, ...]], Callable[..., Answer | None]]
         ] = {}
@@ -103,6 +112,7 @@ class RequestLoop:
         that wait are answered. Raises GreetingError. Cancelling leaves callers that wait
         unanswered; so does the connection's end."""
         first_request = await self._handshake.greet()
+        self._is_misled = bool(first_request)
         self._fd = self._handshake.fd
         self._calls = {
             opcode: (kind.decode, getattr(self._handlers, kind.call))
@@ -126,6 +136,10 @@ class RequestLoop:
         """Read no more requests; :meth:`run` returns when those that were read are answered."""
         self._is_closed = True
         self._parked.cancel()
+
+    def note_forgotten(self) -> None:
+        """The kernel remembers no name wrongly, from now on."""
+        self._is_misled = False
 
     def serve_held(self) -> None:
         """Serve the requests that are held: changes are taken again, or refused."""
@@ -306,6 +320,8 @@ class RequestLoop:
             refusal = errno.ENOSYS
         else:
             refusal = errno_of(error)
+            if self._is_misled and opcode in CHANGING_NAMES and refusal in _OF_WRONG_NAMES:
+                refusal = TRY_AGAIN
         if opcode not in UNANSWERED:
             self._send(number, refusal, b"")
 

@@ -289,6 +289,7 @@ class Node:
             await self._mount.invalidate_unanswered(
                 volume.catalog.lookup, volume.journal.handle_key
             )
+            layer.loop.note_forgotten()
             try:
                 await self._mount.give_flags()
             except OSError as error:

@@ -1,6 +1,7 @@
 """Data that an NFS client was told is stable is there, and in the journal, whenever the layer is
 killed."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -41,10 +42,9 @@ def work(root: Path, told: Connection, stop: Connection) -> None:
         told.send((number, "mkdir"))
         fd = asked(partial(os.open, directory / "new", os.O_CREAT | os.O_WRONLY, 0o600))
         told.send((number, "create"))
-        os.write(fd, content(number))
-        os.fsync(fd)
+        asked(partial(write_and_sync, fd, content(number)))
         told.send((number, "fsync"))
-        os.fchmod(fd, 0o640)
+        asked(partial(os.fchmod, fd, 0o640))
         told.send((number, "chmod"))
         os.close(fd)
         asked(partial(os.link, directory / "new", directory / "second"), done=FileExistsError)
@@ -57,19 +57,29 @@ def work(root: Path, told: Connection, stop: Connection) -> None:
     told.send(None)
 
 
+def write_and_sync(fd: int, data: bytes) -> None:
+    """Have *data* be the whole stable content of the file."""
+    os.pwrite(fd, data, 0)
+    os.fsync(fd)
+
+
 def asked(change: Callable[[], Any], done: type[OSError] | None = None) -> Any:
-    """Make *change*; *done* says that it was made before. In the moment after a kill a server may
-    still remember a name wrongly."""
-    deadline = time.monotonic() + 5
+    """Make *change*; *done* says that it was made before.
+
+    Each may end with EIO once: where a process dies that is just reading a request, the kernel ends
+    the request so if it cannot fill the buffer by its fast way, and the guest's has none. (A bare
+    reader of /dev/fuse, killed 2,000 times in the guest, gave 5 callers EIO; on x86 6,000 times
+    none. fs/fuse/dev.c: fuse_dev_do_read; mm/gup.c: __get_user_pages.)"""
+    failures = 0
     while True:
         try:
             return change()
-        except (FileExistsError, FileNotFoundError) as error:
+        except OSError as error:
             if isinstance(error, done or ()):
                 return None
-            if time.monotonic() > deadline:
+            failures += 1
+            if error.errno != errno.EIO or failures > 1:
                 raise
-            time.sleep(0.05)
 
 
 def content(number: int) -> bytes:

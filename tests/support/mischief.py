@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Self
 
 from fusejournal.disk import syscalls
+from fusejournal.layer.handshake import TRY_AGAIN
 from tests.support.mapped import write_through_map
 
-_GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV, errno.ESTALE, errno.EAGAIN}
+_GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV, errno.ESTALE, TRY_AGAIN}
 _GONE_PAUSE_SECONDS = 0.05
 _DEPTH = 3
 _NAMES = ("a", "b", "c", "d", "e")

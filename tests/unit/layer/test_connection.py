@@ -21,7 +21,7 @@ from fusejournal.layer.connection import (
     release_kept,
     take_over,
 )
-from fusejournal.layer.handshake import Handshake, _in_our_words
+from fusejournal.layer.handshake import TRY_AGAIN, Handshake, _in_our_words
 from fusejournal.layer.kernel_protocol import HANDLE_KILLPRIV_V2
 
 _AUTO_INVAL_DATA, _CACHE_SYMLINKS = 1 << 12, 1 << 23
@@ -88,7 +88,7 @@ def test_requests_that_died_are_answered_though_one_is_taken_back(
         handshake._ours.close()
         kernel.close()
         fd.close()
-    assert answered == [(16, -errno.EAGAIN, number) for number in range(18, 0, -2)]
+    assert answered == [(16, -TRY_AGAIN, number) for number in range(18, 0, -2)]
 
 
 def test_a_refusal_is_passed_on() -> None:

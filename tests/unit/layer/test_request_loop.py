@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from fusejournal.layer import interrupts, request_loop
+from fusejournal.layer.handshake import TRY_AGAIN
 from fusejournal.layer.kernel_protocol import Opcode
 from fusejournal.layer.replies import Answer, DurableReply
 from fusejournal.layer.request_loop import RequestLoop
@@ -30,11 +31,12 @@ class _Handshake:
     init_flags = 0
     request_bytes_max = 1 << 16
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, first_request: bytes) -> None:
         self.fd = fd
+        self.first_request = first_request
 
     async def greet(self) -> bytes:
-        return b""
+        return self.first_request
 
 
 class _Disk:
@@ -121,9 +123,7 @@ class _Kernel:
         device.setblocking(False)
 
     def ask(self, opcode: int, number: int, body: bytes = b"", length: int | None = None) -> None:
-        length = 40 + len(body) if length is None else length
-        head = struct.pack("=IIQQIIIHH", length, opcode, number, 7, 1000, 100, 4242, 0, 0)
-        self.device.send(head + body)
+        self.device.send(_request(opcode, number, body, length))
 
     async def reply(self) -> tuple[int, int, bytes]:
         """Number, errno and body of the next reply."""
@@ -135,12 +135,18 @@ class _Kernel:
         return number, -error, data[16:]
 
 
+def _request(opcode: int, number: int, body: bytes = b"", length: int | None = None) -> bytes:
+    length = 40 + len(body) if length is None else length
+    return struct.pack("=IIQQIIIHH", length, opcode, number, 7, 1000, 100, 4242, 0, 0) + body
+
+
 @asynccontextmanager
-async def _serving() -> AsyncIterator[_Kernel]:
+async def _serving(first_request: bytes = b"") -> AsyncIterator[_Kernel]:
     kernel_end, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     device.setblocking(False)
     calls = _Calls()
-    loop = RequestLoop(_Handshake(device.fileno()), calls)  # type: ignore[arg-type]
+    handshake = _Handshake(device.fileno(), first_request)
+    loop = RequestLoop(handshake, calls)  # type: ignore[arg-type]
     with kernel_end, device:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(loop.run)
@@ -213,6 +219,30 @@ async def test_only_so_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
         kernel.calls.write_errno = None
         kernel.loop.serve_held()
         assert {(await kernel.reply())[0] for _ in range(2)} == {1, 2}
+
+
+@pytest.mark.parametrize("waits_first", [False, True])
+@pytest.mark.parametrize(
+    "refusal", [errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC]
+)
+async def test_who_asks_by_a_wrong_name_is_to_try_again(refusal: int, waits_first: bool) -> None:
+    """Until the kernel, whose layer died before it answered, has forgotten such names."""
+    async with _serving(_request(Opcode.STATFS, 2)) as kernel:
+        assert await kernel.reply() == (2, 0, b"7 by 1000")
+        kernel.calls.write_errno, kernel.calls.waits_first = refusal, waits_first
+        ask_directory(kernel, 4, b"one")
+        wanted = refusal if refusal == errno.ENOSPC else TRY_AGAIN
+        assert await kernel.reply() == (4, wanted, b"")
+        kernel.loop.note_forgotten()
+        ask_directory(kernel, 6, b"one")
+        assert await kernel.reply() == (6, refusal, b"")
+
+
+async def test_who_asks_a_new_layer_is_refused_at_once() -> None:
+    async with _serving() as kernel:
+        kernel.calls.write_errno = errno.EEXIST
+        ask_directory(kernel, 2, b"one")
+        assert await kernel.reply() == (2, errno.EEXIST, b"")
 
 
 async def test_what_has_no_call_is_refused() -> None:

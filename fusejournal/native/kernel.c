@@ -29,6 +29,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #define SECOND_NS 1000000000LL
@@ -349,21 +350,47 @@ static PyObject *exists(PyObject *module, PyObject *const *given, Py_ssize_t cou
 
 /* ---- requests and replies -------------------------------------------------------------------- */
 
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * SECOND_NS + now.tv_nsec;
+}
+
+/* Polls both for timeout_ns at most, and does not sleep in the first spin_ns of it. */
+static int poll_both(struct pollfd *polled, int64_t timeout_ns, int64_t spin_ns)
+{
+    int64_t begun_ns = spin_ns ? now_ns() : 0;
+    struct timespec timeout;
+    int result;
+
+    while (spin_ns) {
+        result = poll(polled, 2, 0);
+        if (result)
+            return result;
+        if (now_ns() - begun_ns >= spin_ns)
+            break;
+    }
+    timeout_ns = timeout_ns > spin_ns ? timeout_ns - spin_ns : 0;
+    timeout = (struct timespec){timeout_ns / SECOND_NS, timeout_ns % SECOND_NS};
+    return ppoll(polled, 2, &timeout, NULL);
+}
+
 static PyObject *read_request(PyObject *module, PyObject *const *given, Py_ssize_t count)
 {
     struct pollfd polled[2] = {{.events = POLLIN}, {.events = POLLIN}};
-    struct timespec timeout;
     Py_buffer buffer;
-    int64_t timeout_ns;
+    int64_t timeout_ns, spin_ns;
     ssize_t size = 0;
     int result;
 
-    if (!has(count, 4, 4) || !to_int(given[0], &polled[0].fd) || !to_int(given[1], &polled[1].fd) ||
-        !to_i64(given[2], &timeout_ns) || PyObject_GetBuffer(given[3], &buffer, PyBUF_WRITABLE) < 0)
+    if (!has(count, 5, 5) || !to_int(given[0], &polled[0].fd) || !to_int(given[1], &polled[1].fd) ||
+        !to_i64(given[2], &timeout_ns) || !to_i64(given[3], &spin_ns) ||
+        PyObject_GetBuffer(given[4], &buffer, PyBUF_WRITABLE) < 0)
         return NULL;
-    timeout = (struct timespec){timeout_ns / SECOND_NS, timeout_ns % SECOND_NS};
     Py_BEGIN_ALLOW_THREADS
-    result = ppoll(polled, 2, &timeout, NULL);
+    result = poll_both(polled, timeout_ns, spin_ns);
     if (result > 0 && polled[0].revents) {
         size = read(polled[0].fd, buffer.buf, buffer.len);
         /* What poll saw was interrupted before it was read. */

@@ -62,10 +62,13 @@ def exists(fd: int, name: bytes, /) -> bool:
     """Returns whether there is *name* in directory *fd*, not followed. (os.access changes the
     credentials for it, and os.stat makes an exception of its absence.)"""
 
-def read_request(device: int, events: int, timeout_ns: int, buffer: bytearray, /) -> int:
-    """Waits until *device* or *events* is readable, no longer than *timeout_ns*, and reads a
-    request from *device* into *buffer*. Returns twice its size, 0 for none (also where it was taken
-    back meanwhile), and 1 more where *events* is readable."""
+def read_request(
+    device: int, events: int, timeout_ns: int, spin_ns: int, buffer: bytearray, /
+) -> int:
+    """Waits until *device* or *events* is readable, no longer than *timeout_ns* and for the first
+    *spin_ns* of it without sleep, and reads a request from *device* into *buffer*. Returns twice
+    its size, 0 for none (also where it was taken back meanwhile), and 1 more where *events* is
+    readable."""
 
 def write_reply(device: int, request: int, error: int, body: bytes = b"", /) -> None:
     """Answers *request* with errno *error*, or with 0 and *body*."""

@@ -68,8 +68,8 @@ def ending() -> None:
         # (Of its own methods a compiled class calls none that was put there in their place.)
         read = request_loop.read_request  # type: ignore[attr-defined]
 
-        def reading(fd: int, events_fd: int, sleep_ns: int, buffer: bytearray) -> int:
-            found = read(fd, events_fd, sleep_ns, buffer)
+        def reading(fd: int, events_fd: int, sleep_ns: int, spin_ns: int, buffer: bytearray) -> int:
+            found = read(fd, events_fd, sleep_ns, spin_ns, buffer)
             strike()
             return found
 

@@ -139,17 +139,18 @@ def test_what_no_kernel_takes_is_refused_before(fd: int) -> None:
     os.close(fd)
 
 
-def test_a_request_is_read_and_a_reply_written() -> None:
+@pytest.mark.parametrize("spin_ns", [0, 1_000_000])
+def test_a_request_is_read_and_a_reply_written(spin_ns: int) -> None:
     """From pipes, in the device's place."""
     device, kernels = os.pipe()
     events, event = os.pipe()
     buffer = bytearray(64)
-    assert kernel.read_request(device, events, 0, buffer) == 0
-    assert kernel.read_request(device, events, 2_000_000, buffer) == 0
+    assert kernel.read_request(device, events, 0, spin_ns, buffer) == 0
+    assert kernel.read_request(device, events, 2_000_000, spin_ns, buffer) == 0
     os.write(event, b"x")
-    assert kernel.read_request(device, events, 10**12, buffer) == 1
+    assert kernel.read_request(device, events, 10**12, spin_ns, buffer) == 1
     os.write(kernels, b"request")
-    assert kernel.read_request(device, events, 10**12, buffer) == 2 * 7 + 1
+    assert kernel.read_request(device, events, 10**12, spin_ns, buffer) == 2 * 7 + 1
     assert buffer[:7] == b"request"
     kernel.write_reply(kernels, 2**63 + 5, 0, b"body")
     kernel.write_reply(kernels, 6, errno.ENOENT)

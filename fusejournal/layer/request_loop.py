@@ -10,7 +10,7 @@ epoll_ctl). So the reader sleeps in poll(2), on the device and on trio's own des
 and no longer than until trio's next deadline; when there is something to do for other tasks it
 gives them their turn, at the latest when it has read for a slice of time. Only where no request has
 come for some milliseconds it parks in trio. While requests follow each other closely, and another
-processor is there for who asks, it looks for the next one for some microseconds before it sleeps:
+processor is there for the caller, it looks for the next one for some microseconds before it sleeps:
 to be woken costs as much, of time and of processor, as a small request itself.
 
 While changes are held (volume.py), a request that would make one is kept, with all it says, and
@@ -66,7 +66,7 @@ _IDLE_NS: Final = 10_000_000
 _SLICE_NS: Final = 2_000_000
 _SPIN_NS: Final = 20_000
 _CLOSE_NS: Final = 60_000
-"""How soon a request comes, waking included, after which the next is looked for without sleep."""
+"""The time within which a request comes closely: waking is in it."""
 _COPIED_BYTES_MAX: Final = 512
 """The bytes up to which a request is cheaper to decode from a copy."""
 _OF_WRONG_NAMES: Final = frozenset((errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR))
@@ -97,7 +97,7 @@ class RequestLoop:
         self._handlers = handlers
         self._fd = -1
         self._is_misled = False
-        """Whether the kernel may remember names wrongly."""
+        """True while the kernel may remember names wrongly."""
         self._calls: dict[
             int, tuple[Callable[[Data], tuple[Any, ...]], Callable[..., Answer | None]]
         ] = {}

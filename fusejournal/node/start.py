@@ -322,11 +322,16 @@ async def _open_volume(
 
 
 def _reporting(reporter: Reporter, local: LocalNode) -> Callable[[str], None]:
-    """Returns what has an admin know what the start waits for, also where 'status' is asked."""
+    """Returns what has an admin know what the start waits for, also where 'status' is asked; a line
+    that comes again and again is logged once."""
+    last = ""
 
     def report(line: str) -> None:
-        reporter.warning(line)
-        lock.note_wait(local.state_dir, line)
+        nonlocal last
+        if line != last:
+            last = line
+            reporter.warning(line)
+            lock.note_wait(local.state_dir, line)
 
     return report
 
@@ -354,6 +359,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
         # The start that named it knew of higher reigns that came to nothing. This one does not: it
         # would ask for a lower, and then, refused for its own votes of then, for one beyond it.
         given.append(Epoch(alone.epoch - 1))
+    reported: set[str] = set()
     while True:
         try:
             fetched = await ask_peers(
@@ -362,6 +368,7 @@ async def _ask_peers(reporter: Reporter, parts: StartParts, has_asked: bool) -> 
                 report,
                 system_crash=startup.system_crash,
                 lost_page=startup.lost_page,
+                reported=reported,
             )
         except RefusedError as error:
             if startup.system_crash:

@@ -126,6 +126,8 @@ class LostEntryFetcher:
     bind: Callable[[Claim, str], Awaitable[str | None]]
     """Judges what a peer says of a higher reign. Returns why this node takes no change any more;
     None where it does."""
+    reported: set[str] = field(default_factory=set)
+    """Lines that this start has reported, and that say nothing of what it waits for."""
     _fence: RefusedError | None = field(default=None, init=False)
     _notices: list[Trouble] = field(default_factory=list, init=False)
     _held_seq: Seq = field(default=Seq(0), init=False)
@@ -139,6 +141,11 @@ class LostEntryFetcher:
     def unheard(self) -> list[str]:
         """The peers that have not said what they know of reigns."""
         return [peer.name for peer in self._peers() if peer.name not in self._heard]
+
+    def _report_once(self, line: str) -> None:
+        if line not in self.reported:
+            self.reported.add(line)
+            self.report(line)
 
     def _peers(self) -> list[Peer]:
         return [peer for peer in self.book.list() if peer.address is not None]
@@ -232,7 +239,7 @@ class LostEntryFetcher:
             return False
         why = await self.bind(error.claim, peer.name) if error.claim is not None else None
         if why is None:
-            self.report(
+            self._report_once(
                 f"peer {peer.name}: {error}: nothing there proves it, and it does not count"
             )
             return False
@@ -246,7 +253,7 @@ class LostEntryFetcher:
         positions: dict[str, Position] = {}
         waits = self.config.without_peers == "wait"
         seconds = self.config.take_back_seconds
-        self.report(f"the system crashed: asking {', '.join(peer.name for peer in peers)}")
+        self._report_once(f"the system crashed: asking {', '.join(peer.name for peer in peers)}")
         while True:
             with trio.move_on_after(seconds):
                 async with trio.open_nursery() as nursery:

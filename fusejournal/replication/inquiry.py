@@ -28,14 +28,17 @@ async def ask_peers(
     *,
     system_crash: bool = True,
     lost_page: bool = False,
+    reported: set[str] | None = None,
 ) -> FetchedEntries:
     """Ask the peers of the primary *local*.
 
     Args:
+        local, journal: the primary, and its journal.
         report: is called with a line that says what happens.
         system_crash: entries may be gone: those that peers have are taken back.
         lost_page: nothing but the peers tells whether another node reigns: no change may be taken
             before all have answered.
+        reported: what was reported when they were asked before, which is not said again.
 
     Cancelling leaves in the journal what has come. Raises RefusedError when the node reigns no
     more, FusejournalError, OSError."""
@@ -61,7 +64,15 @@ async def ask_peers(
         return fence.refusal(journal.epoch)
 
     work = LostEntryFetcher(
-        journal, me, local.config, local.identity, local.book, local.insecure, report, bind
+        journal,
+        me,
+        local.config,
+        local.identity,
+        local.book,
+        local.insecure,
+        report,
+        bind,
+        reported if reported is not None else set(),
     )
     if system_crash:
         fetched = await work.run()

@@ -21,6 +21,8 @@ from fusejournal.node import start
 from fusejournal.operations import Mkdir
 from fusejournal.replication import shipper as shipper_module
 from fusejournal.replication.canvass import ask_positions, ask_votes, has_votes
+from fusejournal.replication.fetch_lost import FetchedEntries
+from fusejournal.replication.inquiry import ask_peers
 from fusejournal.roles.plan import PromotionPlan
 from fusejournal.roles.promote import Promotion
 from fusejournal.roles.role import Role
@@ -379,7 +381,9 @@ async def test_a_primary_asks_beyond_a_word_that_came_to_nothing(tmp_path: Path)
         assert await may_begin(4)
 
 
-async def test_votes_that_would_not_be_enough_are_not_taken_from_others(tmp_path: Path) -> None:
+async def test_votes_that_would_not_be_enough_are_not_taken_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A start that lacks a node for good asks none: two of them would go on to ever higher reigns,
     a round each, and what one tells a person to allow would be outdated by then."""
     block = ReplicationConfig(mirrors=1, on_timeout="block", take_back_seconds=0.2)
@@ -404,15 +408,22 @@ async def test_votes_that_would_not_be_enough_are_not_taken_from_others(tmp_path
                 lines: list[str] = []
                 reporter: Any = SimpleNamespace(warning=lines.append)
 
-                def named() -> list[str]:
-                    return [line for line in lines if "begin_alone" in line]
+                rounds: list[int] = []
 
+                async def asked(*given: Any, **named: Any) -> FetchedEntries:
+                    rounds.append(len(lines))
+                    return await ask_peers(*given, **named)
+
+                monkeypatch.setattr(start, "ask_peers", asked)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(partial(start._ask_peers, reporter, parts, has_asked=False))
-                    await until("it has asked again", lambda: len(named()) > 3)
+                    await until("it has asked again", lambda: len(rounds) > 4)
                     nursery.cancel_scope.cancel()
-            assert f'begin_alone = "{Reign(Epoch(6), node_id(primary))}"' in named()[1]
-            assert len(set(named()[1:])) == 1
+            named = [line for line in lines if "begin_alone" in line]
+            assert len(named) == 2, lines
+            assert lines[-1] == named[1], "what it waits for is said last, and stays"
+            assert rounds[2:] == [len(lines)] * len(rounds[2:])
+            assert f'begin_alone = "{Reign(Epoch(6), node_id(primary))}"' in named[1]
             assert mirror.opening.page.fence == rival
 
 

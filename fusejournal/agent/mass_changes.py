@@ -19,6 +19,7 @@ from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.problems import EntriesAbout, Problem
 from fusejournal.journal.format import Entry
 from fusejournal.kinds import Kind
+from fusejournal.operations import MAKERS
 from fusejournal.types import Fid, Seq
 
 FILES: Final = 500
@@ -38,7 +39,6 @@ _DONE: Final = {
     Kind.UNLINK: "removed",
     Kind.RMDIR: "removed",
 }
-_MAKERS: Final = (Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.IMPORT)
 _Key = tuple[int, str]
 """A user, and what they did."""
 
@@ -103,7 +103,7 @@ class MassChanges:
     def _note(self, watched: _Watched, entry: Entry) -> None:
         kind = entry.operation.kind
         fid: int = getattr(entry.operation, "fid", 0)
-        if kind in _MAKERS:
+        if kind in MAKERS:
             if not watched.highest:
                 # The first that is seen made: all below were there before.
                 watched.highest = fid - 1

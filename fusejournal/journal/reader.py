@@ -9,7 +9,7 @@ The end: in the newest segment a frame that is not whole is the end of the journ
 way, or a torn tail). Anything else that is wrong is JournalDamagedError."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -68,8 +68,6 @@ class JournalReader:
         """The segment in which reading ended last, and where."""
         self._last_at: tuple[Path, Point] | None = None
         """The segment whose last frame was asked for last, and where that is."""
-        self.on_scan: Callable[[Path], None] | None = None
-        """Receives each segment that has no index and is read whole instead."""
         self._base: BaseTree | None = None
         self._began: Seq | None = None
         """The first seq there was when reading began; None before it did."""
@@ -333,8 +331,6 @@ class JournalReader:
                 if index is None:
                     index = load_index(path, reader)
                 if index is None:
-                    if self.on_scan is not None:
-                        self.on_scan(path)
                     index = build_index(reader, allow_torn=newest)
         except BadFrameError as bad:
             raise bad.in_segment(path) from None

@@ -99,10 +99,10 @@ class Reign(NamedTuple):
 
 
 def reign_of_text(text: str) -> Reign:
-    """Returns the reign, of a node that is known, which prints as *text*. Raises ValueError."""
+    """Returns the reign which prints as *text*. Raises ValueError."""
     epoch, _, node = text.partition("/")
     reign = Reign(Epoch(int(epoch, 10)), int(node, 16))
-    if not (0 < reign.epoch <= EPOCH_MAX and 0 < reign.node_id < 1 << _NODE_BITS):
+    if not (0 < reign.epoch <= EPOCH_MAX and 0 <= reign.node_id < 1 << _NODE_BITS):
         raise ValueError(f"{text!r} is no reign")
     return reign
 

@@ -17,7 +17,10 @@ def parse_reign(text: str, key: str = "overrule") -> Reign:
     """The reign that :class:`Reign` prints as *text*, the configuration's *key*. Raises
     ConfigError."""
     try:
-        return reign_of_text(text)
+        reign = reign_of_text(text)
+        if not reign.node_id:
+            raise ValueError("of no node")
+        return reign
     except ValueError:
         raise ConfigError(
             f"{key}: {text!r} is no reign: an epoch and a node, as in 7/00c0ffee00c0ffee, as "

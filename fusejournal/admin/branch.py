@@ -31,9 +31,9 @@ class BranchInfo(Reply):
     first_ns: int
     last_ns: int
     source: str
-    """The peer whose history was followed instead,"""
+    """The peer whose history was followed instead."""
     reign: str
-    """and the reign that it went by."""
+    """The reign that *source* went by."""
     made_ns: int
     age_seconds: float
     """Counted while the volume was mounted."""

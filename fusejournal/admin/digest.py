@@ -37,9 +37,9 @@ class DigestReport(Reply):
 
     digest: str
     of: str
-    """The tree, and"""
+    """The name of the tree."""
     path: str
-    """the path in it; empty: all of it. Names are as json_values.exact makes them."""
+    """The path in the tree; empty: all of it. Names are as json_values.exact makes them."""
     entries: int
     files: int
     directories: int

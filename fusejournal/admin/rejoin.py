@@ -72,9 +72,9 @@ class Rejoined(Reply):
 
     volume: str
     source: str | None
-    """The peer whose history is followed; None of a rejoin that goes on and has no branch;"""
+    """The peer whose history is followed; None of a rejoin that goes on and has no branch."""
     reign: str | None
-    """and the reign that it goes by."""
+    """The reign that *source* goes by."""
     rung: int
     """1: nothing to bring level; 2: this node's own entries are undone; 3: it becomes the source's
     tree by what differs; 4: by a copy of all; see roles/rejoin.py."""
@@ -92,11 +92,12 @@ class Rejoined(Reply):
     """The branch; None before it is made."""
     done: bool
     tree_seq: int = 0
-    """The entry as of which the source's tree is, or its newest version, of rungs 3 and 4;"""
+    """The entry as of which the source's tree is, or its newest version, of rungs 3 and 4."""
     tree_bytes: int = 0
-    """the bytes of all content in that,"""
+    """The bytes of all content in the source's tree, or its newest version."""
     tree_files: int = 0
-    """and its files and directories. 0 where the source has no version yet."""
+    """The files and directories in the source's tree, or its newest version; 0 where the source has
+    no version yet."""
     fetched_bytes: int = 0
     """The bytes that came over the link."""
     journal_bytes: int = 0

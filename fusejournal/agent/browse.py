@@ -27,9 +27,10 @@ from fusejournal.types import ROOT_FID, Fid, Seq
 _NAMES_MAX: Final = 1000
 _MOMENTS_MAX: Final = 2000
 _LIFE_MAX: Final = 500
-"""Entries of one file that are told,"""
+"""The number of entries of one file that are returned."""
 _LIVES_MAX: Final = 2000
-"""and of all that had a path: of a file that is saved by renames, each save is one."""
+"""The number of entries returned of all files that had one path: of a file that is saved by
+renames, each save is one."""
 _CHANGES_MAX: Final = 1000
 _PIECE_BYTES: Final = 256 << 10
 

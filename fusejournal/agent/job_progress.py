@@ -55,7 +55,7 @@ class JobProgress:
             self._saved = time.monotonic()
 
     def step(self, done: int, total: int | None) -> None:
-        """Is called between two steps: keeps how far it is, and waits while it is to pause. Raises
+        """Keeps how far it is, between two steps, and waits while it is to pause. Raises
         JobStoppedError."""
         stamp = os.stat(self._directory / "order.json").st_mtime_ns
         if stamp == self._stamp and time.monotonic() < self._saved + _STEP_SECONDS:
@@ -69,7 +69,7 @@ class JobProgress:
         self._saved = time.monotonic()
 
     def check(self) -> None:
-        """Is called while it waits for others. Raises JobStoppedError."""
+        """Raises JobStoppedError if it is to stop: for works that wait for others."""
         if self.order() == "stop":
             raise JobStoppedError
 

@@ -28,9 +28,9 @@ _WINDOW_NS: Final = 300 * 10**9
 _KEPT_NS: Final = 3600 * 10**9
 """The time that a mass change is reported after the last of it."""
 _ENTRIES_MAX: Final = 20_000
-"""Entries that are read at a look,"""
+"""Entries that are read at a look."""
 _PIECE: Final = 1_000
-"""in pieces of so many where there are more."""
+"""Entries in a piece: where there are more than are read at a look, pieces of them are read."""
 _FILES_MAX: Final = 20_000
 _DONE: Final = {
     Kind.WRITE: "rewrote",

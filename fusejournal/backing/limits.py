@@ -78,18 +78,18 @@ class BackingLimits(Reply):
     file_bytes: int | None = None
     """The size of a file."""
     xattr_value_bytes: int | None = None
-    """One extended attribute, of a file that has no other but the layer's own,"""
+    """The bytes of one extended attribute, of a file that has no other but the layer's own."""
     xattr_total_bytes: int | None = None
-    """and all of one file together, about."""
+    """The bytes, about, of all extended attributes of one file."""
     symlink_bytes: int | None = None
     """The target of a symlink."""
     name_bytes: int | None = None
     links: int | None = None
     """The names of one file."""
     device_major: int | None = None
-    """The highest major number of a device,"""
+    """The highest major number of a device."""
     device_minor: int | None = None
-    """and the highest minor number."""
+    """The highest minor number of a device."""
 
     def to_wire(self) -> tuple[int, ...]:
         """Returns the limits as peers report them to each other: in the order of the fields, 0 for

@@ -27,9 +27,9 @@ PERIOD_SECONDS: Final = 2.0
 _DELIVERY_SECONDS: Final = 10.0
 _ASK_SECONDS: Final = 6.0
 _WAIT_SECONDS: Final = 1.5
-"""The time that an overview waits for agents that answered the last time,"""
+"""The time that an overview waits for agents that answered the last time."""
 _WAIT_LONGER_SECONDS: Final = 0.5
-"""and then for those that did not."""
+"""The time that it then waits for agents that did not answer the last time."""
 
 
 @dataclass

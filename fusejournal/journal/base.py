@@ -62,9 +62,9 @@ class JournalBase:
     store: str
     """The id of the store that has it."""
     inodes: str
-    """The root of its tree of files, in hex,"""
+    """The root of its tree of files, in hex."""
     names: str
-    """and of its tree of names."""
+    """The root of its tree of names, in hex."""
     next_fid: Fid
     content_bytes: int
 

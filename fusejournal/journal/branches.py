@@ -69,16 +69,16 @@ class Branch:
     head: Position
     """The end of the history that lost."""
     source: str
-    """The node whose history was followed instead,"""
+    """The node whose history was followed instead."""
     reign: str
-    """and the reign that it went by."""
+    """The reign that *source* went by."""
     made_ns: int
     age_seconds: float = 0.0
     """Counted while the volume's layer ran."""
     first_ns: int = 0
-    """The time of its first change;"""
+    """The time of its first change."""
     last_ns: int = 0
-    """of its last."""
+    """The time of its last change."""
     uids: tuple[int, ...] = ()
     """The users that changed something, at most 64 of them."""
     entries: int = 0

@@ -64,9 +64,9 @@ class WitnessStatus(Reply):
     volume: str | None
     """The volume's UUID; None before its first primary has called."""
     reign: str
-    """The highest reign that it has seen,"""
+    """The highest reign that it has seen."""
     begun: str
-    """and the highest that has begun."""
+    """The highest reign that has begun."""
     primary: str | None
     """The peer that tells it who counts, as long as it does."""
     peers: tuple[str, ...]

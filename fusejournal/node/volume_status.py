@@ -98,11 +98,11 @@ class VersionStatus(Reply):
     failures: int = 0
     """Works that failed, one after the other, up to now."""
     count: int = 0
-    """Versions of this history,"""
+    """The number of versions of this history."""
     protected: int = 0
-    """those among them that are protected,"""
+    """The number of these versions that are protected."""
     unreadable: int = 0
-    """and versions that cannot be read."""
+    """The number of versions that cannot be read."""
     first_seq: int | None = None
     """The entry of the oldest version, and its time."""
     first_time_ns: int | None = None
@@ -112,9 +112,9 @@ class VersionStatus(Reply):
     last_name: str = ""
     last_key: str = ""
     last_made: float | None = None
-    """The moment when it was made,"""
+    """The moment when the last version was made."""
     last_made_by: str = ""
-    """and the node that made it."""
+    """The node that made the last version."""
     made: float | None = None
     """The last time that a version was made as [versions] says, or found to be there."""
     judged_key: str = ""

@@ -55,7 +55,7 @@ class Questions(Protocol):
 
 
 class Conflict(NamedTuple):
-    """Why an operation cannot be carried out."""
+    """An operation that cannot be carried out, and the reason."""
 
     seq: Seq
     reason: str

@@ -100,8 +100,8 @@ class Fence:
         return self.seen if self.seen.epoch == epoch else Reign(epoch, 0)
 
     def refusal(self, epoch: Epoch) -> str | None:
-        """Why this node, whose journal is of *epoch*, takes no change, and what to do; None where
-        it does."""
+        """Returns the reason why this node, whose journal is of *epoch*, takes no change, and what
+        to do; None where it takes changes."""
         seen = self.seen
         if seen.epoch <= epoch or seen == self._lease.ended() or self.due(epoch) is not None:
             return None
@@ -117,8 +117,8 @@ class Fence:
         )
 
     def new_epoch_reason(self, epoch: Epoch) -> str | None:
-        """Why this node, whose journal is of *epoch*, is to begin another; None where it need
-        not."""
+        """Returns the reason why this node, whose journal is of *epoch*, is to begin another; None
+        where it need not."""
         if self.due(epoch) is not None:
             return f"this node was promoted to reign {self.seen}"
         if self.seen.epoch > epoch:

@@ -102,9 +102,9 @@ class FetchedEntries(NamedTuple):
     held_seq: Seq
     """Entries up to here are known to have been applied."""
     new_epoch: str | None = None
-    """Why a new epoch is to begin, in words, where one is."""
+    """The reason why a new epoch is to begin, in words, where one is."""
     fenced: Trouble | None = None
-    """Why no change may be taken, where none may."""
+    """The reason why no change may be taken, where none may."""
     heard: frozenset[str] = frozenset()
     """The peers that told what they hold, of which nothing was left there."""
     parted: frozenset[str] = frozenset()

@@ -95,9 +95,9 @@ class MirrorApplier:
         self._wakeup = wakeup
         self._more = Wakeup()
         self.full: str | None = None
-        """Why nothing is applied for now, in words."""
+        """The reason why nothing is applied for now, in words."""
         self.failure: str | None = None
-        """Why nothing is applied any more, in words."""
+        """The reason why nothing is applied any more, in words."""
 
     @property
     def applied_seq(self) -> Seq:

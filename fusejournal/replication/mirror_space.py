@@ -20,7 +20,7 @@ class MirrorSpace:
         self._journal = journal
         self._wakeup = wakeup
         self.full: str | None = None
-        """Why nothing more is taken for now, in words."""
+        """The reason why nothing more is taken for now, in words."""
         self._lacking_bytes = 0
 
     def lacks(self, why: str, lacking_bytes: int) -> RefusedError:

@@ -45,15 +45,15 @@ class Parting:
     """The place where this node's journal and a peer's part."""
 
     peer: str
-    """The peer's name here,"""
+    """The peer's name here."""
     node: str
-    """and what it calls itself."""
+    """The name by which the peer calls itself."""
     reign: Reign
     """The reign that it goes by."""
     seq: Seq
-    """The last entry that both have,"""
+    """The last entry that both have."""
     chain: int
-    """and its chain."""
+    """The chain of the last entry that both have."""
     their_head_seq: Seq
     """The end of the peer's journal."""
 

@@ -41,7 +41,8 @@ class Peer:
     """PEM; None until the two are paired."""
     paused: bool = False
     needs_copy: str | None = None
-    """Why the journal alone does not bring it up to date any more; None where it does."""
+    """The reason why the journal alone does not bring it up to date any more; None where it
+    does."""
     acked_seq: Seq = Seq(0)
     """The peer has said to have everything up to here on disk, and is held to that. May be behind
     the truth: it is saved now and then."""

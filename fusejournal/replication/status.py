@@ -55,9 +55,9 @@ class PeerStatus(Reply):
     batches: int
     batches_in_flight: int
     content_bytes: int
-    """The size of entries that were sent, before compression,"""
+    """The size of entries that were sent, before compression."""
     sent_bytes: int
-    """and after."""
+    """The size of entries that were sent, after compression."""
     compress_level: int
     resent_entries: int
     sessions: int

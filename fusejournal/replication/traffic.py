@@ -12,9 +12,9 @@ class Traffic:
     batches: int = 0
     entries: int = 0
     content_bytes: int = 0
-    """The size of entries, before compression,"""
+    """The size of entries, before compression."""
     sent_bytes: int = 0
-    """and after."""
+    """The size of entries, after compression."""
     resent_entries: int = 0
     errors: int = 0
     sessions: int = 0

@@ -54,15 +54,15 @@ class PromotionPlan(Reply):
     was."""
     peers: tuple[PeerVote, ...]
     words: int
-    """The votes there are; scripts know the two by these names."""
-    """The nodes that take nothing from the old primary any more, this one included;"""
+    """The votes there are: the nodes that take nothing from the old primary any more, this one
+    included. Scripts know them by this name."""
     words_needed: int
-    """of so many, where it is not to be forced."""
+    """The number of votes that are needed, where it is not to be forced."""
     objections: tuple[str, ...]
-    """The objections, a line each,"""
+    """The objections, a line each."""
     uncovered: str = ""
-    """and that nothing says that the old primary has stopped; empty where the votes do. With none
-    of both it need not be forced."""
+    """The objection that nothing shows that the old primary has stopped; empty where the votes do.
+    With no objection of either kind it need not be forced."""
     has_fence: bool = False
     """True if a program is to make sure that the old primary is off, where the votes do not."""
 
@@ -119,6 +119,6 @@ class HandoffProgress(Reply):
     """The time for which changes have been held."""
     is_over: bool
     reason: str | None
-    """The reason why it came to nothing,"""
+    """The reason why it came to nothing; None where it did not."""
     exit_code: int
-    """and its exit code."""
+    """The exit code that goes with *reason*."""

@@ -89,9 +89,9 @@ class TreeCopy:
         self._progress = progress
         self._insecure = insecure
         self.node = peer.name
-        """The name by which the peer calls itself,"""
+        """The name by which the peer calls itself."""
         self.reign = Reign(Epoch(0), 0)
-        """and the reign that it goes by; once :meth:`ask` has returned."""
+        """The reign that the peer goes by, once :meth:`ask` has returned."""
 
     # -- the tree ----------------------------------------------------------------------------------
 

@@ -36,11 +36,11 @@ class OfferedTree:
     store: str
     """The id of the store that it is in."""
     first_seq: Seq
-    """The first entry of the source's journal;"""
+    """The first entry of the source's journal."""
     head_seq: Seq
-    """its last,"""
+    """The last entry of the source's journal."""
     journal_bytes: int
-    """and the bytes that all of it occupies."""
+    """The bytes that all of the source's journal occupies."""
 
     def told(self) -> TreeReport:
         """Returns the message that tells of it."""

@@ -87,11 +87,11 @@ class MissingBlocks:
         """The nodes above the lowest whose items were seen: a source may name one again and
         again."""
         self.files = 0
-        """The files and directories that were walked;"""
+        """The number of files and directories that were walked."""
         self.fetched_blocks = 0
-        """the blocks that came,"""
+        """The number of blocks that came."""
         self.fetched_bytes = 0
-        """and their bytes on the link."""
+        """The bytes of the blocks that came, on the link."""
         for kind, root in ((_Kind.NAMES, version.names), (_Kind.INODES, version.inodes)):
             tree = self._whole.get(kind)
             if tree is None or tree.root != root:

@@ -142,11 +142,11 @@ class Durability:
         self._to_call: list[tuple[Seq, float, Callable[[OSError | None], None]]] = []
         """Calls that :meth:`call_when_flushed` is to make."""
         self.compression_failure: str | None = None
-        """Why sealed segments are not compressed any more."""
+        """The reason why sealed segments are not compressed any more."""
         self._flush_average = Average()
-        """Seconds that a flush takes,"""
+        """Seconds that a flush takes."""
         self._hop_average = Average()
-        """and what having it done by a thread takes beside."""
+        """Seconds that having it done by a thread takes beside."""
         self._in_place = 0
         """Flushes made in place since a thread made one."""
         self._without_index: set[Path] = set()
@@ -156,9 +156,9 @@ class Durability:
         self._tend_failure: str | None = None
         self.waits = Waits()
         self.flush_seconds = 0.0
-        """The time of all flushes so far,"""
+        """The time of all flushes so far."""
         self.flushes = 0
-        """and how many there were."""
+        """The number of flushes so far."""
 
     @property
     def full(self) -> bool:

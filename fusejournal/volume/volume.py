@@ -93,7 +93,7 @@ class Volume:
         self.in_pieces = 0
         """Changes of many entries that have begun and are not done: they are not held."""
         self.failure: Trouble | None = None
-        """Why the volume turned read-only."""
+        """The reason why the volume turned read-only."""
         self.journal_full = False
         """True if the newest change was refused because of lack of space under the journal."""
 

@@ -39,9 +39,9 @@ from fusejournal.types import Epoch, Seq
 from fusejournal.wire.block_messages import AskBlocks, AskTree, Blocks, TreeReport
 
 PROTOCOL_VERSION: Final = 4
-"""The newest version that this program speaks,"""
+"""The newest version that this program speaks."""
 PROTOCOL_VERSION_OLDEST: Final = 1
-"""and the oldest."""
+"""The oldest version that this program speaks."""
 CALLS_VERSION: Final = 1
 """The version of the calls between a console and an agent."""
 ANSWER_BYTES_MAX: Final = 16 << 20

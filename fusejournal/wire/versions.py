@@ -37,11 +37,11 @@ class Versions(NamedTuple):
 
 OWN_VERSIONS: Final = Versions(PROTOCOL_VERSION_OLDEST, PROTOCOL_VERSION, FORMAT_VERSION, max(Kind))
 HANDOFF_VERSION: Final = 3
-"""The version of the protocol from which on a reign can be handed over,"""
+"""The version of the protocol from which on a reign can be handed over."""
 WHOLE_VERSION: Final = 4
-"""from which on a tree can be copied,"""
+"""The version of the protocol from which on a tree can be copied."""
 MEMBERS_VERSION: Final = 4
-"""and from which on members are reported."""
+"""The version of the protocol from which on members are reported."""
 _UNSAID_JOURNAL_FORMAT: Final = 1
 _UNSAID_KIND: Final = Kind.CLEAN
 """The highest of release 0.1.0."""

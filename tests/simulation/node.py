@@ -76,7 +76,7 @@ class Node:
         self.side: OpenVolume | None = None
         """While it is up."""
         self.refusal = ""
-        """Why its last start was refused."""
+        """The reason why its last start was refused."""
         self.could_begin = ""
         """The reign that its start has said it may be told to begin alone."""
         self.waits_for_peers = False

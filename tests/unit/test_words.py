@@ -15,15 +15,22 @@ _OWN_NAME = "tests/unit/test_words"
 """The name of this module, which has the words that no other may have."""
 
 _HEADLESS = re.compile(
-    r"(What|Whatever|Whether|Who|Whoever|Whom|Whose|How|Where|Wherever|Which|When|Of|See|As)\b"
+    r"(What|Whatever|Whether|Why|Who|Whoever|Whom|Whose|How|Where|Wherever|Which|When|Of|See|As"
+    r"|(?:Is|Are) called)\b",
+    re.IGNORECASE,
 )
 
 _CLAUSE = re.compile(
     r"(For|After|Before|From|Without|By|In|So|On|With|Until|If|At|To|Than|That|Because|Since|While"
     r"|Once|Unless|Also|But|And|Or|Then|Between|Beyond|Below|Above|Into|Out|Through|Over|Under|Not"
-    r"|Only|About|During|Within|There|All (?:that|of)|Those|Up to|Called|It)\b"
+    r"|Only|About|During|Within|There|All (?:that|of)|Those|Up to|Called|It)\b",
+    re.IGNORECASE,
 )
 """Further openings of a clause. A test's docstring may begin so, where it goes on from its name."""
+
+_HALF = re.compile(r"(?:the|an?|its?|their|this|these)\b|.*(?:[,;]|\band)\Z", re.DOTALL)
+"""A half of a sentence that two docstrings share. (Small first letters are those of names, too: of
+a module, a call, a program.)"""
 
 
 def _docstrings(tree: ast.Module) -> Iterator[str]:
@@ -44,7 +51,9 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
         f"{module.name}: {text.splitlines()[0]}"
         for module in (*package_modules(), *other_modules())
         for text in _docstrings(module.tree)
-        if _HEADLESS.match(text) or (not module.name.startswith("tests/") and _CLAUSE.match(text))
+        if _HEADLESS.match(text)
+        or _HALF.match(text)
+        or (not module.name.startswith("tests/") and _CLAUSE.match(text))
     ] == []
 
 

@@ -70,9 +70,10 @@ class LosingEntries:
     fids: set[Fid] = field(default_factory=set)
     """All files and directories that they are about."""
     made: set[Fid] = field(default_factory=set)
-    """The files that they made,"""
+    """The files that they made."""
     dentries: dict[tuple[Fid | None, bytes], int] = field(default_factory=dict)
-    """and where, with the type: what lies there without a fid may be one that was half made."""
+    """The dentries of these files, with the type: what lies there without a fid may be one that was
+    half made."""
     contents: dict[Fid, ByteRanges] = field(default_factory=dict)
     """The files whose content they changed, and where."""
     flagged: set[Fid] = field(default_factory=set)

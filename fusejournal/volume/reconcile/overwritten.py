@@ -39,9 +39,9 @@ class KeptCopies:
         self._directory = self._above / f"{journal.epoch}-{journal.head_seq}"
         self._bytes = 0
         self.kept: list[bytes] = []
-        """Paths of the files that were newer, those whose copy was made,"""
+        """Paths of the files that were newer, and whose copy was made."""
         self.not_kept: list[bytes] = []
-        """and those for which there was no space."""
+        """Paths of the files that were newer, and for whose copy there was no space."""
 
     def keep(self, fid: Fid) -> None:
         """Copy regular file *fid* if its content is newer than the journal. Raises OSError."""

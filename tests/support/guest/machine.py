@@ -45,7 +45,7 @@ def cache() -> Path:
 
 
 def unavailable() -> str | None:
-    """Why no guest can run here, or None."""
+    """Returns the reason why no guest can run here, or None."""
     if platform.machine() != "x86_64":
         return f"the guest's kernel is for x86_64, not {platform.machine()}"
     if not _is_ready():

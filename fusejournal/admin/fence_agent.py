@@ -92,7 +92,7 @@ def _described(options: Mapping[str, str], code: int, said: str) -> str:
 
 
 def _call(options: Mapping[str, str], action: str, deadline: float) -> tuple[int, str]:
-    """Returns the agent's status and the last line that it said."""
+    """Returns the agent's status and the last line that it printed."""
     agent = options["agent"]
     program = shutil.which(agent, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:

@@ -1,6 +1,6 @@
-"""A floating address, which goes where the primary is: set and taken away by ip(8), and told to the
-network by gratuitous ARP, or unsolicited neighbor advertisements, so that clients and switches look
-for it at its new place at once.
+"""A floating address, which goes where the primary is: set and taken away by ip(8), and announced
+to the network by gratuitous ARP, or unsolicited neighbor advertisements, so that clients and
+switches look for it at its new place at once.
 
 An address of IPv6 is set without duplicate address detection: that would keep it unusable for a
 second or two, and where the old server still had it, for good. Who has the address is decided by
@@ -47,8 +47,8 @@ def parse_floating(text: str) -> IPv4Interface | IPv6Interface:
 
 
 def take_address(address: IPv4Interface | IPv6Interface, device: str) -> None:
-    """Gives *device* the *address*, if it has it not, and tells the network where that is now.
-    Raises FusejournalError, OSError."""
+    """Gives *device* the *address*, if it has it not, and announces to the network where that is
+    now. Raises FusejournalError, OSError."""
     if isinstance(address, IPv4Interface):
         _ip("address", "replace", str(address), "dev", device)
         announce(address, device)
@@ -68,7 +68,7 @@ def drop_address(address: IPv4Interface | IPv6Interface, device: str) -> None:
 
 
 def has_address(address: IPv4Interface | IPv6Interface, device: str) -> bool:
-    """Tells whether *device* has *address*. Raises FusejournalError."""
+    """Returns True if *device* has *address*. Raises FusejournalError."""
     return _found(address, device) is not None
 
 
@@ -102,7 +102,7 @@ def _found(address: IPv4Interface | IPv6Interface, device: str) -> _FoundAddress
 
 
 def announce(address: IPv4Interface, device: str) -> None:
-    """Tells everybody on the network of *device* that *address* is here. Raises OSError."""
+    """Announces to all on the network of *device* that *address* is here. Raises OSError."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETHER_ARP)) as packets:
         packets.bind((device, _ETHER_ARP))
         hardware = packets.getsockname()[4]
@@ -119,8 +119,8 @@ def announce(address: IPv4Interface, device: str) -> None:
 
 
 def advertise(address: IPv6Interface, device: str) -> None:
-    """Tells everybody on the network of *device* that *address*, which it has and may use, is here.
-    Raises OSError."""
+    """Announces to all on the network of *device* that *address*, which it has and may use, is
+    here. Raises OSError."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as link:
         link.bind((device, 0))
         hardware = link.getsockname()[4]

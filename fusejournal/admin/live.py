@@ -14,8 +14,8 @@ _POLL_SECONDS: Final = 0.02
 
 
 def ask_layer(state: VolumeState, command: str, **fields: Any) -> dict[str, Any]:
-    """Asks the layer of a volume. Raises NotRunningError, which says how to mount it where no layer
-    has it, and what one that has it waits for; FusejournalError."""
+    """Asks the layer of a volume. Raises NotRunningError, whose message has the way to mount it
+    where no layer has it, and what one that has it waits for; FusejournalError."""
     with _saying_how_to_mount(state):
         return ask(state.directory, command, **fields)
 

@@ -1,5 +1,5 @@
-"""NFS across a change of the role: nfsd rests while it goes on, so that clients wait and are told
-nothing wrong, and then gives the locks back that its clients had on the server before.
+"""NFS across a change of the role: nfsd rests while it goes on, so that clients wait and get no
+wrong answer, and then gives the locks back that its clients had on the server before.
 
 ========  =========  ==========================================================================
 when      role       what is done
@@ -27,7 +27,7 @@ from fusejournal.nfs.connections import established, have_end, most_likely
 
 
 class RoleChange(NamedTuple):
-    """A change of a volume's role, as its hooks are told of it."""
+    """A change of a volume's role, as it is reported to its hooks."""
 
     when: str
     """``before`` or ``after``."""

@@ -18,7 +18,7 @@ from fusejournal.replay.target import Target
 from fusejournal.types import Progress, Seq, SeqOrPosition
 
 Ask = Callable[[Conflict, Match], bool]
-"""Tells whether to skip an operation that conflicts."""
+"""Returns True if an operation that conflicts is to be skipped."""
 
 
 class ReplayRequest:

@@ -19,10 +19,10 @@ def restart_volume(
     state: VolumeState, timeout_seconds: float, specify: Callable[[list[str]], MountSpec]
 ) -> None:
     """Restarts the layer of a volume, with the program that is installed by now and without
-    unmounting, and returns when it is back. Nothing is ended where its next start would be
-    refused, which *specify* tells: it makes the mount of the layer's command line. Raises
-    NotRunningError where none is running, FusejournalError where it would be refused, does not come
-    back, or not within *timeout_seconds*."""
+    unmounting, and returns when it is back. Nothing is ended where its next start would be refused,
+    which *specify* finds: it makes the mount of the layer's command line. Raises NotRunningError
+    where none is running, FusejournalError where it would be refused, does not come back, or not
+    within *timeout_seconds*."""
     before = live_status(state)
     _check(state, before.pid, specify)
     with suppress(NotRunningError):  # it may be quicker to go than to answer
@@ -57,7 +57,7 @@ def _is_back(state: VolumeState, before: float | None) -> bool:
 
 
 def _is_gone(pid: int | None) -> bool:
-    """Tells if the layer's process, which keeps its pid, has ended."""
+    """Returns True if the layer's process, which keeps its pid, has ended."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
             return stat.read().rpartition(")")[2].split()[0] == "Z"

@@ -79,7 +79,7 @@ class PlannedInPlace:
         """Have it done. Returns the error that is to be raised in the end where all is done, but
         other processes changed the same things at the same moment. Raises UsageError on a mirror;
         NotRunningError, PrivilegeError, ConflictError, JournalError, StoreError, OSError, and what
-        *progress* raises: :meth:`done` tells what is done then."""
+        *progress* raises: :meth:`done` returns what is done then."""
         self._check()
         plan = self.plan
         assert plan.files is not None

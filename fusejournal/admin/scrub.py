@@ -209,7 +209,7 @@ class Scrub:
 
     def _store_again(self, reader: BlockReader, version: Version) -> bool:
         """Stores chunks of *version* again that cannot be read and that the live tree has. Returns
-        False where it cannot be verified all the same; what is lost of files is told."""
+        False where it cannot be verified all the same; what is lost of files is reported."""
         assert self._versions is not None
         try:
             lost = lost_chunks(reader, version.trees, self._progress)

@@ -146,7 +146,7 @@ class JournalSource:
 
     @property
     def gone_before(self) -> str | None:
-        """Says which entries are not in the journal any more; None where all are."""
+        """The entries that are not in the journal any more, in words; None where all are there."""
         base = self.lookup.base
         if base is None:
             return None

@@ -77,9 +77,9 @@ def start_volume(
     import_bytes: int | None = None,
 ) -> int:
     """Make the mount *spec*, which came of what was *asked*, in a process of its own; return when
-    it is live, with *reporter* told meanwhile how far it is. Returns how many files and directories
-    were imported. *import_bytes*: see MountSpec. KeyboardInterrupt stops it. Raises
-    FusejournalError, as the process reported it."""
+    it is live, while *reporter* gets how far it is. Returns how many files and directories were
+    imported. *import_bytes*: see MountSpec. KeyboardInterrupt stops it. Raises FusejournalError, as
+    the process reported it."""
     log_path = spec.state_dir / "log"
     is_made, is_log_made = not spec.state_dir.is_dir(), not log_path.exists()
     make_directory(spec.state_dir)
@@ -171,8 +171,8 @@ def start_unless_live(spec: MountSpec, asked: MountOptions, reporter: Reporter) 
 
 
 def is_live(spec: MountSpec) -> bool:
-    """Tells if this very volume is mounted there by a layer that lives. Does not touch the mount,
-    which may hang."""
+    """Returns True if this very volume is mounted there by a layer that lives. Does not touch the
+    mount, which may hang."""
     return _holder(spec).get("mountpoint") == str(spec.mountpoint) and any(
         one.mountpoint == spec.mountpoint and one.type == mounts.FILESYSTEM_TYPE
         for one in mounts.mounts()

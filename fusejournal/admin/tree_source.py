@@ -148,8 +148,8 @@ class TreeSource:
 
     @contextmanager
     def _reporting(self) -> Iterator[Callable[[int, int | None], None]]:
-        """Tell every now and then how far the work is, whether or not it says so itself: a mirror
-        that waits takes silence for the end."""
+        """Report every now and then how far the work is, whether or not it reports that itself: a
+        mirror that waits takes silence for the end."""
         known: list[int | None] = [0, None]
         is_over = threading.Event()
 

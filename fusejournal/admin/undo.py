@@ -60,7 +60,8 @@ class PlannedUndo:
     def carry_out(self, progress: Progress) -> UndoOverlapError | None:
         """Have it done. Returns the error that is to be raised in the end where all is done, but
         other processes changed the same things at the same moment. Raises ConflictError,
-        JournalError, OSError, and what *progress* raises: :meth:`done` tells what is done then."""
+        JournalError, OSError, and what *progress* raises: :meth:`done` returns what is done
+        then."""
         assert self._state is not None
         try:
             self._work.carry_out(self.plan, self._state.mountpoint, progress)

@@ -83,7 +83,7 @@ class ConsolePairing:
         self._paired: Paired | None = None
 
     def listens_at(self, address: str) -> None:
-        """Tells where the agent listens, to be shown with the code."""
+        """Notes *address*, where the agent listens, to be shown with the code."""
         self._listen = address
 
     def is_open(self) -> bool:

@@ -1,4 +1,4 @@
-"""The states of a job (jobs.py), as its process keeps them and its agent tells them."""
+"""The states of a job (jobs.py), as its process keeps them and its agent reports them."""
 
 from typing import Final
 

@@ -7,7 +7,7 @@ A job is a directory, which both sides read and each file of which one side writ
     order.json      what it is to do now: plan, do, pause or stop: by the agent
     progress.json   its state, plan and results: by its process
     lock            locked while its process runs
-    log             what its process had to say
+    log             what its process reported
 
 The states are in job_states.py. The one on the disk is whole at any instruction, because each file
 is replaced at once. A process that died left its last state, and the lock says that it is no
@@ -37,7 +37,7 @@ _JOBS_MAX: Final = 200
 _FILE_BYTES_MAX: Final = 64 << 20
 """More than a plan has: its actions are bounded, and each has at most three paths."""
 _LIST_BYTES_MAX: Final = 3 << 20
-"""The most that is told of a plan's actions, changes or conflicts, each."""
+"""The most that is returned of a plan's actions, changes or conflicts, each."""
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
 _ID_CHARS_MAX: Final = 64
 

@@ -66,7 +66,7 @@ class Overview:
         return raw
 
     def _mass_changes(self, state: VolumeState, status: VolumeStatus) -> list[Problem]:
-        """Returns those of a primary: its mirrors would only tell the same once more."""
+        """Returns those of a primary: its mirrors would only report the same once more."""
         if status.role != "primary":
             return []
         key, now = str(state.directory), time.monotonic()

@@ -40,8 +40,8 @@ def change_role_of(job: JobProgress, *, do_it: bool) -> None:
 
 
 def hand_over_to(job: JobProgress, *, do_it: bool) -> None:
-    """Tells how a peer stands, or hands over to it. Told to stop before the peer reigns, all goes
-    on here. Raises FusejournalError, KeyboardInterrupt where it was stopped."""
+    """Reports how a peer stands, or hands over to it. Asked to stop before the peer reigns, all
+    goes on here. Raises FusejournalError, KeyboardInterrupt where it was stopped."""
     state, peer = _begin(job), job.request["peer"]
     status = live_status(state)
     found = {one.name: one for one in _peers(status)}
@@ -72,7 +72,7 @@ def hand_over_to(job: JobProgress, *, do_it: bool) -> None:
 
 
 def promote_here(job: JobProgress, *, do_it: bool) -> None:
-    """Tells what a promotion of the mirror here would do and what may be lost, or promotes it, if
+    """Reports what a promotion of the mirror here would do and what may be lost, or promotes it, if
     that is what the admin has seen. Raises FusejournalError."""
     state, force = _begin(job), bool(job.request["force"])
     plan = plan_promotion(state)
@@ -102,7 +102,8 @@ def promote_here(job: JobProgress, *, do_it: bool) -> None:
 
 
 def demote_here(job: JobProgress, *, do_it: bool) -> None:
-    """Tells how the mirrors stand, or makes the primary here a mirror. Raises FusejournalError."""
+    """Reports how the mirrors stand, or makes the primary here a mirror. Raises
+    FusejournalError."""
     state = _begin(job)
     status = live_status(state)
     if status.role != "primary":
@@ -120,7 +121,7 @@ def demote_here(job: JobProgress, *, do_it: bool) -> None:
 
 
 def rejoin_here(job: JobProgress, *, do_it: bool) -> None:
-    """Tells what a rejoin of the volume here would undo, or does it, while nothing is mounted.
+    """Reports what a rejoin of the volume here would undo, or does it, while nothing is mounted.
     Raises FusejournalError, OSError, JobStoppedError."""
     state = _begin(job)
     request = RejoinRequest(state, job.request["peer"], None, insecure=False)

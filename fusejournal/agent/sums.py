@@ -2,8 +2,8 @@
 
 Sealed segments never change, so each is counted once and its sums are kept; the newest is counted
 on from where the last count ended. A count takes a part of a second at a time, the newest segment
-first, and says how much is still to be counted: a console that asks again gets more, until all is
-there.
+first, and reports how much is still to be counted: a console that asks again gets more, until all
+is there.
 
 The sums of a segment are kept for steps of time that are a thousandth of its length, or a second;
 and, packed, once it is counted, for a thirty-second of it, too, so that a chart of very many

@@ -2,9 +2,9 @@ r"""A directory as it was, as a zip archive, made as it is sent: each file's che
 and the archive's own directory waits for the end in a temporary file, so memory does not grow.
 
 Names, types, permissions, times (to the second) and contents are in it; owners are not, nor what
-archives.py lacks. A symbolic link is a file of that type, with its target, as Info-ZIP has it.
-What a tool on another system would take for the end of a directory's name, or for a drive, is told
-by its code, as in a URL: ``\`` is ``%5C``, and ``C:`` at the beginning ``C%3A``.
+archives.py lacks. A symbolic link is a file of that type, with its target, as Info-ZIP has it. What
+a tool on another system would take for the end of a directory's name, or for a drive, is written by
+its code, as in a URL: ``\`` is ``%5C``, and ``C:`` at the beginning ``C%3A``.
 
 Source: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.6 to 4.3.16, 4.4.4, 4.5.3; Info-ZIP's
 extrafld.txt (0x5455)."""

@@ -3,7 +3,7 @@ and replay alike.
 
 :meth:`Applier.apply` carries out one journaled operation on the backing, by fid, and sets
 explicitly every result that the entry names (owner, mode, ACLs, times), so that no inheritance,
-umask or clock has a say. It does not touch the journal, and leaves the catalog to
+umask or clock decides them. It does not touch the journal, and leaves the catalog to
 ``Catalog.record``, but gives it the handle of what it made.
 
 Here are the operations on names alone; new objects are made in apply_new.py and apply_import.py,
@@ -185,7 +185,7 @@ class Applier:
         return NOTHING_MADE
 
     def _is_at_home(self, operation: Rename, redo: bool) -> bool:
-        """Tells whether the file has its old name yet."""
+        """Returns True if the file has its old name yet."""
         if not redo:
             return True
         found = self._tree.probe_name(operation.parent, operation.name)

@@ -1,5 +1,5 @@
 """The making of new objects: each gets owner, mode, ACLs, identity and times explicitly, so that no
-inheritance, umask or clock has a say; one that cannot get them all is taken away again."""
+inheritance, umask or clock decides them; one that cannot get them all is taken away again."""
 
 import errno
 import os

@@ -79,7 +79,7 @@ class Catalog(CatalogStore):
         self._note_change()
 
     def try_commit(self) -> None:
-        """Commit, unless the disk is full: ``is_full`` tells that. Raises OSError as
+        """Commit, unless the disk is full: ``is_full`` records that. Raises OSError as
         :meth:`commit`, of any other failure."""
         try:
             self.commit()

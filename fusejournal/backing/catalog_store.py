@@ -278,7 +278,7 @@ class CatalogStore:
         return None if value is None else int(_NODE.unpack_from(value)[2])
 
     def touch(self, node: CatalogNode) -> None:
-        """Say that *node* was changed and must reach the next commit."""
+        """Note that *node* was changed and must reach the next commit."""
         self._dirty[node.fid] = node
 
     def note_object(self, node: CatalogNode, handle: bytes, ino: int) -> None:

@@ -4,7 +4,8 @@ be.
 A mirror has to hold whatever its primary took, and the two may lie on file systems of different
 kinds: ext4 ends a file at 16 TiB and keeps 4 KiB of attributes with one, xfs ends a symlink at 1023
 bytes and takes fewer device numbers. So each node finds its limits out when it starts, peers report
-to each other (wire/frames.py), and an entry that does not fit is told from a disk that is full.
+to each other (wire/frames.py), and an entry that does not fit is distinguished from a disk that is
+full.
 
 What can be tried is tried with a file that has no name, because the mtime of the backing's root is
 a user's. What would need names, or thousands of them, is known of each kind of file system.
@@ -196,7 +197,7 @@ def _largest(bound: int, fits: Callable[[int], bool]) -> int:
 
 
 def _seeks(fd: int, size: int) -> bool:
-    """Tells whether *fd* may be as large. (The kernel seeks as far as a file may go, and no
+    """Returns True if *fd* may be as large. (The kernel seeks as far as a file may go, and no
     further; nothing is written.)"""
     try:
         os.lseek(fd, size, os.SEEK_SET)

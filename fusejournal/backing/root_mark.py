@@ -129,8 +129,8 @@ class BackingRoot:
         self.mark()
 
     def mark(self, position: Position | None = None) -> None:
-        """Say that the backing is this volume's, whose journal is durable up to *position*. On disk
-        with the next syncfs(2). Raises OSError."""
+        """Record that the backing is this volume's, whose journal is durable up to *position*. On
+        disk with the next syncfs(2). Raises OSError."""
         value = pack_tag(self.uuid, ROOT_FID, self._handle)
         if position is not None:
             value += _POSITION.pack(*position)

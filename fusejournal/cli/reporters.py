@@ -36,7 +36,7 @@ class LineFormatter(logging.Formatter):
 
 
 def sd_notify(message: str) -> None:
-    """Tell systemd, if it wants to know. JournalSource: sd_notify(3)."""
+    """Send *message* to systemd, if it wants to know. Source: sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

@@ -24,7 +24,7 @@ from fusejournal.replication.status import MirrorStatus, PeerInfo, PeerStatus, R
 @click.argument("volume", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (an array without VOLUME).")
 def status(volume: str | None, as_json: bool) -> None:
-    """Say how VOLUME is, or, without it, how all volumes are, a line each.
+    """Show how VOLUME is, or, without it, how all volumes are, a line each.
 
     \b
     Examples:

@@ -60,7 +60,7 @@ def _leave(mountpoint: Path) -> None:
 
 
 class _Reporter:
-    """Says on stderr what goes on; why it waits, on a terminal alone."""
+    """Reports on stderr what goes on; why it waits, on a terminal alone."""
 
     def notice(self, words: str) -> None:
         text.echo(f"fusejournal: {words}", err=True)

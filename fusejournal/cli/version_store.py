@@ -18,7 +18,7 @@ _AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON.")
 
 @click.group(short_help="Where versions are kept.")
 def store() -> None:
-    """Say and show where a volume's versions are kept: a directory, best on another disk, or a
+    """Set and show where a volume's versions are kept: a directory, best on another disk, or a
     bucket at a service. Several volumes, and a primary and its mirrors, may share one.
 
     A service's credentials, endpoint and the like are looked for in [store.options] of the

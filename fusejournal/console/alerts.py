@@ -65,8 +65,8 @@ class Alerts:
         return found
 
     def act(self, key: str, action: str, user: str, hours: int) -> None:
-        """Notes that *user* knows of the alert *key*, or wants it not told for so many *hours*,
-        or told again. Blocks. Raises UsageError where there is no such alert, OSError."""
+        """Notes that *user* knows of the alert *key*, or wants it not sent for so many *hours*, or
+        sent again. Blocks. Raises UsageError where there is no such alert, OSError."""
         if action not in _ACTIONS:
             raise UsageError(f"{action!r:.80} is none of {', '.join(_ACTIONS)}")
         if key not in self._known:

@@ -14,7 +14,7 @@ OVERVIEW_BYTES_MAX: Final = 4 << 20
 """The most that an overview may have."""
 _VOLUMES_MAX: Final = 1000
 _PROBLEMS_MAX: Final = 100
-"""Problems of one agent that are told each by itself."""
+"""Problems of one agent that are reported each by itself."""
 _NAME_CHARS_MAX: Final = 256
 _WORDS_CHARS_MAX: Final = 2000
 _DEPTH_MAX: Final = 12

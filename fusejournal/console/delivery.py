@@ -3,7 +3,7 @@ and never more often than a channel may be used.
 
 What is due follows from the alerts that there are and from what was reported, so there is no queue
 to be lost or to fill up. What was reported is on the disk after each success: a console that is
-killed between the two tells that once more.
+killed between the two sends that once more.
 
 A cause that comes and goes is reported again once it was gone for a while, and not each time.
 
@@ -96,13 +96,13 @@ class AlertDelivery:
         ]
 
     async def deliver(self, alerts: list[dict[str, Any]]) -> None:
-        """Tells what is due of *alerts* as :meth:`begin` does, and waits for it. Cancelled, what is
-        being sent may be sent, and after a new start once more."""
+        """Delivers what is due of *alerts* as :meth:`begin` does, and waits for it. Cancelled, what
+        is being sent may be sent, and after a new start once more."""
         async with trio.open_nursery() as nursery:
             self.begin(nursery, alerts)
 
     def begin(self, nursery: trio.Nursery, alerts: list[dict[str, Any]]) -> None:
-        """Begins to tell what is due of *alerts*, which are all that there are now, in tasks of
+        """Begins to deliver what is due of *alerts*, which are all that there are now, in tasks of
         *nursery*, one a channel; a channel that is still sending is left out. Failures are logged,
         and tried again later; none ends the nursery. Cancelled, what is being sent may be sent, and
         after a new start once more."""
@@ -232,7 +232,7 @@ def _is_due(
 
 
 def _kept(alert: dict[str, Any]) -> dict[str, Any]:
-    """Returns what is said of *alert* once it is gone."""
+    """Returns what is sent of *alert* once it is gone."""
     keys = ("key", "agent", "volume", "words", "advice", "severity", "since_ns")
     found = {key: alert.get(key) for key in keys}
     for key in ("words", "advice"):

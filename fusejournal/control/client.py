@@ -67,7 +67,7 @@ def _converse(state_dir: Path, request: Mapping[str, Any]) -> Iterator[dict[str,
 
 def reply_in(who: str, line: bytes) -> dict[str, Any]:
     """Returns the reply in *line*, which *who*, a layer in words, has sent. Raises RemoteError for
-    an error that it tells, FusejournalError for what is no reply."""
+    an error that it reports, FusejournalError for what is no reply."""
     try:
         reply = parse_object(line)
     except UNREADABLE_JSON:

@@ -77,7 +77,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Done(Reply):
-    """The answer to a command that has nothing to tell."""
+    """The answer to a command that has nothing to report."""
 
     ok: bool = True
 

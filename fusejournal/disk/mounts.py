@@ -46,8 +46,8 @@ class MountInfo(NamedTuple):
 
 
 def mounts(process: str = "self") -> Iterator[MountInfo]:
-    """Yields all mounts that *process* sees (by its number; this one unless told otherwise), in the
-    order in which they were made."""
+    """Yields all mounts that *process* sees (by its number; default: this one), in the order in
+    which they were made."""
     with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             fields, _, rest = line.partition(" - ")
@@ -433,7 +433,7 @@ def users(mountpoint: Path, among: Collection[str] | None = None) -> list[str]:
 
 def copies(name: str, device: str = "") -> list[str]:
     """Returns the processes, one of each other mount namespace, that see the mount of the volume
-    *name*, of this *device* if it is told, as "pid (name)". An unmount leaves their copy, unless
+    *name*, of this *device* if it is given, as "pid (name)". An unmount leaves their copy, unless
     the kernel passes it on to them, and the layer serves that as before."""
     seen = {os.readlink("/proc/self/ns/mnt")}
     found = []

@@ -2,7 +2,7 @@
 for, where a fid was, what a directory held. Reads only the entries that say so.
 
 A moment is a seq, half-open as everywhere: *before_seq* N asks for the state after all entries
-below N. Where a journal has a base (journal/base.py), what was there first is told by that, as
+below N. Where a journal has a base (journal/base.py), what was there first is recorded by that, as
 entries with seqs below all others. Where it does not begin with seq 1 and has none (a copy of some
 segments), what was there first is known as far as later entries record it."""
 
@@ -481,7 +481,7 @@ class Lookup:
 
     def may_touch(self, index: SegmentIndex, path: bytes) -> bool:
         """Returns True if a segment can have an entry about *path* or something below it: one of
-        them, or the directory where a name on the way to it was changed, is told in it."""
+        them, or the directory where a name on the way to it was changed, is recorded in it."""
         told = index.recorded_paths()
         at = bisect_left(told, (path,))
         if at < len(told) and (told[at].path == path or told[at].path.startswith(path + b"/")):

@@ -1,7 +1,7 @@
 """The mtime that a file or directory had at a point of the journal, by the entries alone.
 
 The table: data changes and its own making set a file's to the entry's time, a name made or removed
-in it a directory's; SETATTR and imports tell it; nothing else changes it."""
+in it a directory's; SETATTR and imports record it; nothing else changes it."""
 
 from collections.abc import Callable, Collection, Iterator
 

@@ -107,7 +107,7 @@ class TreeCache:
 
     def states(self, lookup: Lookup, fids: Collection[Fid], before_seq: Seq) -> dict[Fid, State]:
         """Returns the states of *fids* before entry *before_seq*, for reading alone; their floors
-        tell nothing. Raises JournalDamagedError."""
+        mean nothing. Raises JournalDamagedError."""
         spans = self._begin(lookup, before_seq)
         files = self._known(lookup, fids)
         self._go_on(lookup, spans, files)

@@ -1,4 +1,4 @@
-"""Outcomes: which entries held, told by the VOID that follows an entry that did not. Pure; used by
+"""Outcomes: which entries held, known by the VOID that follows an entry that did not. Pure; used by
 recovery, queries and replay alike."""
 
 from collections.abc import Iterable, Iterator

@@ -163,7 +163,7 @@ class SegmentWriter:
         return self.end + self._options.reserve_bytes > self._allocated
 
     def _refuse(self, error: OSError) -> None:
-        """Take back what a failed append may have written, and say so."""
+        """Take back what a failed append may have written, and record that."""
         if error.errno not in _PASSES:
             raise JournalFailedError(f"{self.path}: cannot be written: {error.strerror}") from error
         try:

@@ -4,9 +4,9 @@ A FUSE mount lives as long as its connection is open somewhere. For a volume tha
 *holder* (connection_holder.py), a small process of its own, holds a second descriptor of it, one of
 the backing's directory, which an in-place mount covers, and one of the table of open files. When
 the layer dies, its callers' requests wait in the kernel for the layer's next process, which takes
-the descriptors from the holder and goes on: no client is told anything, nfsd's caches and open
-files stay good, and nothing is mounted anew. The holder gives up after some seconds; then the mount
-is dead, as without one.
+the descriptors from the holder and goes on: no client gets any notice, nfsd's caches and open files
+stay good, and nothing is mounted anew. The holder gives up after some seconds; then the mount is
+dead, as without one.
 
 What the layer that died had read and not answered is answered by the next one's handshake
 (handshake.py).

@@ -1,10 +1,10 @@
-"""Tells the kernel of files and names: attributes, and entries, from which it makes inodes.
+"""Replies to the kernel about files and names: attributes, and entries, from which it makes inodes.
 
 The kernel may keep names and attributes for long, because nothing but this mount changes the tree.
 On a mirror, whose tree changes without it, it may not keep names, and each entry is noted
 (kernel_cache.py).
 
-All entries tell the same generation of a fid, or the kernel takes it for another file's. Links are
+All entries have the same generation of a fid, or the kernel takes it for another file's. Links are
 counted without the layer's own (Tree.hidden_links)."""
 
 import errno

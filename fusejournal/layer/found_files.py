@@ -30,7 +30,7 @@ class FoundFiles:
         """Set, and made anew, whenever an import has ended."""
 
     def has(self, parent: Fid, name: bytes) -> bool:
-        """Tells whether *name*, which the catalog does not know, is in the backing for others to
+        """Returns True if *name*, which the catalog does not know, is in the backing for others to
         see. A read-only volume does not show it. Raises OSError ENOENT where that cannot be
         determined."""
         tree = self._volume.tree

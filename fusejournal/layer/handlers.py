@@ -64,8 +64,9 @@ class Handlers(FileCalls):
     # -- committing --------------------------------------------------------------------------------
 
     def _commit_name(self, operation: TreeOperation, parent: Fid, name: bytes, who: Caller) -> None:
-        """Commit a change of *name*. A refusal for what the kernel should have known by itself says
-        that it remembers the name wrongly, as it may after a layer died: it is told to forget."""
+        """Commit a change of *name*. A refusal for what the kernel should have known by itself
+        means that it remembers the name wrongly, as it may after a layer died: it is made to
+        forget."""
         try:
             self.volume.commit(operation, who)
         except (FileExistsError, FileNotFoundError):

@@ -53,7 +53,7 @@ _REQUEST_BYTES_MAX = (1 << 20) + _REQUEST_HEAD_BYTES_MAX
 
 
 class _Greeting(pyfuse3.Operations):
-    """Tells libfuse what to promise the kernel."""
+    """The promises to the kernel that libfuse makes for the layer."""
 
     enable_acl = True
     supports_dot_lookup = True
@@ -165,7 +165,7 @@ def _in_our_words(reply: bytes, init: bytes, changes_alone: bool) -> bytes:
     It then must drop them by itself where a write goes past them. It does so after a direct write
     that it waits for, and not after one that it answers asynchronously (generic_file_direct_write;
     fuse_direct_IO, fuse_aio_complete in fs/fuse/file.c): what a caller read in the midst of that
-    would stay for good. So it is told to wait for all of them. (With both left on, a file whose
+    would stay for good. So it is made to wait for all of them. (With both left on, a file whose
     mtime is set back right after such a write would still be read wrongly.)"""
     if len(reply) < OUT_HEADER.size + _INIT_FLAGS.size:
         return reply  # a refusal

@@ -53,7 +53,7 @@ class KernelCache:
     # -- what the kernel says ----------------------------------------------------------------------
 
     def note_lookup(self, fid: Fid) -> None:
-        """The kernel is told of *fid* once more."""
+        """The kernel gets *fid* once more."""
         if self._asks:
             return
         self._lookups[fid] = self._lookups.get(fid, 0) + 1
@@ -62,7 +62,7 @@ class KernelCache:
             self._lookups.clear()
 
     def note_forget(self, fid: Fid, times: int) -> None:
-        """The kernel has forgotten *fid* as often as it was told of it."""
+        """The kernel has forgotten *fid* as often as it got it."""
         left = self._lookups.get(fid, 0) - times
         if left > 0:
             self._lookups[fid] = left
@@ -72,7 +72,7 @@ class KernelCache:
             self._spoilt.discard(fid)
 
     def __contains__(self, fid: object) -> bool:
-        """Returns True if the kernel knows *fid*, and will say when it forgets it. (It knows the
+        """Returns True if the kernel knows *fid*, and will report when it forgets it. (It knows the
         root without ever asking.)"""
         if self._asks:
             assert isinstance(fid, int)

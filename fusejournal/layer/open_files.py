@@ -94,7 +94,7 @@ class OpenFiles:
         return handle
 
     def answered(self, handle: int) -> None:
-        """The kernel has been told of *handle*. Harmless when it was closed since."""
+        """The kernel has got *handle*. Harmless when it was closed since."""
         if handle <= _SLOTS and handle in self._files:
             self._table[(handle - 1) * _SLOT.size + _ANSWERED_OFFSET] = 1
 

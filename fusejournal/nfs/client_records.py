@@ -3,8 +3,8 @@ that goes on in its place.
 
 nfsd and lockd keep locks in memory. After a restart they give them back, in a grace period, to
 those clients alone that stable storage knows to have had some: nfsdcld's database for NFSv4,
-statd's list of hosts to be told for NFSv3. Where a volume moves, both have to be there first. So
-the primary keeps a copy of both in the volume, in a directory that is root's alone, and with the
+statd's list of hosts to be notified for NFSv3. Where a volume moves, both have to be there first.
+So the primary keeps a copy of both in the volume, in a directory that is root's alone, and with the
 journal that comes to each mirror.
 
 The copy is of the server, not of the volume: it names clients of its other exports, too, which
@@ -66,7 +66,7 @@ class ClientRecords(NamedTuple):
     v4: frozenset[_Client] = frozenset()
     """The name of each NFSv4 client, and the hash of its principal."""
     v3: tuple[tuple[str, str], ...] = ()
-    """The hosts that statd is to tell of a restart, each with its line."""
+    """The hosts that statd is to notify of a restart, each with its line."""
     connections: tuple[ClientConnection, ...] = ()
     """The connections that clients have."""
 
@@ -122,7 +122,7 @@ def _checked(clients: Iterable[_Client]) -> frozenset[_Client]:
 
 def of_server(reign: str, name: str) -> ClientRecords:
     """Returns the clients that the server has now; *name* is the volume's, some of whose clients
-    may still have to be told. Raises ExportError."""
+    may still have to be notified. Raises ExportError."""
     hosts: dict[str, str] = {}
     for directory in (_statd(), notified(name)):
         for part in ("sm.bak", "sm"):
@@ -168,8 +168,8 @@ def _directory_of(root: Path, section: str, key: str, usual: str) -> Path:
 
 
 def notified(name: str) -> Path:
-    """Returns the directory from which clients of the volume *name* are told that another server
-    goes on; laid out as statd's own."""
+    """Returns the directory from which clients of the volume *name* are notified that another
+    server goes on; laid out as statd's own."""
     return nfsd.root() / f"var/lib/nfs/fusejournal-{name}"
 
 
@@ -263,7 +263,7 @@ def add_to_server(records: ClientRecords, name: str) -> None:
 
 
 def _stage(records: ClientRecords, name: str) -> None:
-    """Lay out what sm-notify(8) needs to tell the NFSv3 clients among *records*, but those that
+    """Lay out what sm-notify(8) needs to notify the NFSv3 clients among *records*, but those that
     are clients of this server itself."""
     here = _hosts(_statd(), "sm")
     hosts = [(host, line) for host, line in records.v3 if host not in here]

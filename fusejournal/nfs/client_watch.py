@@ -67,7 +67,7 @@ def _token_file(name: str) -> Path:
 
 
 class NewConnections:
-    """Tells when there are connections that the copy lacks, and the time has come to write them."""
+    """Decides when connections that the copy lacks are to be written."""
 
     def __init__(self) -> None:
         self._kept: frozenset[ClientConnection] = frozenset()

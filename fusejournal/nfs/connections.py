@@ -23,7 +23,7 @@ from fusejournal.nfs import nfsd
 
 PORT = 2049
 CONNECTIONS_MAX = 4096
-"""The number that is kept, and told."""
+"""The number that is kept, and reported."""
 
 _FREE_PORT = 1024
 """The first of the ports that are not root's alone; nfsd asks for one of those below it, unless an

@@ -380,7 +380,7 @@ def _check_installed() -> None:
 
 
 def install(name: str, mountpoint: Path, text: str) -> list[str]:
-    """Write the volume's file and export what it says; returns what exportfs had to say. When it
+    """Write the volume's file and export what it says; returns what exportfs printed. When it
     exports nothing, all is as before. Raises ExportError; NoNfsServerError, the file being
     written."""
     own = own_file(name)
@@ -428,7 +428,7 @@ def remove(name: str, mountpoint: Path) -> bool:
 
 def _read_anew(dropping: Path | None) -> list[str]:
     """exportfs -r, without what that does to exports that were made by hand: all but those of the
-    path *dropping* stay. Returns what it said."""
+    path *dropping* stay. Returns what it printed."""
     before = active()
     _, words = nfsd.run("exportfs", "-r")
     there = {(export.path, export.client) for export in active()}

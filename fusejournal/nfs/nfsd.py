@@ -73,7 +73,7 @@ def tool(name: str) -> str | None:
 
 
 def run(name: str, *arguments: str) -> tuple[int, list[str]]:
-    """Run the command *name*: its status and what it said. Raises ExportError where it is not
+    """Run the command *name*: its status and what it printed. Raises ExportError where it is not
     there or does not end."""
     path = tool(name)
     if path is None:

@@ -44,7 +44,8 @@ from fusejournal.volume.wait_policy import WaitPolicy
 
 
 class NodeObserver:
-    """Tells the volume how the layer uses it, and the shippers what the volume has applied."""
+    """Reports to the volume how the layer uses it, and to the shippers what the volume has
+    applied."""
 
     def __init__(
         self,

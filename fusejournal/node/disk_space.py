@@ -1,4 +1,4 @@
-"""The space of the file system with a state directory. That it comes to its end is said early
+"""The space of the file system with a state directory. That it comes to its end is reported early
 enough to do something about it."""
 
 import os

@@ -42,7 +42,7 @@ class ExportWatch:
 
     def recall(self, fids: set[Fid]) -> None:
         """Have NFSv4 clients give back delegations of *fids*, which have changed. Where that is
-        impossible, the log says so."""
+        impossible, it is logged."""
         if not self.is_exported:
             return
         try:

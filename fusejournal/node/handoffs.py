@@ -1,8 +1,8 @@
 """Handoffs of a running volume: the primary's, as the control socket asks for them, the target's,
 and what a start finds of one that was cut off.
 
-The primary's goes on by itself, without the command that asked for it; the commands start it, tell
-how far it is and take it back. Used from the event loop's thread."""
+The primary's goes on by itself, without the command that asked for it; the commands start it,
+report how far it is and take it back. Used from the event loop's thread."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -82,7 +82,7 @@ class Handoffs:
         return self._running is not None and not self._running.stage.is_over
 
     def degraded(self) -> Iterator[Trouble]:
-        """Yields that the target does not say what came of an offer, and what to do."""
+        """Yields that the target does not report what came of an offer, and what to do."""
         work = self._running
         if work is None or work.stage is not Stage.ASKING:
             return

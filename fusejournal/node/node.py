@@ -322,14 +322,14 @@ class Node:
         return ModeFollowed(durability=self._policy.mode).to_json()
 
     async def _restart(self, _: dict[str, Any]) -> dict[str, Any]:
-        """End without unmounting; the reply tells the pid that the new program has, too."""
+        """End without unmounting; the reply has the pid that the new program has, too."""
         self._mount.hold_for_restart()
         self.is_restarting = self._is_leaving = True
         self._leave()
         return Restarting(pid=os.getpid()).to_json()
 
     async def _arguments(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Tell the command line by which a restart begins again."""
+        """Return the command line by which a restart begins again."""
         return LayerArguments(arguments=tuple(sys.argv[1:])).to_json()
 
     # -- roles -------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 Names lead to state directories below /var/lib/fusejournal or, for others, by a symlink in its
 directory ``.elsewhere``, which stays, so that a name is enough to mount the volume again when the
 machine has started anew. A directory that says it is a volume which the name does not lead to is a
-copy of its state: it is told, and never taken for the volume.
+copy of its state: it is reported, and never taken for the volume.
 
 Nothing here ever touches a mountpoint, which may be dead and hang or fail."""
 

@@ -68,7 +68,7 @@ class WitnessStatus(Reply):
     begun: str
     """The highest reign that has begun."""
     primary: str | None
-    """The peer that tells it who counts, as long as it does."""
+    """The peer that reports to it who counts, as long as it does."""
     peers: tuple[str, ...]
     failure: str | None
     """The reason why it refuses, as a full disk is."""

@@ -62,7 +62,7 @@ def load_checked(path: Path | None) -> Config:
 
 
 class Reporter(Protocol):
-    """Told by the node how its start goes."""
+    """The one to whom the node reports how its start goes."""
 
     def progress(self, stage: str, done: int, total: int | None, unit: str) -> None:
         """*done* of *total* (None: unknown) *unit*s of *stage*; called often."""

@@ -180,7 +180,7 @@ class VolumeStatus(Reply):
     """True if a file exports it, or the NFS server does."""
     export_lacks: str | None = None
     """Words for what is still to be done until clients reach it; None where nothing is, where it is
-    not exported, and in what a layer tells."""
+    not exported, and in what a layer reports."""
     held: bool
     """True where the mount outlives its layer, for another layer to take it over."""
     live_since: float | None = None

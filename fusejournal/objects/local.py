@@ -94,7 +94,7 @@ class LocalStore:
         """Raises nothing: no caller waits for a disk for long."""
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Does what ObjectStore.put_new says."""
+        """Implements ObjectStore.put_new."""
         path = self._path(name)
         with self._errors():
             self._have_directory(path.parent)
@@ -111,17 +111,17 @@ class LocalStore:
                 os.close(fd)
 
     def get(self, name: str) -> bytes:
-        """Does what ObjectStore.get says."""
+        """Implements ObjectStore.get."""
         with self._errors(name), self._reading(name) as fd:
             return _read(fd, 0, os.fstat(fd).st_size)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        """Does what ObjectStore.get_range says."""
+        """Implements ObjectStore.get_range."""
         with self._errors(name), self._reading(name) as fd:
             return _read(fd, start, length)
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Does what ObjectStore.names says."""
+        """Implements ObjectStore.names."""
         directory = self._path(prefix.removesuffix("/"))
         try:
             found = sorted(os.listdir(directory))
@@ -132,7 +132,7 @@ class LocalStore:
         yield from (f"{prefix}{name}" for name in found if not name.startswith(_TEMPORARY))
 
     def remove(self, name: str) -> None:
-        """Does what ObjectStore.remove says."""
+        """Implements ObjectStore.remove."""
         path = self._path(name)
         with self._errors():
             with suppress(FileNotFoundError):

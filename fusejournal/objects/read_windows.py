@@ -36,15 +36,15 @@ class WindowedStore:
         self._beneath.waiting()
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Does what ObjectStore.put_new says."""
+        """Implements ObjectStore.put_new."""
         self._beneath.put_new(name, data)
 
     def get(self, name: str) -> bytes:
-        """Does what ObjectStore.get says."""
+        """Implements ObjectStore.get."""
         return self._beneath.get(name)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        """Does what ObjectStore.get_range says."""
+        """Implements ObjectStore.get_range."""
         if not name.startswith(self._kinds) or not 0 < length <= _WINDOW_BYTES // 2:
             return self._beneath.get_range(name, start, length)
         first, last = start // _WINDOW_BYTES, (start + length - 1) // _WINDOW_BYTES
@@ -68,11 +68,11 @@ class WindowedStore:
             return window.content
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Does what ObjectStore.names says."""
+        """Implements ObjectStore.names."""
         return self._beneath.names(prefix)
 
     def remove(self, name: str) -> None:
-        """Does what ObjectStore.remove says."""
+        """Implements ObjectStore.remove."""
         with self._lock:
             for key in [key for key in self._windows if key[0] == name]:
                 del self._windows[key]

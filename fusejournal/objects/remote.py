@@ -86,7 +86,7 @@ class RemoteStore:
         self._raise_if_ended()
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Does what ObjectStore.put_new says, and raises StoreAwayError."""
+        """Implements ObjectStore.put_new, and raises StoreAwayError."""
         check_name(name)
         is_first = True
 
@@ -138,14 +138,14 @@ class RemoteStore:
         raise StoreError(self.where, f"{name} was not kept as it was sent: try again")
 
     def get(self, name: str) -> bytes:
-        """Does what ObjectStore.get says, and raises StoreAwayError."""
+        """Implements ObjectStore.get, and raises StoreAwayError."""
         check_name(name)
         return self._received(
             self._call(name, lambda: bytes(obstore.get(self._service, name).bytes()))
         )
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        """Does what ObjectStore.get_range says, and raises StoreAwayError."""
+        """Implements ObjectStore.get_range, and raises StoreAwayError."""
         check_name(name)
         if length <= 0:
             return b""
@@ -168,7 +168,7 @@ class RemoteStore:
         return content
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Does what ObjectStore.names says, and raises StoreAwayError."""
+        """Implements ObjectStore.names, and raises StoreAwayError."""
         directory = check_name(prefix.removesuffix("/"))
 
         def list_all() -> list[str]:
@@ -178,7 +178,7 @@ class RemoteStore:
         yield from sorted(name for name in self._call(prefix, list_all) if name.startswith(prefix))
 
     def remove(self, name: str) -> None:
-        """Does what ObjectStore.remove says, and raises StoreAwayError."""
+        """Implements ObjectStore.remove, and raises StoreAwayError."""
         check_name(name)
 
         def remove_once() -> None:

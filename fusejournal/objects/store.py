@@ -7,7 +7,7 @@ first: :func:`put_same` reads back, so that its callers need not know. All funct
 
 What a store promises: an object that :meth:`ObjectStore.put_new` made, or said to be there, is
 durable with its name when the call returns or raises; a reader finds it whole or not at all; of
-several creators of one name one wins, and the others are told."""
+several creators of one name one wins, and the others get an error."""
 
 import re
 from collections.abc import Iterator
@@ -44,8 +44,7 @@ class StoreAwayError(StoreError):
 
 
 class ObjectNotFlushedError(StoreError):
-    """The object is there, and may be gone after a system crash: to read it back tells
-    nothing."""
+    """The object is there, and may be gone after a system crash: to read it back proves nothing."""
 
 
 class ObjectMissingError(StoreError):

@@ -99,7 +99,7 @@ class PlacedTree(Tree):
         return was_locked
 
     def probe_name(self, parent: Fid, name: bytes) -> FoundEntry | None:
-        """Returns what is under *name* now, told by its inode number."""
+        """Returns what is under *name* now, known by its inode number."""
         try:
             stat = self.stat_name(parent, name)
         except FileNotFoundError:

@@ -180,8 +180,8 @@ class Replay:
             ) from None
 
     def _prepare(self, target: Target, progress: Progress) -> None:
-        """Tell the target's catalog which files were there before the range, and which of them may
-        be locked."""
+        """Note in the target's catalog which files were there before the range, and which of them
+        may be locked."""
         base = self._lookup.base
         if base is not None and target.catalog.applied_seq < base.base.seq:
             target.record_base(base)

@@ -79,7 +79,7 @@ class JournalFiles:
         self._end = end
 
     def types(self, fids: Collection[Fid]) -> dict[Fid, int]:
-        """Does what WantedFiles.types says."""
+        """Implements WantedFiles.types."""
         found = self._lookup.types_of_many(fids)
         for fid in fids:
             if fid not in found:
@@ -87,15 +87,15 @@ class JournalFiles:
         return found
 
     def mtimes(self, directories: Collection[Fid]) -> dict[Fid, int]:
-        """Does what WantedFiles.mtimes says."""
+        """Implements WantedFiles.mtimes."""
         return mtimes_before(self._lookup, directories, self._end, self._counts)
 
     def flags_now(self, fids: Collection[Fid]) -> dict[Fid, int]:
-        """Does what WantedFiles.flags_now says."""
+        """Implements WantedFiles.flags_now."""
         return flags_before(self._lookup, fids, self._end)
 
     def flags(self, fids: Collection[Fid]) -> dict[Fid, int]:
-        """Does what WantedFiles.flags says."""
+        """Implements WantedFiles.flags."""
         return flags_before(self._lookup, fids, self._end, self._counts)
 
     def files(
@@ -106,7 +106,7 @@ class JournalFiles:
         with_data: bool = False,
         rewritten: Collection[Fid] = (),
     ) -> dict[Fid, WantedFile]:
-        """Does what WantedFiles.files says."""
+        """Implements WantedFiles.files."""
         wanted = read_images(
             self._lookup, fids, self._end, self._counts, progress, with_data=with_data
         )

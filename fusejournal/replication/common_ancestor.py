@@ -104,7 +104,7 @@ class ChainFinder:
 
 
 async def is_bound_by(claim: Claim, mine: Reign, chains: ChainFinder) -> bool:
-    """Tells whether a node that goes by *mine*, and whose journal *chains* knows, is bound by
+    """Returns True if a node that goes by *mine*, and whose journal *chains* knows, is bound by
     *claim* (:func:`is_proven`). Cancelling is harmless. A damaged place in that journal is no
     reason to go on: it counts as another entry than the peer's."""
     try:

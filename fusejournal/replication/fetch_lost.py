@@ -106,7 +106,7 @@ class FetchedEntries(NamedTuple):
     fenced: Trouble | None = None
     """The reason why no change may be taken, where none may."""
     heard: frozenset[str] = frozenset()
-    """The peers that told what they hold, of which nothing was left there."""
+    """The peers that reported what they hold, of which nothing was left there."""
     parted: frozenset[str] = frozenset()
     """The ones of them whose journal parts from this one's and is of a lower reign: it is of a
     history that lost, and nothing there is missing here."""
@@ -139,7 +139,7 @@ class LostEntryFetcher:
 
     @property
     def unheard(self) -> list[str]:
-        """The peers that have not said what they know of reigns."""
+        """The peers that have not reported what they know of reigns."""
         return [peer.name for peer in self._peers() if peer.name not in self._heard]
 
     def _report_once(self, line: str) -> None:

@@ -7,7 +7,7 @@ primary.
 
 It is written atomically and durably. A loss of it means that a promotion of this node needs the
 votes of all peers, of the former primary, too, unless another node that answers has a record. What
-members are known to hold is saved now and then; everything else before anybody is told of it. Used
+members are known to hold is saved now and then; everything else before any other node gets it. Used
 from the event loop's thread, but for :meth:`MemberRecord.write`."""
 
 import json

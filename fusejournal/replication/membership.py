@@ -45,7 +45,7 @@ class Membership:
         self._ids: dict[str, int] = {}
         """The nodes that peers are, by their names."""
         self._stored: dict[int, int] = {}
-        """The versions that nodes have said to have on their disks, in this run."""
+        """The versions that nodes have acknowledged to have on their disks, in this run."""
         self._old: set[int] = set()
         """Nodes that are too old to keep a record."""
         self._begun_version = 0
@@ -83,7 +83,7 @@ class Membership:
 
     def acked(self, peer: str, acked_seq: Seq, version: int | None) -> None:
         """*peer* has everything up to *acked_seq* on its disk, and the record's *version*; None: it
-        is too old to keep one. Raises RefusedError for a version that it was never told."""
+        is too old to keep one. Raises RefusedError for a version that was never sent to it."""
         node_id = self._ids.get(peer)
         if node_id is None:
             return

@@ -44,8 +44,8 @@ class Peer:
     """The reason why the journal alone does not bring it up to date any more; None where it
     does."""
     acked_seq: Seq = Seq(0)
-    """The peer has said to have everything up to here on disk, and is held to that. May be behind
-    the truth: it is saved now and then."""
+    """The peer has acknowledged to have everything up to here on disk, and is held to that. May be
+    behind the truth: it is saved now and then."""
     applied_seq: Seq = Seq(0)
     """The peer is known to have applied everything up to here; in the same way."""
     left_seq: Seq | None = None
@@ -268,7 +268,7 @@ class PeerBook:
         )
 
     def set_needs_copy(self, name: str, reason: str | None) -> None:
-        """Say why the peer *name* needs a full copy, or that it does not. Raises
+        """Record the *reason* why the peer *name* needs a full copy; None: it does not. Raises
         UnknownPeerError."""
         self._peers[name] = replace(self.get(name), needs_copy=reason)
 
@@ -294,8 +294,8 @@ class PeerBook:
     def note_acked(
         self, name: str, acked_seq: Seq, applied_seq: Seq, held_seq: Seq | None = None
     ) -> None:
-        """The peer *name* has said to have everything up to *acked_seq* on disk, of which it has
-        only that up to *held_seq*, if that is not None; and has applied everything up to
+        """The peer *name* has acknowledged to have everything up to *acked_seq* on disk, of which
+        it has only that up to *held_seq*, if that is not None; and has applied everything up to
         *applied_seq*. In memory, until the next save. Raises UnknownPeerError."""
         peer, told = self.get(name), (acked_seq, applied_seq, held_seq)
         if (peer.acked_seq, peer.applied_seq, peer.held_seq) != told:
@@ -308,7 +308,7 @@ class PeerBook:
             self._note(name, keeps_signatures=True)
 
     def note_witness(self, name: str, is_witness: bool) -> bool:
-        """The peer *name* says whether it *is_witness*. In memory, until the next save. Returns
+        """The peer *name* reports whether it *is_witness*. In memory, until the next save. Returns
         True if that is new."""
         is_new = name in self._peers and self._peers[name].is_witness != is_witness
         if is_new:

@@ -30,7 +30,7 @@ class PrimaryRecord:
         self.where: str | None = None
         """Its address; None while it is not connected."""
         self.source_head_seq = Seq(0)
-        """The end of the primary's journal, as far as it has said."""
+        """The end of the primary's journal, as far as it has reported."""
         self.last_error: str | None = None
         self.received_bytes = 0
         self.batches = 0
@@ -56,7 +56,7 @@ class PrimaryRecord:
         return self._volume.catalog.applied_seq
 
     def note(self, event: MirrorEvent, error: str | None = None) -> None:
-        """Note *event*, which *error* explains to people; None leaves what was said last."""
+        """Note *event*, which *error* explains to people; None leaves what was recorded last."""
         self.state = MIRROR_TRANSITIONS[self.state][event]
         if error is not None:
             self.last_error = error
@@ -93,8 +93,8 @@ class PrimaryRecord:
         self._heard_time = time.time()
 
     def silence(self) -> str | None:
-        """Returns a line that says since when the primary has been silent and what to do, the same
-        for as long as the silence lasts; None if it was heard within the last 60 s."""
+        """Returns a line that reports since when the primary has been silent and what to do, the
+        same for as long as the silence lasts; None if it was heard within the last 60 s."""
         since_at = self._heard_at if self._heard_at is not None else self._began_at
         is_heard = time.monotonic() - since_at < _SILENT_SECONDS
         if is_heard or self.state is not MirrorState.WAITING:  # (one that is refused is not silent)

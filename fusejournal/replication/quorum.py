@@ -2,9 +2,9 @@
 until N mirrors have the entry.
 
 When too few answer for ``mirrors_timeout_seconds``, the quorum is *degraded*: as configured, those
-who wait go on (until N mirrors are level again), or wait on. Both are said in the status. A mirror
-that has lost something which it had acknowledged does not count before it has that again; and a
-primary that is fenced answers no caller that waits any more.
+who wait go on (until N mirrors are level again), or wait on. Both are in the status. A mirror that
+has lost something which it had acknowledged does not count before it has that again; and a primary
+that is fenced answers no caller that waits any more.
 
 A caller who is going to wait has a *place* first, of which there are ``PLACES``. ``FIRST_PLACES``
 of them are only for users who have none; of the rest, each user may have as many as are left to all

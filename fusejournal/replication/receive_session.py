@@ -80,7 +80,7 @@ class Receiving:
 
     def raise_fence(self, reign: Reign) -> bool:
         """Write down *reign*, which was seen. Returns True if it is another than before. Raises
-        RefusedError on a full disk: the next session tells it again."""
+        RefusedError on a full disk: the next session reports it again."""
         with self.space.refusing_without("the watermarks"):
             return self.fence.note(reign)
 
@@ -130,8 +130,8 @@ class ReceiveSession:
             self._receiving.wakeup.set()
 
     async def _keep_members(self, message: MembersReport) -> None:
-        """Have on the disk which nodes count, and say so. On a full disk it is not said. Raises
-        WireError."""
+        """Have on the disk which nodes count, and acknowledge that. On a full disk it is not
+        acknowledged. Raises WireError."""
         members = self._receiving.members
         if not members.note(check_members(message.members, self._sink.reign)):
             return
@@ -223,7 +223,7 @@ async def follow_flushes(receiving: Receiving) -> None:
 
 
 async def acknowledge(session: SessionConnection, receiving: Receiving) -> None:
-    """Tell the sender in *session* of each change here, until cancelled."""
+    """Report each change here to the sender in *session*, until cancelled."""
     while True:
         await receiving.wakeup.wait()
         applied_seq = receiving.applier.applied_seq

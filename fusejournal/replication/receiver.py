@@ -127,7 +127,7 @@ class Receiver:
 
     @property
     def told_seq(self) -> Seq:
-        """The end of the primary's journal, as far as it has said."""
+        """The end of the primary's journal, as far as it has reported."""
         return self._record.source_head_seq
 
     def status(self) -> MirrorStatus:

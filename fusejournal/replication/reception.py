@@ -1,5 +1,5 @@
 """Receives those who connect to a node, of whichever kind that is: hears the greeting of each, has
-it served, and tells one that is refused why.
+it served, and reports to one that is refused why.
 
 Used from the event loop's thread, by one task a connection."""
 

@@ -57,7 +57,7 @@ from fusejournal.wire.signatures import SegmentSigner, signing_key
 PING_SECONDS = 2.0
 _SMALL_BYTES = 64 << 10
 _MEMBERS_SECONDS = 0.05
-"""The delay with which it is told what members hold, all at once."""
+"""The delay with which it gets what members hold, all at once."""
 
 
 class BehindError(FusejournalError):
@@ -156,7 +156,7 @@ class ShipSession:
         return agreed_seq
 
     async def _inform(self) -> None:
-        """Tell a witness, which takes no entries, who counts."""
+        """Report to a witness, which takes no entries, who counts."""
         if self._shared.membership is None:
             raise RefusedError("role", "this is a mirror, and tells a witness nothing")
         source = Source(Seq(0), self._shared.config.window_bytes)

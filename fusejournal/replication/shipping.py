@@ -44,7 +44,7 @@ class Shipping:
     """The peers that are shipped to now, by the nodes that they are."""
 
     def note_witness(self, name: str, is_witness: bool) -> None:
-        """The peer *name* says whether it *is_witness*."""
+        """The peer *name* reports whether it *is_witness*."""
         if self.book.note_witness(name, is_witness) and self.membership is not None:
             self.membership.look_again()
 

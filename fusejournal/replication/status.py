@@ -87,7 +87,7 @@ class MirrorStatus(Reply):
     """None while it is not connected."""
     state: MirrorState
     source_head_seq: int
-    """The last entry of the primary, as far as it has said."""
+    """The last entry of the primary, as far as it has reported."""
     received_seq: int
     durable_seq: int
     applied_seq: int

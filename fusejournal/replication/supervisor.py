@@ -370,7 +370,7 @@ class Replication:
     # -- peers -------------------------------------------------------------------------------------
 
     def _peers_changed(self) -> None:
-        """Start shippers of new peers, end those of removed ones, tell the others to look again."""
+        """Start shippers of new peers, end those of removed ones, have the others look again."""
         if self._nursery is None:
             return
         self._inbound.reception.keep_only(self.local.book.certificates())

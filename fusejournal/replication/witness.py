@@ -131,15 +131,15 @@ class Witness:
         self.failure: str | None = None
         """The last refusal of the disk; None where it took all since."""
         self.primary: str | None = None
-        """The peer that tells who counts, as long as it does."""
+        """The peer that reports who counts, as long as it does."""
         self._session: trio.CancelScope | None = None
         self.reception = Reception(self._serve_greeted)
         self._noting = trio.Lock()
 
     @property
     def me(self) -> HandshakeState:
-        """The witness as it greets. It holds nothing: its position is what a primary told it, which
-        proves that the reign has begun."""
+        """The witness as it greets. It holds nothing: its position is what a primary reported to
+        it, which proves that the reign has begun."""
         seen = self.seen
         position = Position(seen.begun.epoch, seen.seq, seen.chain)
         return HandshakeState(

@@ -32,7 +32,7 @@ asking       broken off      asking
 
 One node decides: the target, by a durable record of its role. Until that is written it may decline,
 and die; from then on it reigns, whatever happens to it. So a primary that has offered its reign
-takes no change, also after a restart, before the target has told what came of it. The question
+takes no change, also after a restart, before the target has reported what came of it. The question
 withdraws the offer: a target that has not taken it never will. A start that finds the note of an
 offer begins with *asking*."""
 

@@ -14,7 +14,7 @@ class PeerVote(Reply):
 
     peer: str
     role: str | None
-    """The role that it says it has; None where it does not answer."""
+    """The role that it reports; None where it does not answer."""
     held_seq: int | None
     """The end of its journal."""
     counts: bool
@@ -40,7 +40,7 @@ class PromotionPlan(Reply):
     held_seq: int
     """The end of its journal: what it goes on from."""
     acknowledged_seq: int
-    """The seq up to which it has told the primary that it has everything on disk."""
+    """The seq up to which it has acknowledged to the primary that it has everything on disk."""
     left_to_apply: int
     """Entries that it applies before it serves."""
     primary: str | None
@@ -68,7 +68,7 @@ class PromotionPlan(Reply):
 
     @property
     def is_covered(self) -> bool:
-        """True if the votes say that the old primary has stopped."""
+        """True if the votes show that the old primary has stopped."""
         return self.words >= self.words_needed
 
     @property

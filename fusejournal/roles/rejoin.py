@@ -1,5 +1,5 @@
 """Plans how a node that left the common history becomes a mirror again: chooses by how much the two
-journals have in common, and says what that would do. Reads, and changes nothing.
+journals have in common, and reports what that would do. Reads, and changes nothing.
 
 =====  ====================================  =======================================================
 rung   what the journals have in common      what becomes level

@@ -108,7 +108,7 @@ class VersionBase:
             self.__dict__.pop(name, None)
 
     def check_there(self) -> None:
-        """Does what BaseTree.check_there says."""
+        """Implements BaseTree.check_there."""
         store, name = self._open_store(), f"versions/{self.base.version}"
         version = decode_version(f"{store.where}/{name}", store.get(name))
         if (version.inodes.hex(), version.names.hex()) != (self.base.inodes, self.base.names):

@@ -40,7 +40,7 @@ def pin(store: ObjectStore, key: str, uuid: UUID, owner: int) -> None:
 
 
 def unpin(store: ObjectStore, key: str, owner: int) -> None:
-    """Says that the journal of *owner* does not rely on the version *key* any more. Raises
+    """Removes the record that the journal of *owner* relies on the version *key*. Raises
     StoreError."""
     store.remove(_name(key, owner))
 

@@ -43,7 +43,7 @@ class OfferedTree:
     """The bytes that all of the source's journal occupies."""
 
     def told(self) -> TreeReport:
-        """Returns the message that tells of it."""
+        """Returns the message that reports it."""
         version = encode_version(self.version).decode() if self.version is not None else None
         raw = {
             "version": version,

@@ -1,6 +1,6 @@
 """A file's content as a list of items, each a chunk or a hole, in a tree of nodes whose shape
 follows from the items alone, as that of a sorted map does (sorted_tree.py). A list is found at a
-byte offset: nodes tell how many bytes are below.
+byte offset: nodes record how many bytes are below.
 
 Where a node ends is decided by the hash of its last item, seeded with the level; never after one
 item, and at the latest after ``_ITEMS_MAX``, counted from the node's beginning.

@@ -19,7 +19,7 @@ spoilt, nothing goes at all.
 
 A kill at any point leaves a plan that the next collection takes up. Creating, reading, listing go
 on all along; a process that reads a block which was put elsewhere looks again. If others are at
-work at step 3, the collection ends there and says so. Memory: 49 bytes a block in the store."""
+work at step 3, the collection ends there and reports it. Memory: 49 bytes a block in the store."""
 
 from collections import Counter
 from collections.abc import Collection, Set
@@ -94,10 +94,10 @@ def collect(
     without: Collection[str] = (),
 ) -> Collected:
     """Collects *store*, which several volumes may share; goes on with a plan that is not done. With
-    *dry_run*: says what would go, and changes nothing; also as if the versions whose keys are
-    *without* were deleted before. *progress* gets the blocks marked. Raises
-    BusyError where another collection is under way; StoreDamagedError where a version lacks a
-    block, or an index is spoilt, with nothing removed; StoreFullError, StoreError."""
+    *dry_run*: returns what would go, and changes nothing; also as if the versions whose keys are
+    *without* were deleted before. *progress* gets the blocks marked. Raises BusyError where another
+    collection is under way; StoreDamagedError where a version lacks a block, or an index is spoilt,
+    with nothing removed; StoreFullError, StoreError."""
     if dry_run:
         usage = _Usage(store, progress, without)
         packs = usage.going()

@@ -33,7 +33,7 @@ class StoreKeyError(StoreError):
 
 
 class StoreKey:
-    """A key. Its representation does not tell it."""
+    """A key. Its representation does not show it."""
 
     def __init__(self, secret: bytes) -> None:
         assert len(secret) == _KEY_BYTES

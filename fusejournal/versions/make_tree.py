@@ -24,7 +24,7 @@ _BAR_STEP = 1024
 
 
 class Marks:
-    """The file, open as *fd*, that tells which units are done: a byte each."""
+    """The file, open as *fd*, that records which units are done: a byte each."""
 
     def __init__(self, fd: int, units: int) -> None:
         """Raises OSError."""

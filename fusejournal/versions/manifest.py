@@ -8,7 +8,7 @@ is the BLAKE3 of the JSON without it, with sorted keys and no spaces.
 
 A version is protected by an empty object "protected/UUID-SEQ-CHAIN", because no object is changed.
 
-Store, too, has an object that tells what it is: "store", JSON with its format (1) and an id; of an
+The store, too, has an object that describes it: "store", JSON with its format (1) and an id; of an
 encrypted store (format 2) also with the id of its key and the ciphers. It is never sealed."""
 
 import json

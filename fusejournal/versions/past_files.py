@@ -25,11 +25,11 @@ class VersionFiles:
         """The records that files of the plan are to have."""
 
     def types(self, fids: Collection[Fid]) -> dict[Fid, int]:
-        """Does what WantedFiles.types says."""
+        """Implements WantedFiles.types."""
         return {fid: self.records[fid].type for fid in fids}
 
     def mtimes(self, directories: Collection[Fid]) -> dict[Fid, int]:
-        """Does what WantedFiles.mtimes says."""
+        """Implements WantedFiles.mtimes."""
         found = {}
         for fid in directories:
             record = self.records.get(fid)
@@ -38,12 +38,12 @@ class VersionFiles:
         return found
 
     def flags_now(self, fids: Collection[Fid]) -> dict[Fid, int]:
-        """Does what WantedFiles.flags_now says."""
+        """Implements WantedFiles.flags_now."""
         found = {fid: self._now.find_record(fid) for fid in fids}
         return {fid: record.file_flags for fid, record in found.items() if record is not None}
 
     def flags(self, fids: Collection[Fid]) -> dict[Fid, int]:
-        """Does what WantedFiles.flags says."""
+        """Implements WantedFiles.flags."""
         found = self.flags_now([fid for fid in fids if fid not in self.records])
         return found | {fid: self.records[fid].file_flags for fid in fids if fid in self.records}
 
@@ -55,7 +55,7 @@ class VersionFiles:
         with_data: bool = False,
         rewritten: Collection[Fid] = (),
     ) -> dict[Fid, WantedFile]:
-        """Does what WantedFiles.files says; a content is read when it is asked for."""
+        """Implements WantedFiles.files; a content is read when it is asked for."""
         found: dict[Fid, WantedFile] = {}
         for fid in fids:
             progress(0, None)

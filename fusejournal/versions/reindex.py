@@ -71,7 +71,7 @@ def _put_index(
     store: ObjectStore, blocks: list[tuple[bytes, Place]], taken: Collection[str]
 ) -> None:
     """Puts an index of *blocks* under a name that is not *taken*, as that of the spoilt one which
-    told the same is. Raises StoreFullError, StoreError."""
+    had the same is. Raises StoreFullError, StoreError."""
     for repeats in count():
         content = encode_index(blocks, repeats=repeats)
         if (name := index_name(content)) not in taken:

@@ -73,13 +73,13 @@ class SealedStore:
         self._beneath.waiting()
 
     def put_new(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Does what ObjectStore.put_new says."""
+        """Implements ObjectStore.put_new."""
         sealed_name = self._seal_name(name)
         salt = urandom(_SALT_BYTES)
         self._beneath.put_new(sealed_name, self._seal(name, salt, memoryview(data)))
 
     def get(self, name: str) -> bytes:
-        """Does what ObjectStore.get says."""
+        """Implements ObjectStore.get."""
         sealed = memoryview(self._beneath.get(self._seal_name(name)))
         cipher = self._cipher_of(name, bytes(sealed[:_HEAD_BYTES]))
         plain, has_end = self._open(name, cipher, sealed[_HEAD_BYTES:], 0)
@@ -88,7 +88,7 @@ class SealedStore:
         return plain
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        """Does what ObjectStore.get_range says."""
+        """Implements ObjectStore.get_range."""
         if length <= 0:
             return b""
         first = start // _PLAIN_BYTES
@@ -131,12 +131,12 @@ class SealedStore:
         return len(self.get(name)) <= segment * _PLAIN_BYTES
 
     def names(self, prefix: str) -> Iterator[str]:
-        """Does what ObjectStore.names says."""
+        """Implements ObjectStore.names."""
         names = [self._open_name(prefix, name) for name in self._beneath.names(prefix)]
         yield from sorted(names)
 
     def remove(self, name: str) -> None:
-        """Does what ObjectStore.remove says."""
+        """Implements ObjectStore.remove."""
         self._beneath.remove(self._seal_name(name))
         with self._lock:
             self._ciphers.pop(name, None)

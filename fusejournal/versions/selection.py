@@ -57,7 +57,7 @@ class WholeTree:
         self.files = len(tree.inodes)
 
     def records(self, unit: int) -> Iterator[InodeRecord]:
-        """Does what Selection.records says."""
+        """Implements Selection.records."""
         first, end = self._key_ranges[unit]
         for key, value in self._tree.inodes.items(first):
             if end is not None and key >= end:
@@ -65,15 +65,15 @@ class WholeTree:
             yield decode_inode(fid_of_key(key), value, self._tree.blocks)
 
     def record(self, fid: Fid) -> InodeRecord:
-        """Does what Selection.record says."""
+        """Implements Selection.record."""
         return self._tree.record(fid)
 
     def names(self, fid: Fid) -> set[bytes]:
-        """Does what Selection.names says."""
+        """Implements Selection.names."""
         return {name for name, _ in self._tree.children(fid)}
 
     def is_within(self, _: Fid) -> bool:
-        """Does what Selection.is_within says."""
+        """Implements Selection.is_within."""
         return True
 
 
@@ -104,20 +104,20 @@ class PartOfTree:
         self.units = -(-self.files // _UNIT_FILES)
 
     def records(self, unit: int) -> Iterator[InodeRecord]:
-        """Does what Selection.records says."""
+        """Implements Selection.records."""
         for fid in self._fids[unit * _UNIT_FILES : (unit + 1) * _UNIT_FILES]:
             yield self._tree.record(Fid(fid))
 
     def record(self, fid: Fid) -> InodeRecord:
-        """Does what Selection.record says."""
+        """Implements Selection.record."""
         return self._tree.record(fid)
 
     def names(self, fid: Fid) -> set[bytes]:
-        """Does what Selection.names says."""
+        """Implements Selection.names."""
         return {name for name, _ in self._tree.children(fid)}
 
     def is_within(self, fid: Fid) -> bool:
-        """Does what Selection.is_within says."""
+        """Implements Selection.is_within."""
         return fid in self._directories
 
 
@@ -132,17 +132,17 @@ class OneFile:
         self._record = record._replace(links=((ROOT_FID, name),))
 
     def records(self, _: int) -> Iterator[InodeRecord]:
-        """Does what Selection.records says."""
+        """Implements Selection.records."""
         yield self._record
 
     def record(self, _: Fid) -> InodeRecord:
-        """Does what Selection.record says."""
+        """Implements Selection.record."""
         return self._record
 
     def names(self, _: Fid) -> set[bytes]:
-        """Does what Selection.names says."""
+        """Implements Selection.names."""
         return {name for _, name in self._record.links}
 
     def is_within(self, _: Fid) -> bool:
-        """Does what Selection.is_within says."""
+        """Implements Selection.is_within."""
         return True

@@ -96,8 +96,7 @@ class BootRecord:
 
     def mark_unclean(self, head_seq: Seq) -> None:
         """Write down that a disk has failed: what it was given may be lost, as after a system
-        crash, and so the next opening takes it. Where that is impossible, the log says
-        so."""
+        crash, and so the next opening takes it. Where that is impossible, it is logged."""
         self.is_unclean = True
         try:
             self._write({"boot_id": "none: the disk failed"}, head_seq)

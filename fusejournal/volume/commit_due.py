@@ -1,4 +1,4 @@
-"""Tells the task that commits the catalog that much has changed since it did.
+"""Wakes the task that commits the catalog, when much has changed since it did.
 
 Made by the process that opens the volume; the catalog notes it, and durability.py waits. Used from
 the event loop's thread; before that runs, notes are nothing to anyone."""
@@ -7,7 +7,7 @@ import trio
 
 
 class CommitDue:
-    """Tells of one catalog."""
+    """Wakes the task of one catalog."""
 
     def __init__(self) -> None:
         self._noted = trio.Event()

@@ -353,7 +353,7 @@ class Durability:
                 raise JournalFailedError(reason) from error
 
     def commit_catalog(self) -> None:
-        """Commit the catalog to the page cache; a full disk is said in ``full`` and tried again
+        """Commit the catalog to the page cache; a full disk is recorded in ``full`` and tried again
         later."""
         try:
             self._catalog.try_commit()

@@ -377,7 +377,7 @@ class VolumeStartup:
         return work.missing
 
     def _begin(self, standing: Standing) -> None:
-        """Say in the journal that a reign begins where one does, and remember this boot."""
+        """Journal that a reign begins where one does, and remember this boot."""
         volume = self.volume
         if volume.journal.head_seq == 0:
             volume.note(NewEpoch(Epoch(1), "a new volume"))
@@ -392,7 +392,7 @@ class VolumeStartup:
             self._boot.remember(self.volume.journal.head_seq)
 
     def due_epoch(self, standing: Standing) -> NewEpoch | None:
-        """Does what Standing.due_epoch says."""
+        """Implements Standing.due_epoch."""
         epoch = self.volume.journal.epoch
         return standing.due_epoch(self._boot.read(), epoch, system_crash=self.system_crash)
 

@@ -61,7 +61,7 @@ class BackingTies:
 
     def take_back_to(self, position: Position) -> None:
         """Go by *position*, to which journal and backing are taken back, in place of what the root
-        told."""
+        had."""
         self.position = position
 
     def check_empty(self) -> None:

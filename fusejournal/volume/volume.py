@@ -407,7 +407,7 @@ class Volume:
             raise OSError(errno.EIO, str(error)) from error
 
     def _is_cut(self, operation: TreeOperation) -> bool:
-        """Tells whether a file is to have half of what it has, at the most: of its length by a
+        """Returns True if a file is to have half of what it has, at the most: of its length by a
         TRUNCATE, of its data by a hole. That makes space, and can be done but 63 times, because on
         a full disk the file does not grow again; cut byte by byte, one file would take what is kept
         for removals."""

@@ -44,7 +44,7 @@ class Bucket:
         self._next = max(self._next, now - self._ahead) + self._interval
 
     def is_full(self, now: float) -> bool:
-        """Tells whether the bucket is as good as new."""
+        """Returns True if the bucket is as good as new."""
         return self._next <= now - self._ahead
 
 

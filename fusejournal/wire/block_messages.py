@@ -14,7 +14,7 @@ from fusejournal.errors import WireError
 
 class AskTree(NamedTuple):
     """The mirror's question which tree there is. With ``make`` 1 the source makes the version of
-    its newest closed segment first; with 0 it tells of the newest that is there."""
+    its newest closed segment first; with 0 it reports the newest that is there."""
 
     make: int
 
@@ -71,7 +71,7 @@ class TreeProgress(NamedTuple):
             raise WireError("a progress that cannot be read") from None
 
     def told(self) -> TreeReport:
-        """Returns the message that tells of it."""
+        """Returns the message that reports it."""
         return TreeReport(json.dumps(self._asdict()).encode())
 
 

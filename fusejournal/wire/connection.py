@@ -337,6 +337,6 @@ def peer_certificate(stream: TlsStream) -> bytes:
 
 
 def unsent(stream: TlsStream) -> bytes:
-    """Returns the alert that tells the other end why its handshake failed: trio leaves it
+    """Returns the alert that reports to the other end why its handshake failed: trio leaves it
     unsent."""
     return stream._outgoing.read()

@@ -201,10 +201,10 @@ class Batch(NamedTuple):
 
 class Ack(NamedTuple):
     """The sink's watermarks, which only grow, and its state: ``ok``, ``full`` (no space; it goes on
-    by itself) or ``failed``; ``detail`` says it in words. Where all is well it is
-    empty, or something that the sender should know. ``signed_seq``: of the batch that ends there
-    the signature is kept, on the disk; 0 where none is. ``members_version``: of the record of
-    members that is on the disk, of this reign; 0 where none is."""
+    by itself) or ``failed``; ``detail`` has it in words. Where all is well it is empty, or
+    something that the sender should know. ``signed_seq``: of the batch that ends there the
+    signature is kept, on the disk; 0 where none is. ``members_version``: of the record of members
+    that is on the disk, of this reign; 0 where none is."""
 
     appended_seq: Seq
     durable_seq: Seq

@@ -1,12 +1,12 @@
-"""Tells apart two nodes that have one key: a machine and its clone, or a restored snapshot beside
+"""Distinguishes two nodes that have one key: a machine and its clone, or a restored snapshot beside
 the machine that it was taken of.
 
 A node makes a number at each start, and gives that of the start before in its greeting, too. A
 mirror follows the instance that it followed last, and the starts after that. Any other instance of
 the same node is a rival while the followed one is heard; it and the starts after it stay rivals
 until the followed one was not heard for ``RIVAL_SECONDS``, and so is taken to be gone. After a
-restart of the mirror these seconds begin anew, because it cannot know what it missed. Nodes that
-do not give their instance, as early ones, are not told apart.
+restart of the mirror these seconds begin anew, because it cannot know what it missed. Nodes that do
+not give their instance, as early ones, are not distinguished.
 
 Pure. The caller keeps :attr:`Instances.following` on disk, for the mirror's next start."""
 
@@ -65,7 +65,7 @@ class Instances:
         return Following(self.followed.node_id, self.followed.number, tuple(self._rivals))
 
     def is_other(self, newcomer: Instance) -> bool:
-        """Tells whether *newcomer* is another instance of the node that is followed."""
+        """Returns True if *newcomer* is another instance of the node that is followed."""
         followed = self.followed
         return (
             followed is not None
@@ -75,11 +75,11 @@ class Instances:
         )
 
     def is_of_followed(self, node_id: int) -> bool:
-        """Tells whether *node_id* is that of the node that is followed."""
+        """Returns True if *node_id* is that of the node that is followed."""
         return self.followed is not None and 0 != node_id == self.followed.node_id
 
     def is_rival(self, newcomer: Instance, now: float) -> bool:
-        """Tells whether *newcomer* is known to be another instance than the followed one, and the
+        """Returns True if *newcomer* is known to be another instance than the followed one, and the
         latter was heard not long ago."""
         if not self.is_other(newcomer) or now - self._heard_at > RIVAL_SECONDS:
             return False

@@ -129,7 +129,7 @@ class OpenCode:
         self._is_closed = True
 
     def try_proof(self, offer: PairOffer, own: PairOffer, network: str, now: float) -> bool:
-        """Tells whether *offer*, from *network*, proves that its sender knows the code, which is
+        """Returns True if *offer*, from *network*, proves that its sender knows the code, which is
         used up then. A wrong proof counts as a try. No proof is right for a code that is not
         waiting, or from a network without tries left."""
         if not self.is_waiting(now) or self.tries_left(network) <= 0:
@@ -178,9 +178,9 @@ async def answer(
         now: the clock by which the code ends.
         keep: keeps the connector's name and certificate; may raise FusejournalError.
 
-    A connector that leaves before its first message is no error
-    (it may have come to look at our certificate). Cancelling may leave a certificate kept, and the
-    connector without the proof. Raises PairingError and WireError, once the connector was told."""
+    A connector that leaves before its first message is no error (it may have come to look at our
+    certificate). Cancelling may leave a certificate kept, and the connector without the proof.
+    Raises PairingError and WireError, once the reason was reported to the connector."""
     first = await connection.receive()
     if first is None:
         return
@@ -244,7 +244,7 @@ def _offer(node: str, identity: Identity) -> PairOffer:
 
 
 async def _refuse(connection: Connection, code: str, reason: str) -> PairingError:
-    """Tells the other end *reason*, and returns the error that says the same here."""
+    """Reports *reason* to the other end, and returns the error that has the same here."""
     with suppress(PeerLostError):
         await connection.send(Refusal(code, reason))
     return PairingError(f"{connection.where}: pairing refused: {reason}")

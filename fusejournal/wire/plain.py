@@ -52,7 +52,7 @@ def proof_of_ends(
 
 
 def is_local(stream: trio.SocketStream) -> bool:
-    """Tells whether both ends have loopback addresses. Raises OSError when the other is gone."""
+    """Returns True if both ends have loopback addresses. Raises OSError when the other is gone."""
     ends = (stream.socket.getsockname(), stream.socket.getpeername())
     return all(unmapped_ip(end[0]).is_loopback for end in ends)
 

@@ -106,13 +106,13 @@ class RefusedError(WireError):
 
     @classmethod
     def of(cls, message: Refusal) -> "RefusedError":
-        """Returns what the refusal *message* of the other side says."""
+        """Returns the error for the refusal *message* of the other side."""
         reign = Reign(message.epoch, message.reign_node)
         claim = Claim(reign, message.held_epoch, message.seq, message.chain)
         return cls(message.code, message.reason, claim if message.epoch else None)
 
     def message(self) -> Refusal:
-        """Returns the refusal that tells the other side."""
+        """Returns the message by which the other side gets the refusal."""
         claim = self.claim
         if claim is None:
             return Refusal(self.code, self.reason)
@@ -259,7 +259,8 @@ def check_asked(me: HandshakeState, theirs: Welcome) -> Welcome:
 
 
 def check_members(numbers: Sequence[int], reign: Reign) -> Members:
-    """Returns the record that *numbers* are, which a source of *reign* tells. Raises WireError."""
+    """Returns the record that *numbers* are, which a source of *reign* reports. Raises
+    WireError."""
     members = members_of(numbers)
     if members is None or members.reign.epoch > reign.epoch:
         raise WireError(f"members of {members.reign if members else None}, told by one of {reign}")
@@ -267,7 +268,7 @@ def check_members(numbers: Sequence[int], reign: Reign) -> Members:
 
 
 def sends_members(mine: Versions, theirs: Versions) -> bool:
-    """Returns True if two nodes of these versions tell each other of members."""
+    """Returns True if two nodes of these versions report members to each other."""
     return (common_version(mine, theirs) or 0) >= MEMBERS_VERSION
 
 
@@ -315,9 +316,9 @@ def claim_of(message: Hello | Welcome) -> Claim:
 
 
 def is_proven(claim: Claim, mine: Reign, my_chain: int | None) -> bool:
-    """Tells whether a primary that reigns by *mine* is bound by a peer's *claim* of a higher reign,
-    and takes no change any more. *my_chain* is that of its own journal at the claim's seq, if it
-    has that.
+    """Returns True if a primary that reigns by *mine* is bound by a peer's *claim* of a higher
+    reign, and takes no change any more. *my_chain* is that of its own journal at the claim's seq,
+    if it has that.
 
     A reign is there by its EPOCH entry alone: a number that was only heard of, or that cannot be,
     binds no node; nor does one that would have begun in what both journals have. (That a peer does
@@ -330,8 +331,8 @@ def is_proven(claim: Claim, mine: Reign, my_chain: int | None) -> bool:
 
 
 def speaks_of_same(me: HandshakeState, greeting: Hello) -> bool:
-    """Tells whether the reigns in *greeting* are those of the volume of *me*, and understood here.
-    A node that has no volume yet has seen no reign of any."""
+    """Returns True if the reigns in *greeting* are those of the volume of *me*, and understood
+    here. A node that has no volume yet has seen no reign of any."""
     if common_version(me.versions, versions_of(greeting)) is None:
         return False
     return me.uuid is not None and me.uuid == uuid_of(greeting.uuid)
@@ -380,7 +381,7 @@ class Sink:
         self.committed_seq = min(message.committed_seq, self.seq)
 
     def take(self, batch: Batch) -> bool:
-        """Tells whether *batch* is to be appended; False for one that has been. Raises
+        """Returns True if *batch* is to be appended; False for one that has been. Raises
         WireError."""
         self._check_reign(reign_of(batch))
         if not 0 < batch.first_seq <= batch.last_seq:

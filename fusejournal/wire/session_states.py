@@ -1,8 +1,8 @@
 """The states of a session: in each, which kinds of message may come to which side, and what follows
 from them, as a table; and the machine that goes by it. Pure.
 
-Both ends of a session have a :class:`SessionMachine`, and tell it of each message that they send or
-get (session_connection.py does): the table alone moves it. What has no arrow in it ends the
+Both ends of a session have a :class:`SessionMachine`, and report to it each message that they send
+or get (session_connection.py does): the table alone moves it. What has no arrow in it ends the
 session. The first state is the first of the enumeration. A side that is not in the row of a state
 hears nothing there: what comes all the same waits for the next state of that side. PROTOCOL.md
 shows what :func:`session_diagram` makes of the table. (Pairing, and the calls of a console, are no

@@ -52,7 +52,7 @@ class SegmentSigner:
         self._hash = self._begin(Seq(0))
 
     def follows(self, frame_range: FrameRange) -> bool:
-        """Tells whether *frame_range* can be signed without reading."""
+        """Returns True if *frame_range* can be signed without reading."""
         at = self._segment_seq, self._offset
         return frame_range.offset == 0 or (frame_range.segment_seq, frame_range.offset) == at
 

@@ -72,7 +72,7 @@ def show(
 
 
 def note(text: str) -> None:
-    """Say what goes on, beside the table."""
+    """Report what goes on, beside the table."""
     print(f"... {text}", file=sys.stderr, flush=True)
 
 

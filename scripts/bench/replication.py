@@ -225,8 +225,8 @@ def write_large(root: Path) -> float:
 
 
 def _watch(directory: str, count: int, seen: Any, patience: float) -> None:
-    """Tell when each probe appears below *directory*. The name is asked for before it is there, so
-    that the kernel remembers that it is not."""
+    """Report when each probe appears below *directory*. The name is asked for before it is there,
+    so that the kernel remembers that it is not."""
     for number in range(count):
         ends = time.monotonic() + patience
         path = f"{directory}/probe{number}"

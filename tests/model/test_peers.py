@@ -115,7 +115,7 @@ class Peers(RuleBasedStateMachine):
         assert not (found := self._unlike_model()), found
 
     def _unlike_model(self) -> str:
-        """Says how the primary's backing is not what it has answered."""
+        """Returns in words how the primary's backing is not what it has answered."""
         return difference(image(self.primary.backing), self._builder.model.image())
 
     @rule(primary_in_order=_IN_ORDER, mirror_in_order=_IN_ORDER)

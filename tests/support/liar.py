@@ -159,7 +159,7 @@ def _batches(true: OpenVolume, seq: Seq, dice: random.Random) -> Iterator[Batch]
 
 
 async def _say(connection: Connection, messages: list[Message]) -> None:
-    """Say all that, hear what comes, and hang up."""
+    """Send all *messages*, hear what comes, and hang up."""
     with suppress(FusejournalError, trio.BusyResourceError), trio.move_on_after(_SECONDS):
         async with connection, trio.open_nursery() as nursery:
 

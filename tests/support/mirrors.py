@@ -188,8 +188,8 @@ def await_level(source: Node, *sinks: Node, seconds: float = _LEVEL_SECONDS) -> 
 
 
 def unlike_journals(one: Path, other: Path) -> str:
-    """Says how the journals in two directories differ, uncompressed; empty where they do not. (A
-    newest segment may have space ahead of its end.)"""
+    """Returns in words how the journals in two directories differ, uncompressed; empty where they
+    do not. (A newest segment may have space ahead of its end.)"""
     paths, others = list_segments(one), list_segments(other)
     if [first_seq_of(path) for path in paths] != [first_seq_of(path) for path in others]:
         return f"{[path.name for path in paths]} != {[path.name for path in others]}"

@@ -156,5 +156,6 @@ def written(workload: Workload) -> Iterator[tuple[Path, Lookup]]:
 
 
 def unlike(directory: Path, model: Model, top: Fid = ROOT_FID) -> str:
-    """Says how *directory* differs from *model*, from *top* down; empty when it does not."""
+    """Returns in words how *directory* differs from *model*, from *top* down; empty when it does
+    not."""
     return difference(image(directory), model.image(top))

@@ -220,6 +220,35 @@ def test_names_report_instead_of_telling() -> None:
     assert [one for one in telling if re.search(r": _?[A-Z]", one)] == []
 
 
+_TELLING_OPENING = re.compile(r"(tell|tells|telling|told|say|says|saying|said)\b", re.IGNORECASE)
+
+
+def test_no_docstring_opens_with_telling() -> None:
+    """The verbs for that are return, report, record, note, log, send; a test of truth opens with
+    "Returns True if"."""
+    assert [
+        f"{module.name}: {text.splitlines()[0]}"
+        for module in (*package_modules(), *other_modules())
+        for text in _docstrings(module.tree)
+        if _TELLING_OPENING.match(text)
+    ] == []
+
+
+_TELLING_WORDS_MAX = {"tell": 136, "say": 259}
+"""The number of these words, in all their forms, that the package's docstrings may still have
+(``ARCHITECTURE.md`` has the reason). May only shrink."""
+
+
+def test_docstrings_report_instead_of_telling() -> None:
+    forms = {
+        "tell": re.compile(r"\b(tell|tells|telling|told)\b", re.IGNORECASE),
+        "say": re.compile(r"\b(say|says|saying|said)\b", re.IGNORECASE),
+    }
+    texts = [text for module in package_modules() for text in _docstrings(module.tree)]
+    counts = {word: sum(len(form.findall(text)) for text in texts) for word, form in forms.items()}
+    assert over(counts, 0, _TELLING_WORDS_MAX, slack=30) == []
+
+
 @cache
 def _texts() -> dict[str, str]:
     """All modules and pages, of tests and scripts too, by their names."""

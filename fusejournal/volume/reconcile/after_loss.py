@@ -1,5 +1,5 @@
 """Runs the reconciliation of a volume whose backing is in an unknown state: chooses from where on,
-makes a checkpoint of the result, and says in words what was found."""
+makes a checkpoint of the result, and reports in words what was found."""
 
 import os
 import time

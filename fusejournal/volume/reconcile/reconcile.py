@@ -215,8 +215,8 @@ class Reconciliation:
         return touched
 
     def _choose_new(self, lost: set[Fid]) -> None:
-        """Say which files are to be made anew: those that are *lost*, and those that are shorter
-        than they can be without an operation that the journal has not."""
+        """Choose the files that are to be made anew: those that are *lost*, and those that are
+        shorter than they can be without an operation that the journal has not."""
         for fid, state in self._states.items():
             node = self._node(fid)
             if fid not in lost and not self._is_cut_short(node, state):

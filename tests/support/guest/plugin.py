@@ -147,7 +147,7 @@ class Outside:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Tell what the guest said of *item*."""
+        """Report what the guest reported of *item*."""
         run = self._runs.get(item.nodeid.partition("::")[0])
         if run is None or not item.get_closest_marker("guest"):
             return None

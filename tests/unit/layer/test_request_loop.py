@@ -67,7 +67,7 @@ async def test_some_requests_have_no_reply(caplog: pytest.LogCaptureFixture) -> 
 async def test_a_reply_that_is_not_taken_is_an_error_to_its_caller(
     taken_after: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Said once more at the most; and the loop goes on."""
+    """The caller gets an error, if that one is taken; and the loop goes on."""
     refused = 0
 
     def refuse(fd: int, number: int, refusal: int, body: bytes) -> None:

@@ -78,7 +78,7 @@ async def _end_of(session: Callable[[], Awaitable[object]]) -> str:
 async def _in_memory(
     session: Callable[[Connection], Awaitable[object]], lead: Lead, message: Message
 ) -> str:
-    """Say *message* to *session* over a stream in memory."""
+    """Send *message* to *session* over a stream in memory."""
     one, other = trio.testing.memory_stream_pair()
     ended = ""
     with trio.fail_after(10):

@@ -94,7 +94,7 @@ class Catalog(CatalogStore):
         self, node: BaseNode, base: JournalBase, handle: bytes = b"", ino: int = 0
     ) -> None:
         """Enter a file as it was at the journal's *base*, with its object in the backing, where
-        that is known; the root is there already. Who has entered all says so by
+        that is known; the root is there already. A caller that has entered all calls
         :meth:`end_base`."""
         found = None
         if node.fid == ROOT_FID:

@@ -156,8 +156,8 @@ class FileCalls:
     def write(
         self, who: Caller, _: Fid, handle: int, offset: int, data: Data, clears: bool
     ) -> Body:
-        """Write all of *data* at *offset*, or as much as the backing takes. Who writes, who need
-        not be who opened the file, takes privileges if that *clears* them."""
+        """Write all of *data* at *offset*, or as much as the backing takes. The caller, which need
+        not be the one that opened the file, takes privileges if that *clears* them."""
         fid, opener = self.files[handle]
         self._flags.check_write(fid, offset)
         stat = kernel.stat(self._tree.writable(fid))

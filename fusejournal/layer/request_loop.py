@@ -20,7 +20,7 @@ further request is read.
 
 Of a connection that was taken over the kernel may remember names wrongly, because the answers to
 what changed them were lost (lost_replies.py), and asks for changes that cannot be: to make what is
-there. Until it has been made to forget, who asks for that is to try again.
+there. Until it has been made to forget, a caller that asks for that is to try again.
 
 Rules for calls: no await but in the coroutine that a call returns when it has to wait. Order comes
 from code without awaits.

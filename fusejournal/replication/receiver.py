@@ -2,12 +2,13 @@
 acknowledges them.
 
 One session at a time. A newer connection of the same peer takes the place of the older, which may
-be a link that is dead and does not know it yet, once the two journals were compared: who cannot
-ship to here ends no session. A second sender is refused, and so is a second instance of the same
-one (wire/instances.py) while the first is heard; but the primary takes the place of a mirror that
-ships on, because what comes by way of another is not acknowledged to it. Checks come in this order:
-who it is, version and volume, reign, whether another ships, position, checksum; then the frames are
-appended as they are, flushed, acknowledged, and left to the applier (receive_session.py).
+be a link that is dead and does not know it yet, once the two journals were compared: a peer that
+cannot ship to here ends no session. A second sender is refused, and so is a second instance of the
+same one (wire/instances.py) while the first is heard; but the primary takes the place of a mirror
+that ships on, because what comes by way of another is not acknowledged to it. Checks come in this
+order: who it is, version and volume, reign, whether another ships, position, checksum; then the
+frames are appended as they are, flushed, acknowledged, and left to the applier
+(receive_session.py).
 
 A higher reign that a peer proves is on the disk before that is answered, and ends a session of a
 lower one at once, also where nothing can be taken from the peer that speaks of it. One that the

@@ -3,8 +3,8 @@
 Owns four background tasks of a running volume: the group flush (one fdatasync of the journal for
 all who wait, at least every ``flush_interval_seconds``), the catalog's early commits, the
 checkpoint (syncfs of the backing, then the catalog) and the tending of sealed segments (index,
-compression). All disk waits happen in worker threads and processes; the event loop only wakes whom
-they concern.
+compression). All disk waits happen in worker threads and processes; the event loop only wakes the
+tasks that they concern.
 
 A disk that flushes faster than a thread can be woken (a battery behind it, or no flush at all) is
 flushed right where a caller waits. What counts is the average over many flushes, because what a
@@ -237,9 +237,9 @@ class Durability:
         return took
 
     async def wait(self, seq: Seq, since: float | None = None) -> None:
-        """Return when the journal is durable up to *seq*, here and where else it must be; who waits
-        has done so *since* then, or from now on. Raises OSError EIO when it cannot be. Cancelling
-        is harmless: the flush goes on for the others."""
+        """Return when the journal is durable up to *seq*, here and where else it must be; the
+        caller has waited *since* then, or waits from now on. Raises OSError EIO when it cannot be.
+        Cancelling is harmless: the flush goes on for the others."""
         began = time.perf_counter() if since is None else since
         if self._is_running:
             await self._flushed_up_to(seq)

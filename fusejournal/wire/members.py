@@ -141,9 +141,9 @@ class Members(NamedTuple):
         return self._replace(held=in_order({one: held[one] for one in held if one in everyone}))
 
     def is_outdated(self, begun_epoch: Epoch) -> bool:
-        """Returns True if *begun_epoch*, in which a node has entries, is beyond its reign: who
-        begins that may acknowledge by another rule, as one does that is promoted by force, and this
-        record covers nothing."""
+        """Returns True if *begun_epoch*, in which a node has entries, is beyond its reign: the node
+        that began it may acknowledge by another rule, as one does that is promoted by force, and
+        this record covers nothing."""
         return self.reign.epoch < begun_epoch
 
     def to_wire(self) -> tuple[int, ...]:

@@ -146,7 +146,10 @@ def test_code_and_pages_name_who_acts() -> None:
 
 
 _ACTORLESS = re.compile(
-    r"\b(?:for|from|than|because|leaves|wakes?|serves|held by|given by|told by) who\b",
+    r"\b(?:for|from|than|because|leaves|wakes?|serves|held by|given by|told by|and only) who\b"
+    r"|\bwakes whom\b|\bwho is to begin\b|\bbe who opened\b|: who begins that\b"
+    r"|[.:;,] (?:and |but )?who (?:asks for|waits|writes|copies|knows no|finds|changes|cannot)\b"
+    r"|\bwho has (?:entered|only)\b|: who had\b|; who acknowledged\b",
     re.IGNORECASE,
 )
 """A clause with "who" in place of an actor. (A question, as in "says who holds it", has one.)"""

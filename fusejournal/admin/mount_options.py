@@ -63,7 +63,7 @@ def replication_options(
     open_backing: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Returns what these options change in the configuration: section, key and value. Of an option
-    that is None, False or empty nothing is said.
+    that is None, False or empty nothing is passed.
 
     Args:
         role, durability, open_backing: of the section "volume".

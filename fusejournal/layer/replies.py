@@ -49,7 +49,7 @@ Body: TypeAlias = bytes | OpenReply
 
 class DurableReply:
     """A *body* that waits until *durability* has *seq* on the disk; its caller has waited *since*
-    then. *is_done*: it says that something was changed."""
+    then. *is_done*: it reports that something was changed."""
 
     __slots__ = ("_durability", "_seq", "_since", "body", "is_done")
 
@@ -77,7 +77,7 @@ class DurableReply:
 
 Answer: TypeAlias = Body | DurableReply | Coroutine[Any, Any, Body]
 DONE = b""
-"""The reply that says no more than that it is done."""
+"""The reply that only reports that it is done."""
 
 
 def errno_of(error: Exception) -> int:
@@ -184,7 +184,7 @@ class ReplyWaits:
         return self._when_durable(seq, DONE)
 
     def _when_durable(self, seq: Seq, body: Body, *, is_done: bool = False) -> Answer:
-        """*is_done*: the reply says that something was changed."""
+        """*is_done*: the reply reports that something was changed."""
         since = self._durability.try_flush_inline(seq)
         return body if since is None else DurableReply(body, is_done, self._durability, seq, since)
 

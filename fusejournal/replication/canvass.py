@@ -39,7 +39,7 @@ from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
 
 _AHEAD_MAX: Final = 4096
-"""A peer that tells of an epoch so far ahead is not believed."""
+"""A peer that reports an epoch so far ahead is not believed."""
 ASK_SECONDS: Final = 5.0
 """The time that a peer may take to answer: one that is away is not waited for."""
 _OPEN_SECONDS: Final = 2.0

@@ -100,8 +100,8 @@ class LocalNode:
     def greeting(
         self, uuid: UUID | None, journal: Journal, reign: Reign, applied: Seq
     ) -> HandshakeState:
-        """Returns what it says of itself: of the volume *uuid* (None: any), by *reign*, with what
-        is *applied* of *journal*."""
+        """Returns what it reports of itself: of the volume *uuid* (None: any), by *reign*, with
+        what is *applied* of *journal*."""
         return HandshakeState(
             self.name,
             uuid,

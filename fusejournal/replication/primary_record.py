@@ -88,7 +88,7 @@ class PrimaryRecord:
         self.last_error = None
 
     def heard(self) -> None:
-        """Note that the primary has said something, or is at it."""
+        """Note that the primary has sent something, or is at it."""
         self._heard_at = time.monotonic()
         self._heard_time = time.time()
 

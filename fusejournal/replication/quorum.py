@@ -96,7 +96,7 @@ class Quorum:
         return self._nth([seq for peer, seq in self._counting() if peer not in self._away])
 
     def left(self, peer: str) -> None:
-        """*peer* is not connected any more: what it has now, it says when it comes back."""
+        """*peer* is not connected any more: what it has now, it reports when it comes back."""
         self._away.add(peer)
 
     def lost(self, peer: str, seq: Seq) -> None:

@@ -92,8 +92,8 @@ class Receiving:
 
 
 class ReceiveSession:
-    """Receives in *session* what follows in *sink*. *on_heard* is called when the sender has
-    said something, or is at it."""
+    """Receives in *session* what follows in *sink*. *on_heard* is called when the sender has sent
+    something, or is at it."""
 
     def __init__(
         self,

@@ -69,8 +69,8 @@ log = logging.getLogger(__name__)
 _FRESH_SECONDS = 3.0
 """A sender that was heard so long ago at most is there: a machine takes longer to start."""
 _SIGN_SECONDS = 7.0
-"""A sender that says nothing for longer, while another instance of it wants its place, has lost it:
-it pings every two seconds."""
+"""A sender that sends nothing for longer, while another instance of it wants its place, has lost
+it: it pings every two seconds."""
 _REFUSED = {FULL: MirrorEvent.REFUSED_FULL, "copy": MirrorEvent.REFUSED_COPY}
 """The events of refusals by their codes, but for REFUSED."""
 _PARTED = {
@@ -108,7 +108,7 @@ class Receiver:
         self._newcomer: tuple[str, trio.CancelScope] | None = None
         """The peer that is being compared, perhaps beside a session."""
         self._sign = trio.Event()
-        """Set when the sender says something."""
+        """Set when the sender sends something."""
         self._heeding = trio.Lock()
 
     @property
@@ -358,7 +358,7 @@ class Receiver:
             await self._durability.flush_watermarks()
 
     async def _gives_a_sign(self) -> bool:
-        """Returns True if the sender says something, now or soon."""
+        """Returns True if the sender sends something, now or soon."""
         self._sign = trio.Event()
         over = self._session_over
         async with trio.open_nursery() as nursery:
@@ -374,7 +374,7 @@ class Receiver:
         return self._sign.is_set()
 
     def _heard(self) -> None:
-        """The sender has said something, or is at it."""
+        """The sender has sent something, or is at it."""
         self._record.heard()
         self._instances.heard(trio.current_time())
         self._sign.set()

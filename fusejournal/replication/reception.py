@@ -23,7 +23,7 @@ _FAREWELL_SECONDS: Final = 1.0
 
 class Reception:
     """Has *serve_greeted* do what a peer that has greeted wants; that raises RefusedError where it
-    is not to be done, trio.TooSlowError where the peer has said nothing for too long."""
+    is not to be done, trio.TooSlowError where the peer has sent nothing for too long."""
 
     def __init__(
         self, serve_greeted: Callable[[SessionConnection, Hello], Awaitable[None]]

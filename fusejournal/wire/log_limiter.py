@@ -52,8 +52,9 @@ class LogLimiter:
             log.warning("peer %s: %s", name, reason)
 
     def note(self, name: str, words: str) -> None:
-        """Logs *words*, which the peer *name* said of itself and may say otherwise at any time.
-        They are a source of their own, so that no fault of the peer keeps the first one back."""
+        """Logs *words*, which the peer *name* reported of itself and may report otherwise at any
+        time. They are a source of their own, so that no fault of the peer keeps the first one
+        back."""
         if self._is_first(f"notes of peer {name}", words):
             log.warning("peer %s: %s", name, words)
 

@@ -213,7 +213,7 @@ class RejoinRequest:
         return plan_rejoin(state.journal_dir, reader, head, parting)
 
     def _find_parting(self, page: WatermarkPage, head: Position) -> Parting:
-        """Ask the peer, or take what the last primary recorded. Raises FusejournalError."""
+        """Ask the peer, or take what the last primary reported. Raises FusejournalError."""
         state = self._state
         book = PeerBook.load(state.directory)
         peer = self._choose(book)

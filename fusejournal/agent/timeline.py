@@ -80,8 +80,8 @@ def filter_options(fields: Fields) -> list[tuple[str, object]]:
 
 
 def entries(source: JournalSource, fields: Fields, scans: "Scans") -> dict[str, Any]:
-    """Returns a page of entries, newest first. Fields: those of a filter; ``before_seq``, where the
-    page before ended; ``count``. Raises FusejournalError.
+    """Returns a page of entries, newest first. Fields: those of a filter; ``before_seq``, the page
+    before's ``next_before_seq``; ``count``. Raises FusejournalError.
 
     ``next_before_seq`` of the answer is None at the end, and ``first_searched_seq`` says how far
     down was looked."""

@@ -2,8 +2,8 @@
 in fstab and /proc/mounts, and their bits.
 
 Pure. Source: mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS"; mount(2); the kernel's
-fs/namespace.c (path_mount) and fs/proc_namespace.c, which also decides who keeps a flag, the mount
-or its file system."""
+fs/namespace.c (path_mount) and fs/proc_namespace.c, which also shows who keeps a flag, the mount or
+its file system."""
 
 from collections.abc import Iterable
 from typing import Final, get_args

@@ -66,8 +66,8 @@ class Parting:
 
 
 def load_parting(state_dir: Path) -> Parting | None:
-    """Returns what the last primary recorded in *state_dir*; None where none has, or nothing that
-    can be understood."""
+    """Returns what the last primary reported, as *state_dir* has it; None where none has, or
+    nothing that can be understood."""
     try:
         raw = read_object(state_dir / PARTED_FILE)
         if raw.pop("format") != _FORMAT:

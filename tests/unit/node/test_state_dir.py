@@ -87,7 +87,14 @@ def test_a_role_changes_wholly_or_not_at_all(tmp_path: Path, label: str) -> None
             failpoints.listen(None)
 
 
-@pytest.mark.parametrize("text", ["", "3", "x/1", "0/1", "3/0", "-1/5", f"{1 << 60}/1", 7])
+def test_a_reign_whose_node_is_not_known_is_read_again(tmp_path: Path) -> None:
+    """By a peer that names only its epoch a primary may have been fenced."""
+    with hold_or_make_volume(spec(tmp_path)) as state:
+        demoted = change_role(state, Event.DEMOTED, Reign(Epoch(2), 0))
+        assert load_state(state.directory) == demoted
+
+
+@pytest.mark.parametrize("text", ["", "3", "x/1", "0/1", "3/-1", "-1/5", f"{1 << 60}/1", 7])
 def test_what_is_no_reign_is_refused(tmp_path: Path, text: object) -> None:
     with hold_or_make_volume(spec(tmp_path)) as state:
         pass

@@ -12,9 +12,12 @@ def write_through_map(path: str, data: bytes) -> None:
     if child == 0:
         number = errno.EIO
         try:
-            with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as pages:
-                pages[: len(data)] = data
-                pages.flush()
+            with open(path, "r+b") as file:
+                # Asked for length 0, mmap.mmap takes a size that cannot be had for 0: EINVAL.
+                size = os.fstat(file.fileno()).st_size
+                with mmap.mmap(file.fileno(), size) as pages:
+                    pages[: len(data)] = data
+                    pages.flush()
             number = 0
         except OSError as error:
             number = error.errno or number

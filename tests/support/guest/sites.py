@@ -64,8 +64,8 @@ def exported_volume(
     with exported_site(nfs, version, layer.mountpoint, export, options, "mountpoint", fsid) as site:
         yield site
     layer.stop()
-    words = layer.words().splitlines()
-    assert not [line for line in words if not line.startswith("importing: ")]
+    words = layer.words()
+    assert all(line.startswith("importing: ") for line in words.splitlines()), words
 
 
 class Sites(NamedTuple):

@@ -10,10 +10,11 @@ from fusejournal.address import node_name
 from fusejournal.admin.live import live_status
 from fusejournal.admin.prune_journal import JournalPlan, JournalPruning
 from fusejournal.admin.versions import VolumeVersions
-from fusejournal.config import config_root, find_config
+from fusejournal.config import VersionsConfig, config_root, find_config
 from fusejournal.errors import NotRunningError
 from fusejournal.node.registry import find_volume
 from fusejournal.node.spec import load_checked
+from fusejournal.node.volume_status import VersionStatus
 from fusejournal.objects.service import do_not_wait
 from fusejournal.objects.store import ObjectTraffic
 from fusejournal.types import Progress, Seq
@@ -124,12 +125,21 @@ class Pruning:
         are no policy's: they stay, and count for nothing. Raises JournalDamagedError,
         StoreDamagedError, StoreError, FusejournalError."""
         journal = self._journal.plan()
+        verdicts = self.verdicts()
+        return PrunePlan(tuple(verdicts), tuple(self._lost(verdicts, journal.base_seq)), journal)
+
+    def verdicts(self) -> list[PolicyVerdict]:
+        """Returns what the policy says of each version, by seq. Raises StoreDamagedError,
+        StoreError, FusejournalError."""
         listed = [one for one in self._versions.all().versions if one.history != "lost"]
         protected = {one.version.key for one in listed if one.is_protected}
-        versions = [one.version for one in listed]
         bases = pinned_keys(self._versions.store())
-        verdicts = judge(versions, self._config.versions, protected, bases)
-        return PrunePlan(tuple(verdicts), tuple(self._lost(verdicts, journal.base_seq)), journal)
+        return judge([one.version for one in listed], self.policy, protected, bases)
+
+    @property
+    def policy(self) -> VersionsConfig:
+        """The schedule and the policy of the volume's versions."""
+        return self._config.versions
 
     def _lost(self, verdicts: list[PolicyVerdict], base_seq: Seq) -> list[LostMoment]:
         """Returns the moments of versions that go where the journal, which then begins after entry
@@ -153,11 +163,16 @@ class Pruning:
     def next_by_layer(self) -> float | None:
         """Returns when the layer prunes next by its schedule, in seconds since 1970; None where it
         has none, or does not run."""
+        versions = self.status_of_layer()
+        return versions.next_prune if versions is not None else None
+
+    def status_of_layer(self) -> VersionStatus | None:
+        """Returns what the layer knows of the versions; None where it does not run, or knows of no
+        store."""
         try:
-            versions = live_status(self._versions.state).versions
+            return live_status(self._versions.state).versions
         except NotRunningError:
             return None
-        return versions.next_prune if versions is not None else None
 
     def would_free(self, plan: PrunePlan, progress: Progress) -> Collected:
         """Returns what collecting the store would come to once *plan* was carried out. Raises

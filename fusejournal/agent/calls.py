@@ -87,6 +87,7 @@ class Calls:
             "peer-pause": partial(_pause, True),
             "peer-resume": partial(_pause, False),
             "versions": kept_versions.versions,
+            "retention": kept_versions.retention,
             "version-tree": kept_versions.tree,
             "version-difference": kept_versions.difference,
             "version-protect": kept_versions.protect,

@@ -1,6 +1,6 @@
-"""Answers to consoles about a volume's versions: their list and store, the tree of one, the
-differences between two, protecting and deleting. All else about them takes its time, and is a
-job."""
+"""Answers to consoles about a volume's versions: their list and store, what the policy makes of
+them, the tree of one, the differences between two, protecting and deleting. All else about them
+takes its time, and is a job."""
 
 import stat
 import time
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
 
+from fusejournal.admin.retention import find_retention
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.accounts import account_names
 from fusejournal.agent.archives import content_of_record, members_of_version
@@ -81,6 +82,22 @@ def versions(fields: Fields) -> dict[str, Any]:
     answer["versions"] = [one.to_json() for one in listed.versions]
     answer["unreadable"] = [{"key": one.key, "error": str(one.error)} for one in listed.unreadable]
     return answer
+
+
+def retention(fields: Fields) -> dict[str, Any]:
+    """Returns what becomes of each version by the volume's policy, and when the layer makes and
+    prunes next; what is wrong with the store as ``error``. Raises FusejournalError."""
+    found = _open(fields)
+    answer: dict[str, Any] = {
+        "error": None, "now_ns": time.time_ns(),
+        "command": command_line("version", "calendar", found.name),
+    }  # fmt: skip
+    if not found.state.has_versions:
+        return {**answer, "error": "versions are kept nowhere yet"}
+    try:
+        return {**answer, **find_retention(found.name, None, _patience()).to_json()}
+    except (StoreError, OSError) as error:
+        return {**answer, "error": str(error)}
 
 
 def tree(fields: Fields) -> dict[str, Any]:

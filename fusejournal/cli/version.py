@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from fusejournal.errors import UsageError
 from fusejournal.types import Position
 from fusejournal.versions.histories import History
 from fusejournal.versions.manifest import UnreadableVersion
+
+if TYPE_CHECKING:
+    from fusejournal.admin.retention import PolicyForecast, RetainedVersion
 
 _HISTORIES: dict[History, str] = {
     "this": "",
@@ -152,6 +156,58 @@ def _as_line(listed: ListedVersion) -> str:
         f"{one.seq:>12}  {when}  {one.file_count:>11,} files  {text.size(one.content_bytes):>11}  "
         f"+{text.size(one.added_bytes):<11} {name}"
     ).rstrip()
+
+
+@version.command(short_help="What the policy will do, and when.")
+@click.argument("volume")
+@_CONFIG
+@_AS_JSON
+def calendar(volume: str, config: Path | None, as_json: bool) -> None:
+    """List VOLUME's versions with what keeps each, and the day on which the policy will let it go,
+    if versions are made by the schedule ([versions] every) and something changes in each of its
+    periods; then when the layer makes and prunes next. Days are of UTC, as the policy counts them.
+    Nothing is changed: 'prune --dry-run' says what would go now, and what that frees.
+
+    \b
+    Examples:
+      fusejournal version calendar srv-data
+      fusejournal version calendar srv-data --config /root/try-a-policy.toml --json
+    """
+    from fusejournal.admin.retention import find_retention
+
+    found = find_retention(volume, config, raise_interrupt)
+    if as_json:
+        text.echo_json(found.to_json())
+        return
+    for one in found.versions:
+        why = f"keep: {', '.join(one.reasons)}" if one.reasons else "goes: no rule keeps it"
+        name = f" ({one.version.name})" if one.version.name else ""
+        text.echo(
+            f"{one.version.seq:>12}  {_utc(one.version.time_ns)}  {why}{_until(found, one)}{name}"
+        )
+    if found.looked_until_ns is None and found.has_rules:
+        text.echo(
+            "until when each is kept is not known: [versions] has no schedule (every = ...) by "
+            "which further ones are made"
+        )
+    for word, at_ns in (("made", found.next_make_ns), ("pruned", found.next_prune_ns)):
+        if at_ns is not None:
+            text.echo(f"next {word} by the layer at {_utc(at_ns)}")
+
+
+def _until(found: "PolicyForecast", one: "RetainedVersion") -> str:
+    words = ""
+    if one.let_go_ns is not None:
+        words = f"; let go on {_utc(one.let_go_ns)[:10]}"
+    elif one.reasons and found.looked_until_ns is not None and not one.is_for_good:
+        words = f"; not before {_utc(found.looked_until_ns)[:10]}"
+    if one.prune_ns is not None:
+        words += f"; deleted at {_utc(one.prune_ns)}"
+    return words
+
+
+def _utc(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @version.command(short_help="One version in full.")

@@ -58,7 +58,8 @@ _AT: Final = (
 ROUTES: Final = (
     ApiRoute(
         "GET", f"{_VOLUME}/entries", "entries", AccessRole.VIEWER,
-        "Entries, newest first, a page at a time.",
+        "Entries, newest first, a page at a time. Values of extended attributes are for operators: "
+        "hidden names the fields that an entry lacks.",
         (
             *_FILTER, *_SEQS,
             Parameter("bytes_min", "integer", "Entries that wrote so many bytes, or more."),
@@ -74,7 +75,8 @@ ROUTES: Final = (
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/entries/{{seq}}", "entry", AccessRole.VIEWER,
-        "One entry with all its fields. data=1 (its bytes, in base64) is for operators.",
+        "One entry with all its fields. data=1 (its bytes, in base64) is for operators, and so are "
+        "values of extended attributes.",
         (Parameter("data", "boolean", "Whether the bytes are wanted, too."),),
     ),
     ApiRoute(
@@ -88,7 +90,8 @@ ROUTES: Final = (
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/life", "life", AccessRole.VIEWER,
-        "The lives of all files that had a path, through renames.", (_PATH,),
+        "The lives of all files that had a path, through renames; without values of extended "
+        "attributes for viewers.", (_PATH,),
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/difference", "difference", AccessRole.VIEWER,
@@ -119,6 +122,11 @@ ROUTES: Final = (
     ApiRoute(
         "GET", f"{_VOLUME}/versions", "versions", AccessRole.VIEWER,
         "All versions, the oldest first, and their store.",
+    ),
+    ApiRoute(
+        "GET", f"{_VOLUME}/retention", "retention", AccessRole.VIEWER,
+        "What keeps each version, when the policy lets it go and the schedule deletes it, and when "
+        "the next version and pruning are due. Times are nanoseconds since 1970; days are of UTC.",
     ),
     ApiRoute(
         "GET", f"{_VOLUME}/versions/{{version}}/tree", "version-tree", AccessRole.VIEWER,

@@ -7,11 +7,15 @@ machine that was off for a month loses nothing by it. What a rule lets go, it wo
 either: to prune often or seldom comes to the same.
 
 Whatever the rules say, these stay: the newest version, what is protected, what has a name (a person
-gave it), and the base of a journal."""
+gave it), and the base of a journal.
+
+When a rule lets a version go depends on those that are made after it: :func:`when_let_go` works
+that out for times at which these are to be made, by the same rules."""
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from fusejournal.config import VersionsConfig
 from fusejournal.versions.manifest import Version
@@ -20,6 +24,13 @@ _SECOND_NS = 10**9
 _DAY_SECONDS = 86_400
 _MONDAY = 3
 """1970 began with a Thursday."""
+_PROTECTED: Final = "protected"
+_NAMED: Final = "named"
+_BASE: Final = "the journal's base"
+STAYS_FOR_GOOD: Final = frozenset((_PROTECTED, _NAMED, _BASE))
+"""The reasons for which a version stays whatever is made after it."""
+_BLOCK: Final = 512
+"""The future versions that are looked at together."""
 
 
 class PolicyVerdict(NamedTuple):
@@ -50,13 +61,59 @@ def judge(
         if number == len(ordered) - 1:
             reasons.append("the newest")
         if version.key in protected:
-            reasons.append("protected")
+            reasons.append(_PROTECTED)
         if version.name:
-            reasons.append("named")
+            reasons.append(_NAMED)
         if version.key in bases:
-            reasons.append("the journal's base")
+            reasons.append(_BASE)
         reasons += by_rule[number] if has_rules(policy) else ["no policy"]
         found.append(PolicyVerdict(version, tuple(reasons)))
+    return found
+
+
+class _Kept(NamedTuple):
+    """A version that is there at a moment to come."""
+
+    time_ns: int
+    number: int | None
+    """Its place among the versions that there are now; None: it is made later."""
+
+
+def when_let_go(
+    verdicts: Sequence[PolicyVerdict], policy: VersionsConfig, made_ns: Sequence[int]
+) -> list[int | None]:
+    """Returns for each of *verdicts*, which :func:`judge` has returned by the same *policy*, when
+    it is let go, if further versions without a name are made at *made_ns* (in nanoseconds since
+    1970, growing, after all that there are): the time of the one with which nothing keeps it any
+    more. None where it stays beyond the last of these, and where nothing keeps it now."""
+    found: list[int | None] = [None] * len(verdicts)
+    if not has_rules(policy):
+        return found
+    pinned = {number for number, one in enumerate(verdicts) if STAYS_FOR_GOOD & {*one.reasons}}
+    kept = [_Kept(one.version.time_ns, number) for number, one in enumerate(verdicts) if one.stays]
+
+    def advance(kept: list[_Kept], made_ns: Sequence[int]) -> list[_Kept]:
+        """Returns what of *kept* is left once versions were made at *made_ns*. Where that lets one
+        go that there is now, the halves are looked at: to prune in between comes to the same."""
+        there = kept + [_Kept(time_ns, None) for time_ns in made_ns]
+        rules = _kept_by_rules([one.time_ns for one in there], policy)
+        last = len(there) - 1
+        left = [
+            one for at, one in enumerate(there) if rules[at] or at == last or one.number in pinned
+        ]
+        numbers = {one.number for one in left}
+        gone = [one.number for one in kept if one.number is not None and one.number not in numbers]
+        if gone and len(made_ns) > 1:
+            half = len(made_ns) // 2
+            return advance(advance(kept, made_ns[:half]), made_ns[half:])
+        for number in gone:
+            found[number] = made_ns[0]
+        return left
+
+    for begin in range(0, len(made_ns), _BLOCK):
+        kept = advance(kept, made_ns[begin : begin + _BLOCK])
+        if all(one.number is None or one.number in pinned for one in kept):
+            break
     return found
 
 
@@ -95,5 +152,11 @@ def _period(word: str, time_ns: int) -> object:
         return days
     if word == "weekly":
         return (days + _MONDAY) // 7
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return (moment.year, moment.month) if word == "monthly" else moment.year
+    year, month = _month(days)
+    return (year, month) if word == "monthly" else year
+
+
+@lru_cache(maxsize=1 << 14)
+def _month(days: int) -> tuple[int, int]:
+    moment = datetime.fromtimestamp(days * _DAY_SECONDS, UTC)
+    return moment.year, moment.month

@@ -1,5 +1,5 @@
-"""The policy of versions: what must stay stays, each rule keeps what it says, and to prune often
-comes to the same as to prune once."""
+"""The policy of versions: what must stay stays, each rule keeps what it says, to prune often comes
+to the same as to prune once, and what is let go when is what judging it then says."""
 
 from datetime import UTC, datetime
 
@@ -10,7 +10,7 @@ from fusejournal.config import VersionsConfig
 from fusejournal.types import Epoch, Fid, Seq
 from fusejournal.versions.chunker import RULE
 from fusejournal.versions.manifest import Version
-from fusejournal.versions.policy import judge
+from fusejournal.versions.policy import judge, when_let_go
 from tests.support.workload import UUID_OF_WORKLOADS
 
 _HOUR_NS = 3600 * 10**9
@@ -89,3 +89,39 @@ def test_pruning_often_comes_to_the_same(
             left = [one.version for one in judge(left, policy, ()) if one.stays]
     once = [one.version for one in judge(versions, policy, ()) if one.stays]
     assert [one.version for one in judge(left, policy, ()) if one.stays] == once
+
+
+@given(
+    steps=_STEPS,
+    policy=_POLICIES,
+    named=st.sets(st.integers(1, 40)),
+    first=st.integers(1, 900 * _HOUR_NS),
+    step=st.integers(1, 900 * _HOUR_NS),
+    count=st.integers(0, 16),
+    chosen=st.data(),
+)
+def test_when_each_is_let_go_is_what_judging_then_says(
+    steps: list[int],
+    policy: VersionsConfig,
+    named: set[int],
+    first: int,
+    step: int,
+    count: int,
+    chosen: st.DataObject,
+) -> None:
+    versions = _versions(steps, named)
+    protected = chosen.draw(st.sets(st.sampled_from([one.key for one in versions])))
+    verdicts = judge(versions, policy, protected)
+    begin = versions[-1].time_ns + first
+    made = range(begin, begin + count * step, step)
+    found = when_let_go(verdicts, policy, made)
+    assert len(found) == len(versions)
+    for number in range(count):
+        later = [
+            _version(len(versions) + 1 + at, time_ns)
+            for at, time_ns in enumerate(made[: number + 1])
+        ]
+        then = judge([*versions, *later], policy, protected)
+        for now, was, at_ns in zip(verdicts, then, found, strict=False):
+            is_let_go = not now.stays or (at_ns is not None and at_ns <= made[number])
+            assert was.stays is not is_let_go

@@ -7,6 +7,7 @@ import { confirmTyped } from "./dialogs.js";
 import { heading } from "./volume.js";
 import { begin } from "./timeline.js";
 import { archiveLinks, changeTable } from "./browse.js";
+import { fillCalendar } from "./calendar.js";
 
 const HISTORIES = { lost: "of a history that lost", ahead: "ahead of the journal here", before: "before the journal here" };
 
@@ -17,7 +18,9 @@ export async function versionsView(place, agent, volume, params) {
   if (params.old) return versionChanges(place, view, params);
   const draw = async () => {
     const found = await get(`${base}/versions`, {}, place.signal);
-    place.replaceChildren(...heading(agent, volume, "versions"), storeOf(found, view), listOf(found, view, () => draw().catch((error) => say(error.message))));
+    const calendar = h("div", { class: "card" }, spinner("Working out what the policy does…"));
+    place.replaceChildren(...heading(agent, volume, "versions"), storeOf(found, view), found.error ? "" : calendar, listOf(found, view, () => draw().catch((error) => say(error.message))));
+    if (!found.error) await fillCalendar(calendar, view);
   };
   return draw();
 }

@@ -32,6 +32,7 @@ from fusejournal.console.openapi import describe_api
 from fusejournal.console.routes import ROUTES, ApiRoute
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import AccessRole, UserBook
+from fusejournal.console.viewer_sight import seen_by_viewer
 from fusejournal.console.watch import PERIOD_SECONDS, Watch
 from fusejournal.console.web_requests import (
     RefusedRequestError,
@@ -287,7 +288,7 @@ class _Handlers:
             answer["jobs"] = [
                 one for one in answer["jobs"] if token.is_for(agent, str(one.get("volume")))
             ]
-        return json_answer(answer)
+        return json_answer(answer if asker.role >= AccessRole.OPERATOR else seen_by_viewer(answer))
 
     async def _change(self, route: ApiRoute, request: Request) -> Response:
         asker = await self._gates.admit_change(request, route.access)

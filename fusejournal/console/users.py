@@ -35,7 +35,7 @@ class AccessRole(IntEnum):
     """The roles of users; each may do what those before it may."""
 
     VIEWER = 1
-    """Sees all but the contents of files."""
+    """Sees all but the contents of files and the values of their extended attributes."""
     OPERATOR = 2
     """Sees contents, and recovers."""
     ADMIN = 3

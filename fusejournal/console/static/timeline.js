@@ -274,7 +274,7 @@ export async function showEntry(seq, { base, agent, volume }) {
     };
     dialog.replaceChildren(
       h("div", { class: "head" }, h("h2", {}, `Entry ${number(seq)}`), close),
-      facts(Object.entries(found.entry).map(([key, value]) => [key, shown(key, value)])),
+      facts(Object.entries(found.entry).map(([key, value]) => [key, shownOf(found.entry, key, value)])),
       h("div", { class: "row" },
         h("a", { class: "button", href: app.link(["v", agent, volume, "browse"], { at: seq, path: above(found.entry.path) }), onclick: () => dialog.close() }, "Browse at this moment"),
         canShow ? h("button", { type: "button", onclick: load }, `Show its data, ${size(found.entry.data_bytes)}`) : null),
@@ -285,6 +285,13 @@ export async function showEntry(seq, { base, agent, volume }) {
 }
 
 const above = (text) => (text ? text.split("/").slice(0, -1).join("/") : "");
+
+// Values of extended attributes are not for viewers.
+function shownOf(entry, key, value) {
+  if (key === "hidden") return null;
+  const seen = value === null || key !== "xattrs" ? shown(key, value) : name(value.map(([one, its]) => (its === null ? one : `${one}=${its}`)).join(", "));
+  return entry.hidden?.includes(key) ? [seen, h("span", { class: "soft" }, `${seen === null ? "" : " "}(its value is shown to operators)`)] : seen;
+}
 
 function shown(key, value) {
   if (value === null || value === undefined) return null;

@@ -44,12 +44,17 @@ def open_pairing(state: VolumeState) -> PairingCode:
     return PairingCode(**vars(opened), command=command)
 
 
+def pairing_state(state: VolumeState, number: int) -> PairingState:
+    """Returns the state of the code *number* (``PairingCode.id``). Raises NotRunningError."""
+    return PairingState.from_json(ask_layer(state, "pair-state", id=number))
+
+
 def await_pairing(state: VolumeState, number: int, tried: Callable[[str], None]) -> PairingState:
     """Waits until the code *number* (``PairingCode.id``) is used or good no more, and returns its
     last state; *tried* is called with a line about each try. Raises NotRunningError."""
     shown = 0
     while True:
-        now = PairingState.from_json(ask_layer(state, "pair-state", id=number))
+        now = pairing_state(state, number)
         forgotten = now.logged - len(now.log)
         for line in now.log[max(0, shown - forgotten) :]:
             tried(line)

@@ -18,13 +18,13 @@ import trio
 from fusejournal.admin.mark import set_mark
 from fusejournal.admin.peers import pause_peer, resume_peer
 from fusejournal.admin.source import JournalSource, open_source
-from fusejournal.agent import browse, kept_versions, timeline
+from fusejournal.agent import browse, kept_versions, pairing_calls, timeline
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.line_difference import line_difference
 from fusejournal.agent.mass_changes import FILES
 from fusejournal.agent.overview import Overview
-from fusejournal.agent.standing import standing
+from fusejournal.agent.standing import standing, standing_without_journal
 from fusejournal.agent.sums import Sums
 from fusejournal.agent.timeline import Scans
 from fusejournal.disk.files import UNREADABLE_JSON
@@ -86,6 +86,10 @@ class Calls:
             "mark": _mark,
             "peer-pause": partial(_pause, True),
             "peer-resume": partial(_pause, False),
+            "pair-open": pairing_calls.open_code,
+            "pair-state": pairing_calls.code_state,
+            "pair-close": pairing_calls.close_code,
+            "pair-with": pairing_calls.use_code,
             "versions": kept_versions.versions,
             "retention": kept_versions.retention,
             "version-tree": kept_versions.tree,
@@ -142,6 +146,10 @@ class Calls:
             async with self._overview_turn:
                 volumes = await trio.to_thread.run_sync(self._overview.volumes)
             return {"node": self._node, "volumes": volumes}
+        if what == "standing":
+            state = await trio.to_thread.run_sync(find_named, fields.text("volume"))
+            if not state.has_journal():
+                return await trio.to_thread.run_sync(standing_without_journal, state)
         if what in self._of_volume or what in _OF_KEPT:
             volume = await self._volume(fields.text("volume"))
             async with volume.turn:

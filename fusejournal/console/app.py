@@ -42,6 +42,7 @@ from fusejournal.console.web_requests import (
     path_fields,
     query_fields,
     where_of,
+    without_secrets,
 )
 from fusejournal.errors import FusejournalError, UsageError, WireError
 
@@ -304,7 +305,8 @@ class _Handlers:
         elif route.call == "job-order" and asker.token is not None:
             job = await link.call("job-show", id=fields["id"])
             asker.check_volume(agent, str(job.get("volume")))
-        await self._gates.note(asker.name, request, route.call, **{**where_of(request), **body})
+        noted = {**where_of(request), **without_secrets(route, body)}
+        await self._gates.note(asker.name, request, route.call, **noted)
         fields |= {"user": asker.name, "access": asker.role.label}
         return json_answer(await link.call(route.call, **fields))
 

@@ -19,6 +19,8 @@ class Parameter:
     is_required: bool = False
     values: tuple[str, ...] = ()
     """Everything that it can be; empty where that is not a list."""
+    is_secret: bool = False
+    """True if the audit is not to have it."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,29 @@ ROUTES: Final = (
     ApiRoute(
         "POST", f"{_VOLUME}/peers/{{peer}}/resume", "peer-resume", AccessRole.ADMIN,
         "Ships to a peer again.",
+    ),
+    ApiRoute(
+        "POST", f"{_VOLUME}/peers", "pair-with", AccessRole.ADMIN,
+        "Pairs with a node that gave out a code; the volume is shipped to it from then on.",
+        (
+            Parameter("peer", "string", "The name that the other node gets here.", True),
+            Parameter("address", "string", "Where it listens: ADDR:PORT.", True),
+            Parameter("code", "string", "The code.", True, is_secret=True),
+            Parameter("standby", "boolean", "Ship to it only once this node is the primary."),
+        ),
+    ),
+    ApiRoute(
+        "POST", f"{_VOLUME}/pairing", "pair-open", AccessRole.ADMIN,
+        "Gives out a code, good once and for ten minutes, by which another node pairs with this "
+        "one; a code of before is taken back.",
+    ),
+    ApiRoute(
+        "GET", f"{_VOLUME}/pairing/{{id}}", "pair-state", AccessRole.ADMIN,
+        "The state of a code that was given out, and the peer that was paired by it.",
+    ),
+    ApiRoute(
+        "POST", f"{_VOLUME}/pairing/{{id}}/close", "pair-close", AccessRole.ADMIN,
+        "Takes a code back.",
     ),
     ApiRoute(
         "GET", "/api/agents/{agent}/jobs", "job-list", AccessRole.VIEWER, "All jobs.",

@@ -107,3 +107,9 @@ def path_fields(request: Request) -> dict[str, Any]:
 def where_of(request: Request) -> dict[str, Any]:
     """Returns what a request's path names, for the audit."""
     return {f"in_{name}": value for name, value in request.path_params.items()}
+
+
+def without_secrets(route: ApiRoute, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a request brings, for the audit: a secret is not in it, only that one came."""
+    secret = {one.name for one in route.parameters if one.is_secret}
+    return {name: "(secret)" if name in secret else value for name, value in body.items()}

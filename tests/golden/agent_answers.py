@@ -15,9 +15,10 @@ from typing import Any
 from unittest import mock
 
 from fusejournal.admin.mark import MarkMade
+from fusejournal.admin.pair import PairingCode
 from fusejournal.admin.source import open_source
 from fusejournal.admin.versions import VolumeVersions
-from fusejournal.agent import calls, kept_versions
+from fusejournal.agent import calls, kept_versions, pairing_calls
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_progress import JobProgress
 from fusejournal.agent.jobs import JobBook
@@ -26,7 +27,12 @@ from fusejournal.agent.overview import Overview
 from fusejournal.agent.standing import standing
 from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.node.state_dir import VolumeState, save_state
-from fusejournal.replication.peer_replies import PeerChanged
+from fusejournal.replication.peer_replies import (
+    OpenedCode,
+    PairedWith,
+    PairingState,
+    PeerChanged,
+)
 from fusejournal.replication.peers import PeerBook
 from fusejournal.roles.role import Role
 from fusejournal.types import Epoch, Reign
@@ -51,6 +57,10 @@ CALLS: dict[str, dict[str, Any]] = {
     "mark": {"name": "friday"},
     "peer-pause": {"peer": "east"},
     "peer-resume": {"peer": "east"},
+    "pair-open": {},
+    "pair-state": {"id": 1},
+    "pair-close": {"id": 1},
+    "pair-with": {"peer": "east", "address": "10.0.0.2:7710", "code": "7K3M-Q0ZV-9X2C-HT5A"},
     "job-create": {"kind": "undo", "user": "anna", "access": "operator", **REQUESTS["undo"]},
     "job-list": {},
     "job-show": {},
@@ -118,6 +128,10 @@ def _fixed(root: Path) -> ExitStack:
     roots = {"FUSEJOURNAL_STATE_ROOT": str(root), "FUSEJOURNAL_CONFIG_ROOT": str(root / "etc")}
     (made,) = (one for one in REPLIES if isinstance(one, MarkMade))
     (changed,) = (one for one in REPLIES if isinstance(one, PeerChanged))
+    opened = next(one for one in REPLIES if type(one) is OpenedCode)
+    paired = next(one for one in REPLIES if isinstance(one, PairedWith))
+    states = [one for one in REPLIES if isinstance(one, PairingState)]
+    code = PairingCode(**vars(opened), command="fusejournal pair VOLUME cellar=10.0.0.1:7710 CODE")
     for patch in (
         mock.patch.dict(os.environ, roots),
         mock.patch("time.time_ns", return_value=NOW_NS),
@@ -130,6 +144,10 @@ def _fixed(root: Path) -> ExitStack:
         mock.patch("fusejournal.agent.calls.set_mark", return_value=made),
         mock.patch("fusejournal.agent.calls.pause_peer", return_value=changed),
         mock.patch("fusejournal.agent.calls.resume_peer", return_value=changed),
+        mock.patch("fusejournal.agent.pairing_calls.open_pairing", return_value=code),
+        mock.patch("fusejournal.agent.pairing_calls.pairing_state", return_value=states[0]),
+        mock.patch("fusejournal.agent.pairing_calls.close_pairing", return_value=states[-1]),
+        mock.patch("fusejournal.agent.pairing_calls.pair_with", return_value=paired),
     ):
         stack.enter_context(patch)
     return stack
@@ -154,6 +172,10 @@ def make_agent_answers(root: Path) -> object:
             "mark": calls._mark,
             "peer-pause": partial(calls._pause, True),
             "peer-resume": partial(calls._pause, False),
+            "pair-open": pairing_calls.open_code,
+            "pair-state": pairing_calls.code_state,
+            "pair-close": pairing_calls.close_code,
+            "pair-with": pairing_calls.use_code,
             "job-create": book.create,
             "job-list": book.list_all,
             "job-show": book.show,

@@ -29,3 +29,26 @@ export function confirmTyped({ title, words, wanted, button, command, act, extra
   dialog.showModal();
   input.focus();
 }
+
+// Says what it does, with the command line that does the same, and acts by one click more; an error
+// of that is shown, and nothing is closed.
+export function confirmed({ title, words, button, command, act, extra = null }) {
+  const problem = h("div", {});
+  const go = h("button", { type: "button", class: "main", autofocus: true }, button);
+  const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove() });
+  go.addEventListener("click", async () => {
+    go.disabled = true;
+    try {
+      await act();
+      dialog.close();
+    } catch (error) {
+      problem.replaceChildren(failure(error));
+      go.disabled = false;
+    }
+  });
+  dialog.append(h("h2", {}, title), h("p", {}, words), extra ?? "", problem,
+    h("div", { class: "row" }, go, h("button", { type: "button", onclick: () => dialog.close() }, "Cancel")),
+    command ? commandLine(command) : "");
+  document.body.append(dialog);
+  dialog.showModal();
+}

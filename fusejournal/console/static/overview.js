@@ -1,8 +1,9 @@
 // All servers and volumes at one look.
 
-import { get, post, may, volumePath } from "./api.js";
+import { get, post, may } from "./api.js";
 import * as app from "./app.js";
 import { shippingOf } from "./ships.js";
+import { pauseButton } from "./peers.js";
 import { h, pill, facts, number, size, ago, time, clock, plain, say, command } from "./dom.js";
 
 export async function overviewView(place) {
@@ -165,24 +166,10 @@ function peersOf(agent, volume, replication) {
   if (!replication) return [];
   const found = replication.peers.map((peer) => [`→ ${peer.name}`, h("span", {}, `${peer.state}, `,
     peer.lag_entries ? `behind by ${number(peer.lag_entries)} entries, ${peer.lag_seconds.toFixed(1)} s` : "level",
-    may("admin") ? [" ", pauseButton(agent, volume, peer)] : null)]);
+    may("admin") ? [" ", pauseButton({ agent: agent.name, volume: volume.name }, peer, "plain")] : null)]);
   if (replication.mirror) {
     const mirror = replication.mirror;
     found.unshift([`← ${mirror.primary ?? "no primary yet"}`, `${mirror.state}, ${mirror.lag_entries ? `behind by ${number(mirror.lag_entries)} entries, ${mirror.lag_seconds.toFixed(1)} s` : "level"}`]);
   }
   return found;
-}
-
-function pauseButton(agent, volume, peer) {
-  const isPaused = peer.state === "paused";
-  const way = isPaused ? "resume" : "pause";
-  const click = async () => {
-    try {
-      await post(`${volumePath(agent.name, volume.name)}/peers/${encodeURIComponent(peer.name)}/${way}`);
-      say(isPaused ? `Shipping to ${peer.name} again` : `Nothing is shipped to ${peer.name} now`);
-    } catch (error) {
-      say(error.message);
-    }
-  };
-  return h("button", { type: "button", class: "plain", onclick: click, title: `fusejournal peer ${way} ${volume.name} ${peer.name}` }, isPaused ? "Resume" : "Pause");
 }

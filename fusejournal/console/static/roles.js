@@ -1,11 +1,12 @@
-// Who is primary of a volume: its nodes on all servers that the console knows, as they are now, and
-// what changes it. The volume is one by its UUID, whatever its name is on each server.
+// Who is primary of a volume: its nodes on all servers that the console knows, as they are now, what
+// changes it, and how two of them become peers. The volume is one by its UUID, whatever its name is on each server.
 
 import { get, post, may, volumePath } from "./api.js";
 import * as app from "./app.js";
 import { h, number, command, failure, pill, facts, say } from "./dom.js";
 import { heading } from "./volume.js";
 import { begin } from "./timeline.js";
+import { pairButtons, pauseButton } from "./peers.js";
 
 export async function rolesView(place, agent, volume) {
   const overview = app.overview ?? await get("/api/overview", {}, place.signal);
@@ -89,8 +90,9 @@ function nodeOf(node) {
     facts([
       ["reign", found.reign], ["fence", found.fence], ["position", found.position ? h("code", {}, found.position) : null],
       ...(told?.mirror ? [[`← ${told.mirror.primary ?? "no primary yet"}`, `${told.mirror.state}, ${lag(told.mirror)}`]] : []),
-      ...(told?.peers ?? []).map((peer) => [`→ ${peer.name}`, h("span", {}, `${peer.state}, ${lag(peer)}; has everything up to entry ${number(peer.acked_seq)} on its disk`, peer.last_error && peer.lag_entries ? h("span", { class: "refused" }, ` ${peer.last_error}`) : null)]),
+      ...(told?.peers ?? []).map((peer) => [`→ ${peer.name}`, h("span", {}, `${peer.state}, ${lag(peer)}; has everything up to entry ${number(peer.acked_seq)} on its disk`, peer.last_error && peer.lag_entries ? h("span", { class: "refused" }, ` ${peer.last_error}`) : null, may("admin") ? [" ", pauseButton(view, peer, "plain")] : null)]),
     ]),
+    may("admin") && isRunning ? h("div", { class: "row pairing" }, pairButtons(view, found)) : null,
     may("admin") ? h("div", { class: "row" }, isRunning && isPrimary ? primaryButtons(view, told) : null, isRunning && !isPrimary ? mirrorButtons(view) : null,
       !isRunning || found.parting || (isPrimary && isFenced) ? h("button", { type: "button", onclick: () => begin(view, { kind: "rejoin", volume: node.volume }) }, "Plan a rejoin") : null) : null,
     command(found.command));

@@ -3,7 +3,7 @@
 import { link } from "./app.js";
 import { h } from "./dom.js";
 
-const VIEWS = [["timeline", "Timeline"], ["browse", "Browse"], ["changes", "Differences"], ["versions", "Versions"], ["roles", "Roles"]];
+const VIEWS = [["timeline", "Timeline"], ["browse", "Browse"], ["changes", "Differences"], ["versions", "Versions"], ["roles", "Peers and roles"]];
 
 export function heading(agent, volume, current) {
   return [

@@ -36,6 +36,7 @@ def volume_status(state: VolumeState) -> VolumeStatus:
     scrub = load_scrub(state.directory)
     return replace(
         found,
+        state_directory=str(state.directory),
         export_lacks=lacking(state.mountpoint) if found.exported else None,
         scrub=scrub,
     ).with_troubles((*copies, *_scrubbed(scrub)))

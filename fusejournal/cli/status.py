@@ -240,6 +240,7 @@ def _show(one: VolumeStatus, waiting: Sequence[PeerInfo]) -> None:
         ("exported", _exported(one)),
         ("mountpoint", one.mountpoint),
         ("backing", f"{one.backing}  ({backing_free} free)"),
+        ("state files", one.state_directory or "-"),
         *([("configuration", one.configuration)] if one.configuration is not None else []),
         (
             "entries",

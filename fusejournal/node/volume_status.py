@@ -148,7 +148,7 @@ class VolumeStatus(Reply):
     OMITTED: ClassVar[frozenset[str]] = frozenset(
         {
             "flush_seconds", "flushes", "waits", "branches", "base_seq", "base_time_ns", "scrub",
-            "configuration", "versions", "export_lacks",
+            "configuration", "versions", "export_lacks", "state_directory",
         }
     )  # fmt: skip
     NESTED: ClassVar[Mapping[str, type[Reply] | type[ReportedState]]] = {
@@ -170,6 +170,8 @@ class VolumeStatus(Reply):
     pid: int | None = None
     backing: str
     mountpoint: str
+    state_directory: str | None = None
+    """The directory of the journal and what belongs to it; None in what a layer reports."""
     state: Condition
     durability: str | None = None
     """The mode that is in force."""

@@ -1,5 +1,6 @@
 """Words in which ``status`` shows a mirror and its peers."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,15 @@ def test_a_stopped_volume_has_its_peers(tmp_path: Path, monkeypatch: pytest.Monk
     shown = CliRunner().invoke(status, ["one"])
     assert shown.exit_code == 0
     assert "peer east   10.0.0.2:7710, not paired\n" in shown.output
+
+
+def test_the_state_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
+    make_volume(tmp_path / "one", "one")
+    shown = CliRunner().invoke(status, ["one"])
+    assert f"state files {tmp_path / 'one'}\n" in shown.output
+    told = json.loads(CliRunner().invoke(status, ["one", "--json"]).output)
+    assert told["state_directory"] == str(tmp_path / "one")
 
 
 def test_a_mirror_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

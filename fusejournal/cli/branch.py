@@ -169,7 +169,8 @@ def show(
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="The new directory to make; it must not be there yet.",
+    help="The new directory to make, also for a single file, which is put into it; it must not be "
+    "there yet.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def restore_command(
@@ -182,8 +183,9 @@ def restore_command(
     as_json: bool,
 ) -> None:
     """Bring back the tree, or the file or directory PATH in it, as it was at the end of the branch
-    NAME of VOLUME, or at an entry of it. It goes into the new directory DIR, as with 'fusejournal
-    restore'; VOLUME is left as it is. For a seq a position goes, too, EPOCH/SEQ/CHAIN.
+    NAME of VOLUME, or at an entry of it. It becomes the new directory DIR, or, a single file, is
+    put into that, as with 'fusejournal restore'; VOLUME is left as it is. For a seq a position
+    goes, too, EPOCH/SEQ/CHAIN.
 
     \b
     Examples:

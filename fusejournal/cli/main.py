@@ -97,7 +97,7 @@ def cli() -> None:
       fusejournal history srv-data docs/a.txt  one file's life, removed or not
       fusejournal undo srv-data 4711-4720      what taking these back would do
       fusejournal version create srv-data      keep an image of the tree
-      fusejournal restore srv-data docs/a.txt --to-time "1 hour ago" --target /tmp/a.txt
+      fusejournal restore srv-data docs/a.txt --to-time "1 hour ago" --target /tmp/back
       fusejournal pair srv-data                make a mirror known, or be one
       fusejournal export srv-data 192.168.1.0/24 --write
       fusejournal umount srv-data

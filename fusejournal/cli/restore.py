@@ -31,7 +31,8 @@ _ONE_OF = "give one of --to-version, --to-seq, --before-seq, --to-time and --to-
     "--target",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The new directory to make; it must not be there yet.",
+    help="The new directory to make, also for a single file, which is put into it; it must not be "
+    "there yet.",
 )
 @click.option("--in-place", is_flag=True, help="On the live volume; shows what, without --apply.")
 @click.option("--dry-run", is_flag=True, help="With --in-place: plan only; this is the default.")
@@ -69,12 +70,12 @@ def restore_command(
 ) -> None:
     """Bring back VOLUME's tree, or the file or directory PATH in it, as it was at one moment.
 
-    The tree, or the directory, becomes the new directory DIR; a file is put into it. Nothing that
-    is there already is written over, and VOLUME is left as it is. PATH is from the volume's root,
-    by the name it had then. Where there is a version before that moment, it is made of that and
-    the entries after it, unless --from-journal says otherwise. --to-version reads the store of
-    versions alone, not the journal; VOLUME may be a store then, by its directory or address, as on
-    a machine that has nothing else. For a seq a position, EPOCH/SEQ/CHAIN, goes, too.
+    The tree, or the directory, becomes the new directory DIR. A single file is put into DIR, by its
+    own name: a DIR that is named, or ends, as the file does is refused. Nothing is written over.
+    PATH is from the volume's root, by the name it had then. Where there is a version before that
+    moment, it is made of that and the entries after it, unless --from-journal says otherwise.
+    --to-version reads the store of versions alone, not the journal; VOLUME may be a store then, by
+    its directory or address, as on a machine that has nothing else. A seq may be EPOCH/SEQ/CHAIN.
 
     --in-place makes PATH on the live volume what it was: it writes what differs, removes what was
     not there, and changes nothing outside of PATH. It shows what it would do; --apply does it, as

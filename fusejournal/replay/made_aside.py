@@ -69,7 +69,11 @@ def make_aside(
     raise; *target* is not there then."""
     with find_spot(target) as spot:
         if spot.is_there():
-            raise TargetError(spot.path, "is there already: a restore goes into a new directory")
+            raise TargetError(
+                spot.path,
+                "is there already: a restore goes into a new directory, and never over anything; "
+                "give another name",
+            )
         check_root()
         scratch = _find_or_make(spot, purpose)
         with opened(spot, scratch) as stage:
@@ -92,6 +96,18 @@ def make_aside(
                     f"could not be flushed: {unflushed.strerror}",
                 )
     return Restored(filled.names, spot.path / filled.name)
+
+
+def check_names_directory(target: Path, name: bytes) -> None:
+    """Raises TargetError where *target* looks as if it were meant to be the file *name*: it would
+    be a directory with that file in it."""
+    file = Path(os.fsdecode(name))
+    if target.name == file.name or (file.suffix and target.suffix == file.suffix):
+        raise TargetError(
+            target,
+            f"would be a directory, with the file {file} in it: name it as one, such as "
+            f"{target.parent / 'restored'}",
+        )
 
 
 def _find_or_make(spot: Spot, purpose: dict[str, Any]) -> Scratch:

@@ -14,7 +14,7 @@ from fusejournal.errors import TargetError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.query import Criteria
 from fusejournal.replay.fold import Fold, carry_out, find_file
-from fusejournal.replay.made_aside import Filled, Restored, make_aside
+from fusejournal.replay.made_aside import Filled, Restored, check_names_directory, make_aside
 from fusejournal.replay.replay import Replay
 from fusejournal.replay.scratch import Scratch, Spot
 from fusejournal.replay.target import Target
@@ -30,6 +30,9 @@ def restore(
     Raises TargetError (there is something already), PathNotFoundError, JournalError,
     JournalDamagedError, and what Target.apply raises; *target* is not there then."""
     fid = find_file(lookup, path, before_seq)
+    name = path.rpartition(b"/")[2]
+    if path and not Fold(lookup, before_seq).is_directory(fid):
+        check_names_directory(target, name)
     purpose = {
         "restore": path.decode("utf-8", "surrogateescape"),
         "volume": str(lookup.reader.uuid),
@@ -40,15 +43,15 @@ def restore(
         return Target(spot.path, purpose, scratch=scratch)
 
     def fill(made: Target) -> Filled:
-        name = ""
+        filled = ""
         if not path and lookup.base is None:
             criteria = Criteria(from_seq=Seq(1), to_seq=before_seq)
             for _ in Replay(lookup, criteria).run(made, progress):
                 pass
         else:
             made.stage.clear_acls()
-            name = _fold(lookup, fid, path.rpartition(b"/")[2], before_seq, made, progress)
-        return Filled(name, check(made), made.lock)
+            filled = _fold(lookup, fid, name, before_seq, made, progress)
+        return Filled(filled, check(made), made.lock)
 
     return make_aside(target, purpose, open_target, fill)
 

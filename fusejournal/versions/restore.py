@@ -14,7 +14,7 @@ from fusejournal.disk.acls import ACCESS_ACL_XATTR, XFS_OWN_XATTRS
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.errors import PrivilegeError, TargetError, TargetFullError
 from fusejournal.file_operations import LOCKING_FLAGS
-from fusejournal.replay.made_aside import Filled, Restored, make_aside
+from fusejournal.replay.made_aside import Filled, Restored, check_names_directory, make_aside
 from fusejournal.replay.root_attributes import RootAttributes
 from fusejournal.replay.scratch import Scratch, Spot
 from fusejournal.replay.staged_tree import StagedTree
@@ -62,6 +62,11 @@ def restore_trees(
     is not there then."""
     tree = VersionTree(blocks.by_windows(), trees)
     record = tree.find(path)
+    name = path.rpartition(b"/")[2]
+    # To flush all of a file system that others write to is a lot more than one file.
+    is_one = record.type != S_IFDIR
+    if is_one:
+        check_names_directory(target, name)
     purpose = {
         "restore": path.decode("utf-8", "surrogateescape"),
         "volume": str(uuid),
@@ -74,12 +79,8 @@ def restore_trees(
 
     def fill(stage: StagedTree) -> Filled:
         stage.clear_acls()
-        name = b""
         selection: Selection
-        # To flush all of a file system that others write to is a lot more than one file.
-        is_one = record.type != S_IFDIR
         if is_one:
-            name = path.rpartition(b"/")[2]
             selection = OneFile(record, name)
         elif record.fid == ROOT_FID:
             selection = WholeTree(tree)
@@ -101,7 +102,8 @@ def restore_trees(
                 for locked in made.locked:
                     maker.lock(locked)
 
-        return Filled(name.decode("utf-8", "surrogateescape"), made.names, lock, is_flushed=is_one)
+        filled = os.fsdecode(name) if is_one else ""
+        return Filled(filled, made.names, lock, is_flushed=is_one)
 
     return make_aside(target, purpose, open_stage, fill)
 

@@ -121,10 +121,10 @@ def test_the_story(layer: Layer, tmp_path: Path) -> None:
     # One file as it was.
     layer.run(
         "restore", "volume", "src/memos/todo", "--before-seq", str(removed[0]),
-        "--target", str(tmp_path / "todo"),
+        "--target", str(tmp_path / "one"),
     )  # fmt: skip
-    assert (tmp_path / "todo/todo").read_text() == "one\ntwo\n"
-    assert (tmp_path / "todo/todo").stat().st_uid == _ANNA
+    assert (tmp_path / "one/todo").read_text() == "one\ntwo\n"
+    assert (tmp_path / "one/todo").stat().st_uid == _ANNA
 
     # The tree as it was right before the rm, and from there on to now.
     before = tmp_path / "before"

@@ -77,10 +77,10 @@ class PlannedInPlace:
 
     def carry_out(self, progress: Progress) -> UndoOverlapError | None:
         """Have it done. Returns the error that is to be raised in the end where all is done, but
-        other processes changed the same things at the same moment. Raises UsageError on a mirror;
-        NotRunningError, PrivilegeError, ConflictError, JournalError, StoreError, OSError, and what
+        other processes changed the same things at the same moment. Raises what
+        :func:`check_can_apply` raises; ConflictError, JournalError, StoreError, OSError, and what
         *progress* raises: :meth:`done` returns what is done then."""
-        self._check()
+        check_can_apply(self._state)  # the role may have changed since
         plan = self.plan
         assert plan.files is not None
         with ExitStack() as stack:
@@ -103,15 +103,6 @@ class PlannedInPlace:
             f"another process changed what was restored at the very moment, as entries "
             f"{', '.join(str(one.seq) for one in self._overlaps)}: look at them"
         )
-
-    def _check(self) -> None:
-        if os.geteuid() != 0:
-            raise PrivilegeError("restoring in place needs root: try sudo")
-        if live_status(self._state).role != "primary":
-            raise UsageError(
-                f"{self.source.name} is a mirror, which only its primary changes: restore there, "
-                "or with --target"
-            )
 
     def done(self) -> DoneEntries:
         """Returns the entries that it has made so far. Raises NotRunningError."""
@@ -140,6 +131,18 @@ class PlannedInPlace:
         }
 
 
+def check_can_apply(state: VolumeState) -> None:
+    """Raises UsageError where a restore in place cannot be carried out, because the volume is a
+    mirror; NotRunningError where none of its layers runs; PrivilegeError."""
+    if os.geteuid() != 0:
+        raise PrivilegeError("restoring in place needs root: try sudo")
+    if live_status(state).role != "primary":
+        raise UsageError(
+            f"{state.name} is a mirror, which only its primary changes: restore there, or with "
+            "--target"
+        )
+
+
 @contextmanager
 def planned_in_place(
     volume: str,
@@ -148,6 +151,8 @@ def planned_in_place(
     progress: Progress,
     waiting: Callable[[], None] = do_not_wait,
     config: Path | None = None,
+    *,
+    to_apply: bool = False,
 ) -> Iterator[PlannedInPlace]:
     """Yields the plan that brings a path back; what it is made of is there for the length of the
     block.
@@ -157,12 +162,15 @@ def planned_in_place(
         moment: the moment that it is brought back to.
         progress: called while journal and version are read.
         waiting, config: as in :class:`VolumeVersions`.
+        to_apply: it is to be carried out: what :func:`check_can_apply` raises comes first.
 
     Raises UsageError, NoSuchMomentError, NoSuchSeqError, OtherHistoryError, NoSuchVersionError,
     PathNotFoundError, ConflictError, JournalError, StoreError."""
     source = open_source(volume)
     if source.state is None:
         raise UsageError(f"{source.name} is a copy of a journal: only a volume has a place")
+    if to_apply:
+        check_can_apply(source.state)
     versions = VolumeVersions(volume, waiting, config) if source.state.has_versions else None
     if versions is not None:
         source = versions.source

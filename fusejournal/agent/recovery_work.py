@@ -146,7 +146,9 @@ def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
     job.save(JobState.PLANNING, words="", done=0, total=None)
     moment = Moment(to_version=request["version"], to_seq=request["at"])
     path = request["path"] or None
-    with planned_in_place(request["volume"], path, moment, job.step, job.check) as planned:
+    with planned_in_place(
+        request["volume"], path, moment, job.step, job.check, to_apply=do_it
+    ) as planned:
         plan = planned.to_json(None)
         changes = plan["changes"]
         job.keep(

@@ -28,7 +28,9 @@ def restore_in_place(
     """Shows what brings *path* back to *moment*, and with *do_apply* does it."""
     with (
         watched("reading entries", as_json) as progress,
-        planned_in_place(volume, path, moment, progress, raise_interrupt, config) as planned,
+        planned_in_place(
+            volume, path, moment, progress, raise_interrupt, config, to_apply=do_apply
+        ) as planned,
     ):
         if not as_json:
             _show(planned)

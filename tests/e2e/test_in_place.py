@@ -291,8 +291,7 @@ def test_what_cannot_be_is_refused(volume: Layer, tmp_path: Path) -> None:
     code, told = refused("a/file0", "--in-place", "--to-seq", seq)
     assert (code, "/a is no directory any more" in told) == (22, True)
     volume.stop()
-    code, _ = refused("b", "--in-place", "--to-seq", str(int(seq)), "--apply")
-    assert code in (7, 17)
+    assert refused("b", "--in-place", "--to-seq", seq, "--apply")[0] == 7
 
 
 def test_a_mirror_follows_and_refuses(tmp_path: Path) -> None:
@@ -306,6 +305,7 @@ def test_a_mirror_follows_and_refuses(tmp_path: Path) -> None:
             check=False,
         )
         assert (refused.returncode, "is a mirror" in refused.stderr) == (2, True)
+        assert refused.stdout == ""
         _restore(primary, "a", "--to-seq", seq, "--apply")
         check_equal(primary, mirror)
         for node in (primary, mirror):

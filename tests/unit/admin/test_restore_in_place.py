@@ -97,3 +97,9 @@ def test_what_makes_no_sense_is_refused(state: Path, tmp_path: Path) -> None:
         planned.carry_out(show_nothing)
     with pytest.raises(NotRunningError):
         planned.done()
+
+
+def test_what_cannot_be_applied_is_refused_before_a_plan_is_shown(state: Path) -> None:
+    refused = _restore(state, "d", "--to-seq", _seq(state), "--apply")
+    assert isinstance(refused.exception, NotRunningError)
+    assert refused.output == ""

@@ -106,7 +106,10 @@ def _show(state: VolumeState, opened: PairingCode, as_json: bool) -> None:
     text.echo(f"{'code':<12}{opened.code}")
     text.echo(f"{'this node':<12}{opened.node}, {opened.fingerprint}")
     minutes = round(opened.seconds_left / 60)
-    text.echo(f"On the other node, within {minutes} minutes where VOLUME is the primary's:")
+    text.echo(
+        f"On the other node, within {minutes} minutes, with the volume's name there in place of "
+        "VOLUME ('fusejournal status' there has it):"
+    )
     text.echo(f"  {opened.command}")
     if opened.may_be_elsewhere:
         text.echo(

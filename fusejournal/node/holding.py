@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,11 +55,7 @@ def hold_or_make_volume(
     is_made = not directory.is_dir()
     make_directory(directory)
     is_lock_made = not (directory / "lock").exists()
-    refusal = (
-        f" already: for other options 'fusejournal umount {spec.name}' first; "
-        f"for its configuration 'fusejournal restart {spec.name}'"
-    )
-    with hold(directory, spec.name, spec.mountpoint, check, refusal):
+    with hold(directory, spec.name, spec.mountpoint, check, _refusal(spec)):
         is_new = not (directory / "volume.json").exists()
         kept = {*os.listdir(directory)} - ({"lock"} if is_lock_made else set())
         link = links_root() / spec.name
@@ -88,6 +84,23 @@ def hold_volume(state: VolumeState, hint: str = "") -> Iterator[None]:
     refusal = f": 'fusejournal umount {state.name}' first{hint}"
     with hold(state.directory, state.name, state.mountpoint, lambda: None, refusal):
         yield
+
+
+def _refusal(spec: "MountSpec") -> str:
+    """Returns what to do where the volume that *spec* names is mounted, in words that follow that
+    it is."""
+    known: VolumeState | None = None
+    with suppress(FusejournalError, OSError):
+        known = load_state(spec.state_dir)
+    if known is not None and known.backing != spec.backing:
+        return (
+            f" with the backing {known.backing}: give a volume with the backing {spec.backing} "
+            "another --name"
+        )
+    return (
+        f" already: for other options 'fusejournal umount {spec.name}' first; "
+        f"for its configuration 'fusejournal restart {spec.name}'"
+    )
 
 
 def _has_traces(directory: Path) -> bool:

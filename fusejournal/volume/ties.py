@@ -84,7 +84,8 @@ class BackingTies:
             if has_journal:
                 raise BackingError(
                     self._backing,
-                    f"is not this volume's backing (the journal in {self._state_dir} is another's)",
+                    f"is not this volume's backing (the journal in {self._state_dir} is another"
+                    "'s); to make a volume of it, give that another --name",
                 )
             if read_only:
                 raise BackingError(self._backing, "has no journal yet: mount it once without -o ro")

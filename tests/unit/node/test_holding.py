@@ -34,6 +34,20 @@ def test_claim_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
         assert again == state
 
 
+def test_a_used_name_is_not_to_be_unmounted_for_another_backing(tmp_path: Path) -> None:
+    asked = spec(tmp_path)
+    with hold_or_make_volume(asked):
+        with (
+            pytest.raises(VolumeBusyError, match=r"another --name$") as other,
+            hold_or_make_volume(replace(asked, backing=tmp_path / "other")),
+        ):
+            pass
+        assert f"with the backing {asked.backing}: " in str(other.value)
+        assert "umount" not in str(other.value)
+        with pytest.raises(VolumeBusyError, match="umount"), hold_or_make_volume(asked):
+            pass
+
+
 def test_state_of_another_volume(tmp_path: Path) -> None:
     with hold_or_make_volume(spec(tmp_path)):
         pass

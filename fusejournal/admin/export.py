@@ -18,6 +18,7 @@ from fusejournal.errors import (
     VolumeNotFoundError,
 )
 from fusejournal.nfs import exports, nfsd
+from fusejournal.nfs.export_conflicts import check_conflicts
 from fusejournal.node.registry import all_volumes, find_volume
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.roles.role import Role
@@ -140,7 +141,7 @@ def export_volume(
         is_mirror=state.is_mirror,
         further=words,
     )
-    exports.check_conflicts(state.name, state.mountpoint, state.uuid)
+    check_conflicts(state.name, state.mountpoint, state.uuid)
     content = exports.compose(state.name, state.mountpoint, clients, options)
     warnings: list[str] = []
     missing = None

@@ -20,9 +20,7 @@ from uuid import UUID
 
 from fusejournal.disk import files
 from fusejournal.disk.files import Outlives, write_atomically
-from fusejournal.disk.mounts import mounts
 from fusejournal.errors import (
-    ExportConflictError,
     ExportError,
     FusejournalError,
     NoNfsServerError,
@@ -326,46 +324,6 @@ def compose(
             compose_line(mountpoint, clients, options),
             "",
         )
-    )
-
-
-def check_conflicts(name: str, mountpoint: Path, uuid: UUID) -> None:
-    """Raise ExportConflictError if another export than that in the volume's own file has its fsid
-    or its path, or a path inside it, in a way that cannot work."""
-    own = own_file(name)
-    files = [export for export in configured() if export.file != own]
-    known = {(export.path, export.client) for export in configured()}
-    by_hand = [export for export in active() if (export.path, export.client) not in known]
-    if own.exists():  # names of hosts are written in another way there
-        by_hand = [export for export in by_hand if export.path != mountpoint]
-    for export in files + by_hand:
-        if export.path != mountpoint and export.fsid == uuid.hex:
-            raise ExportConflictError(
-                export.where,
-                f"exports {export.path} with the fsid of volume {name}: "
-                "two exports with one fsid hide each other; give that one another, or take it out",
-            )
-        if export.path == mountpoint and export.fsid != uuid.hex:
-            raise ExportConflictError(
-                export.where,
-                f"exports {mountpoint} {'without an fsid' if not export.fsid else 'otherwise'}: "
-                f"use fsid={uuid} there, or take it out",
-            )
-        if export.path != mountpoint and _is_inside(export.path, mountpoint):
-            raise ExportConflictError(
-                export.where,
-                f"exports {export.path}, which is inside volume {name}: take it out; "
-                f"clients of {mountpoint} can mount SERVER:{export.path} (NFSv3 and v4)",
-            )
-
-
-def _is_inside(path: Path, mountpoint: Path) -> bool:
-    """Returns True if *path* is in the file system at *mountpoint*, and not in one mounted inside
-    it."""
-    return path.is_relative_to(mountpoint) and not any(
-        path.is_relative_to(mount.mountpoint)
-        for mount in mounts()
-        if mount.mountpoint != mountpoint and mount.mountpoint.is_relative_to(mountpoint)
     )
 
 

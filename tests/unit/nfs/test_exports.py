@@ -13,6 +13,7 @@ from fusejournal.disk import failpoints
 from fusejournal.errors import ExportConflictError, ExportError, NoNfsServerError, UsageError
 from fusejournal.journal.handle_key import NO_HANDLE_KEY
 from fusejournal.nfs import exports, nfsd
+from fusejournal.nfs.export_conflicts import check_conflicts
 from fusejournal.node.state_dir import VolumeState
 
 UUID_1 = UUID("15e1aa09-516b-4cab-926f-e0e3020e2a5b")
@@ -226,22 +227,30 @@ def test_a_parent_that_crosses_mounts(server: Path) -> None:
 def test_conflicts(server: Path, line: str, words: str) -> None:
     (server / "etc/exports").write_text(f"# a line\n{line}\n")
     with pytest.raises(ExportConflictError, match=words) as caught:
-        exports.check_conflicts("data", HERE, UUID_1)
+        check_conflicts("data", HERE, UUID_1)
     assert caught.value.where == f"{server}/etc/exports line 2"
     (server / "etc/exports").rename(exports.own_file("data"))
-    exports.check_conflicts("data", HERE, UUID_1)
+    check_conflicts("data", HERE, UUID_1)
     exports.own_file("data").unlink()
     (server / "var/lib/nfs/etab").write_text(line.replace(" ", "\t"))
     with pytest.raises(ExportConflictError, match=words) as caught:
-        exports.check_conflicts("data", HERE, UUID_1)
+        check_conflicts("data", HERE, UUID_1)
     assert "by hand" in caught.value.where
+
+
+def test_a_primary_and_its_mirror_are_not_exported_by_one_server(server: Path) -> None:
+    exports.own_file("data").write_text(f"{HERE} h(fsid={UUID_1})\n")
+    with pytest.raises(ExportConflictError, match=r"the other.s mirror") as caught:
+        check_conflicts("copy", Path("/elsewhere"), UUID_1)
+    assert caught.value.where == "volume data"
+    assert "'fusejournal export data --remove'" in str(caught.value)
 
 
 def test_no_conflicts(server: Path) -> None:
     (server / "etc/exports").write_text(
         f"{HERE} admin(rw,no_root_squash,fsid={UUID_1})\n/other h(fsid={UUID_2})\n{HERE}x h()\n"
     )
-    exports.check_conflicts("data", HERE, UUID_1)
+    check_conflicts("data", HERE, UUID_1)
 
 
 def compose(*clients: str) -> str:

@@ -34,6 +34,8 @@ def digest(source: str, within: str, as_json: bool) -> None:
     is looked for among the volumes first: say ./NAME for a directory. The tree must rest: a file
     that changes while it is read ends this with exit code 18.
 
+    Of names and directories the root is counted, too ("entries" in JSON are the names).
+
     \b
     Examples:
       fusejournal digest srv-data
@@ -53,18 +55,18 @@ def _digest(root: Path, quiet: bool) -> TreeDigest:
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
-        TextColumn("reading: {task.fields[entries]:,} entries, {task.fields[size]}"),
+        TextColumn("reading: {task.fields[names]:,} names, {task.fields[size]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("digest", total=None, entries=0, size=text.size(0))
+        task = bar.add_task("digest", total=None, names=0, size=text.size(0))
         drawn = time.monotonic()
 
-        def show(entries: int, size: int) -> None:
+        def show(names: int, size: int) -> None:
             nonlocal drawn
             if time.monotonic() - drawn >= _REDRAW_SECONDS:
                 drawn = time.monotonic()
-                bar.update(task, entries=entries, size=text.size(size))
+                bar.update(task, names=names, size=text.size(size))
 
         return digest_tree(root, show)
 
@@ -72,7 +74,7 @@ def _digest(root: Path, quiet: bool) -> TreeDigest:
 def _counts(found: TreeDigest) -> str:
     return ", ".join(
         (
-            text.count(found.entries, "entry", "entries"),
+            text.count(found.entries, "name"),
             text.count(found.files, "file"),
             text.count(found.directories, "directory", "directories"),
             text.size(found.bytes),

@@ -29,7 +29,7 @@ def run(*arguments: str | Path) -> str:
 def test_command_on_a_directory(tmp_path: Path) -> None:
     root = make(tmp_path / "tree")
     found = digest_tree(root)
-    assert run(root) == (f"{found.digest}  {root}: 13 entries, 3 files, 3 directories, 3.0 MiB\n")
+    assert run(root) == (f"{found.digest}  {root}: 13 names, 3 files, 3 directories, 3.0 MiB\n")
     assert json.loads(run(root, "--path", "/sub/link", "--json")) == {
         "digest": digest_tree(root / "sub" / "link").digest,
         "of": str(root),

@@ -316,6 +316,15 @@ class PeerMistakenError(PeerRefusedError):
         )
 
 
+class ListenError(FusejournalError):
+    """No connections can be accepted at an address of this machine."""
+
+    exit_code = 38
+
+    def __init__(self, address: object, reason: str) -> None:
+        super().__init__(f"cannot listen on {address}: {reason}")
+
+
 class PairingError(FusejournalError):
     """Two nodes could not be paired: a wrong or spent code, or a name that is taken."""
 

@@ -26,7 +26,7 @@ from fusejournal.console.place import console_directory, console_identity
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import UserBook
 from fusejournal.console.watch import Watch
-from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.errors import ListenError, UsageError
 from fusejournal.replication.common_ancestor import first_error
 
 _GRACE_SECONDS = 2.0
@@ -63,7 +63,7 @@ def run_console(
         ready: called, once it listens, with the page's address and, with TLS, the fingerprint of
             the console's own certificate (or "").
 
-    Raises UsageError, FusejournalError, OSError."""
+    Raises UsageError, ListenError, OSError."""
     if (certificate is None) != (key is None):
         raise UsageError("give --certificate and --key together")
     directory = console_directory()
@@ -101,8 +101,7 @@ def run_console(
         error = first_error(group)
         if not isinstance(error, OSError):
             raise
-        why = (error.strerror or str(error)).lower()
-        raise FusejournalError(f"cannot listen on {address}: {why}") from None
+        raise ListenError(address, (error.strerror or str(error)).lower()) from None
 
 
 async def _serve(

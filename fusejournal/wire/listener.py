@@ -23,7 +23,7 @@ import trio
 
 from fusejournal.address import Address
 from fusejournal.disk.errnos import EXHAUSTED
-from fusejournal.errors import FusejournalError
+from fusejournal.errors import FusejournalError, ListenError
 from fusejournal.wire.admission import Admission
 from fusejournal.wire.connection import (
     CLOSED,
@@ -95,7 +95,7 @@ async def serve(
     Resource handling: both handlers may use the connection until they return; it is closed then.
 
     Error handling: what a handler raises ends its connection, and is logged. Raises
-    FusejournalError when nothing can listen on *address*."""
+    ListenError when nothing can listen on *address*."""
     sockets = await _listen(address)
     try:
         listening = _Listening(
@@ -145,7 +145,7 @@ async def _listen(address: Address) -> list[trio.socket.SocketType]:
     except (OSError, UnicodeError) as error:
         for one in sockets:
             one.close()
-        raise FusejournalError(f"cannot listen on {address}: {_why_not(error)}") from None
+        raise ListenError(address, _why_not(error)) from None
     return sockets
 
 
@@ -154,7 +154,7 @@ def _why_not(error: OSError | UnicodeError) -> str:
     if number == errno.EADDRINUSE:
         return "something listens there already; choose another port, or end that"
     if number == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror | UnicodeError):
-        return "this is no address of this machine"
+        return "this is no address of this machine; give one of its own, or 0.0.0.0 for all"
     return os.strerror(number).lower() if number else str(error)
 
 

@@ -155,14 +155,14 @@ def test_the_console_listens_elsewhere_only_by_tls(
     assert refused.returncode == 2
     assert "listen on 127.0.0.1, or give --tls" in refused.stderr
     taken = processes.run("console", "--listen", processes.url[7:-1], check=False)
-    assert (taken.returncode, "cannot listen on" in taken.stderr) == (1, True)
+    assert (taken.returncode, "cannot listen on" in taken.stderr) == (38, True)
     taken = run(
         ("agent", "--listen", processes.url[7:-1]),
         {**processes.environment, "FUSEJOURNAL_STATE_ROOT": str(tmp_path / "other")},
         check=False,
         timeout=60,
     )
-    assert (taken.returncode, "something listens there already" in taken.stderr) == (1, True)
+    assert (taken.returncode, "something listens there already" in taken.stderr) == (38, True)
     second = processes.run("agent", check=False)
     assert (second.returncode, "runs here already" in second.stderr) == (1, True)
     other = ConsoleProcesses(layer, layer.base / "said")

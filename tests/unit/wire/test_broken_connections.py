@@ -9,6 +9,7 @@ import trio.testing
 
 from fusejournal.errors import (
     FusejournalError,
+    ListenError,
     PeerLostError,
     WireError,
 )
@@ -91,7 +92,7 @@ async def test_it_is_no_node(
 
 async def test_the_port_is_in_use(identities: Identities) -> None:
     async with listening(identities) as address:
-        with pytest.raises(FusejournalError, match=f"cannot listen on {address}: something"):
+        with pytest.raises(ListenError, match=f"cannot listen on {address}: something"):
             await serve(
                 address,
                 identities["b"],
@@ -104,7 +105,7 @@ async def test_the_port_is_in_use(identities: Identities) -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 async def test_an_address_of_others(identities: Identities, host: str) -> None:
-    with pytest.raises(FusejournalError, match="this is no address of this machine"):
+    with pytest.raises(ListenError, match="this is no address of this machine"):
         await serve(
             Address(host, 0),
             identities["b"],

@@ -9,7 +9,7 @@ import click
 from fusejournal.admin.source import open_source
 from fusejournal.admin.version_notes import kept_to_json, kept_versions, with_versions
 from fusejournal.cli import entries, text
-from fusejournal.cli.seqs import SEQ
+from fusejournal.cli.seqs import OPS, SEQ
 from fusejournal.cli.statistics import show_statistics
 from fusejournal.cli.version_notes import note_of, warn
 from fusejournal.errors import UsageError
@@ -26,7 +26,7 @@ from fusejournal.types import SeqOrPosition
 @click.option("--until", metavar="TIME", help="Entries up to a time or mark.")
 @click.option("--from-seq", type=SEQ, help="Entries from this seq on.")
 @click.option("--to-seq", type=SEQ, help="Entries up to this seq, included.")
-@click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
+@OPS
 @click.option("--uid", type=int, help="Only what this user asked for.")
 @click.option("--min-bytes", type=click.IntRange(min=0), help="Only what wrote so much, or more.")
 @click.option("--max-bytes", type=click.IntRange(min=0), help="Only what wrote so much, or less.")
@@ -63,9 +63,9 @@ def log(
     shown with the error. Below an entry stand the versions that keep what it left. In JSON, file
     names that are not UTF-8 carry their odd bytes as lone surrogates (\\udc80 to \\udcff).
 
-    Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago", or a mark's name.
-
-    For a seq a position goes, too: EPOCH/SEQ/CHAIN, as messages print it.
+    Times: 2026-01-31, "2026-01-31 14:00", 14:00, yesterday, "2 hours ago", or a mark's name. They
+    are local, shown with the offset from UTC, unless you type one (as in 2026-01-31T14:00Z); in
+    JSON, they are UTC. For a seq a position goes, too: EPOCH/SEQ/CHAIN, as messages print it.
 
     \b
     Examples:

@@ -10,7 +10,7 @@ from fusejournal.admin.replay import ReplayRequest, conflict_path
 from fusejournal.admin.source import JournalSource
 from fusejournal.cli import entries, text
 from fusejournal.cli.progress import watched
-from fusejournal.cli.seqs import SEQ
+from fusejournal.cli.seqs import OPS, SEQ
 from fusejournal.errors import ConflictError, UsageError
 from fusejournal.history.query import Match
 from fusejournal.replay.divergence import Conflict
@@ -26,7 +26,7 @@ _CONFLICTS_SHOWN = 20
 @click.option("--from-seq", type=SEQ, help="First entry  [default: the first there is]")
 @click.option("--to-seq", type=SEQ, help="Last entry  [default: the newest]")
 @click.option("--path", "paths", multiple=True, help="Only what is about this path or pattern.")
-@click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
+@OPS
 @click.option("--uid", type=int, help="Only what this user asked for.")
 @click.option("--except", "without", multiple=True, metavar="SEQ|A-B", help="Leave these out.")
 @click.option("--only", multiple=True, metavar="SEQ|A-B", help="Only these.")

@@ -1,8 +1,10 @@
-"""The parameter of all commands that names an entry: by its seq, or by its position as messages
-print it. Whether the journal has it is not looked at here (admin/source.py)."""
+"""The parameters of all commands that choose entries: one by its seq, or by its position as
+messages print it; several by their operations. Whether the journal has them is not looked at here
+(admin/source.py)."""
 
 import click
 
+from fusejournal.kinds import Kind
 from fusejournal.types import SeqOrPosition, position_of_text
 
 
@@ -39,3 +41,12 @@ SEQ = EntryParameter(1)
 
 MOMENT = EntryParameter(0)
 """An entry, after which the tree is meant; 0 is the empty tree."""
+
+OPS = click.option(
+    "--op",
+    "ops",
+    multiple=True,
+    metavar="OP,...",
+    help=f"Only these operations: {', '.join(kind.name.lower() for kind in Kind)}.",
+)
+"""The option that chooses entries by their operations, for history/query.py's parse_kinds."""

@@ -10,6 +10,7 @@ from fusejournal.admin.replay import conflict_path
 from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
 from fusejournal.cli import entries, text
 from fusejournal.cli.progress import watched
+from fusejournal.cli.seqs import OPS
 from fusejournal.errors import (
     ConflictError,
     FusejournalError,
@@ -25,7 +26,7 @@ _SHOWN = 40
 @click.argument("volume")
 @click.argument("seqs", nargs=-1, metavar="[SEQ|A-B]...")
 @click.option("--path", "paths", multiple=True, help="Only what is about this path or pattern.")
-@click.option("--op", "ops", multiple=True, metavar="OP,...", help="Only these operations.")
+@OPS
 @click.option("--uid", type=int, help="Only what this user asked for.")
 @click.option("--pid", type=int, help="Only what this process asked for.")
 @click.option("--since", metavar="TIME", help="Only at or after a time or mark.")

@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from fusejournal.cli.main import cli
+from fusejournal.kinds import Kind
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,13 @@ def test_what_is_no_command_names_the_one_that_is_meant(typed: str, meant: str) 
     done = CliRunner().invoke(cli, [typed])
     assert done.exit_code == 2
     assert done.output.splitlines()[-1] == f"Error: no such command {typed!r}{meant}"
+
+
+@pytest.mark.parametrize("command", ["log", "undo", "replay"])
+def test_the_help_names_the_operations(command: str) -> None:
+    shown = CliRunner().invoke(cli, [command, "--help"]).output
+    named = " ".join(shown.partition("Only these operations: ")[2].partition(".")[0].split())
+    assert named.split(", ") == [kind.name.lower() for kind in Kind]
 
 
 def test_the_help_has_an_example_of_each_way_back() -> None:

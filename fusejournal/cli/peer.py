@@ -87,6 +87,9 @@ def remove(volume: str, name: str, as_json: bool) -> None:
 def list_command(volume: str, as_json: bool) -> None:
     """List the peers of VOLUME. How shipping goes is in 'fusejournal status VOLUME'.
 
+    ADDRESS is where VOLUME is shipped to. One that "connects to us" is shipped nothing for now; an
+    address behind that is where it will be shipped to once this node is the primary.
+
     \b
     Examples:
       fusejournal peer list srv-data
@@ -150,7 +153,8 @@ def _show(peers: tuple[PeerInfo, ...]) -> None:
 def _address(one: PeerInfo) -> str:
     if one.address is not None:
         return one.address
-    return f"{one.return_address}, stands by" if one.return_address else "connects to us"
+    later = f"; {one.return_address} once this is the primary" if one.return_address else ""
+    return f"connects to us{later}"
 
 
 def _state(one: PeerInfo) -> str:

@@ -219,6 +219,8 @@ def _scrub(told: ScrubStatus) -> str:
 def _waiting(peer: PeerInfo) -> tuple[str, str]:
     """The line of a peer of a volume that is stopped."""
     words = peer.address or "connects to this node"
+    if peer.address is None and peer.return_address is not None:
+        words += f" (shipped to at {peer.return_address} once this is the primary)"
     if peer.fingerprint is None:
         words += ", not paired"
     elif peer.address is not None:

@@ -14,12 +14,14 @@ import pytest
 import trio
 import trio.testing
 
+from fusejournal.address import Address
 from fusejournal.config import Config
 from fusejournal.node.holding import hold_or_make_volume
 from fusejournal.node.spec import MountSpec
 from fusejournal.replication.peers import PeerBook
 from fusejournal.types import Seq
 from fusejournal.wire.frames import End
+from fusejournal.wire.identity import load_or_make
 from fusejournal.wire.transport import connect_for_pairing
 from tests.support.nodes import PeersNode, make_volume, running_node
 
@@ -75,6 +77,24 @@ def test_peers_of_a_volume_that_is_not_mounted(tmp_path: Path) -> None:
     assert json.loads(run("peer", "resume", "one", "cellar", "--json"))["changed"]
     assert run("peer", "remove", "one", "cellar") == "peer cellar removed\n"
     assert PeerBook.load(tmp_path / "one").list() == []
+
+
+def test_a_peer_that_is_shipped_to_later(tmp_path: Path) -> None:
+    make_volume(tmp_path / "one", "one", "mirror")
+    book = PeerBook.load(tmp_path / "one")
+    key = load_or_make(tmp_path / "key", "vm-data")
+    book.pair("vm-data", None, key.certificate)
+    book.save()
+    assert "  connects to us  " in _listed("one")
+    book.note_return("vm-data", Address("192.0.2.7", 7733))
+    book.save()
+    assert "  connects to us; 192.0.2.7:7733 once this is the primary  " in _listed("one")
+    shown = run("status", "one")
+    assert "connects to this node (shipped to at 192.0.2.7:7733 once this is the primary)" in shown
+
+
+def _listed(volume: str) -> str:
+    return run("peer", "list", volume).splitlines()[1]
 
 
 def test_errors(tmp_path: Path) -> None:

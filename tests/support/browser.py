@@ -82,7 +82,10 @@ def look_at(page: Any, name: str) -> None:
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
             if pictures:
-                page.screenshot(path=f"{pictures}/{name}-{scheme}-{width}.png", full_page=True)
+                # As high as it is: what is out of sight is not drawn, and what sticks would stick.
+                height = page.evaluate("document.documentElement.scrollHeight")
+                page.set_viewport_size({"width": width, "height": max(900, min(height, 6000))})
+                page.screenshot(path=f"{pictures}/{name}-{scheme}-{width}.png")
         page.set_viewport_size(was)
         if find_spec("axe_playwright_python") is not None:
             from axe_playwright_python.base import AXE_FILE_PATH

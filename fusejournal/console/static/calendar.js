@@ -3,7 +3,7 @@
 
 import { get } from "./api.js";
 import * as app from "./app.js";
-import { h, name, plain, number, duration, pill, facts, command, failure } from "./dom.js";
+import { h, name, plain, number, duration, period, pill, facts, command, failure } from "./dom.js";
 
 const DAY_MS = 86400000;
 const WEEK = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
@@ -95,11 +95,11 @@ function due(ns, found, none) {
 }
 
 function factsOf(found) {
-  const period = (seconds) => (seconds === null ? "" : `; every ${duration(seconds).replace(/ 0 \w+$/, "")} by the schedule`);
+  const every = (seconds) => (seconds === null ? "" : `; every ${period(seconds)} by the schedule`);
   return facts([
     ["keeps", policyWords(found)],
-    ["next version", h("span", {}, due(found.next_make_ns, found, found.every_seconds === null ? "no schedule: made when somebody asks for one" : "not by this node now"), period(found.every_seconds))],
-    ["next pruning", h("span", {}, due(found.next_prune_ns, found, found.prune_every_seconds === null ? "no schedule: pruned when somebody asks for it" : "not by this node now"), period(found.prune_every_seconds))],
+    ["next version", h("span", {}, due(found.next_make_ns, found, found.every_seconds === null ? "no schedule: made when somebody asks for one" : "not by this node now"), every(found.every_seconds))],
+    ["next pruning", h("span", {}, due(found.next_prune_ns, found, found.prune_every_seconds === null ? "no schedule: pruned when somebody asks for it" : "not by this node now"), every(found.prune_every_seconds))],
   ]);
 }
 

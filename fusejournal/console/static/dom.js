@@ -73,6 +73,9 @@ export function duration(seconds) {
   return `${whole} s`;
 }
 
+// A round one without its zeros: of a schedule, or a limit.
+export const period = (seconds) => duration(seconds).replace(/ 0 \w+$/, "");
+
 const two = (value) => String(value).padStart(2, "0");
 export function clock(ns, withDay = true) {
   if (!ns) return "–";

@@ -1,7 +1,7 @@
 // The peers of a volume's node: pairing two by a code, and pausing and resuming one.
 
 import { get, post, encode, volumePath } from "./api.js";
-import { h, say, failure, facts, field, command, duration } from "./dom.js";
+import { h, say, failure, facts, field, command, period } from "./dom.js";
 import { confirmed } from "./dialogs.js";
 
 const POLL_MS = 1500;
@@ -66,7 +66,7 @@ function showCode(view, opened) {
   const dialog = h("dialog", { "aria-label": `A code of ${view.volume} on ${view.agent}`, onclose: close },
     h("h2", {}, "The code"),
     h("p", { class: "code" }, opened.code),
-    facts([["this node", opened.node], ["fingerprint", h("code", {}, opened.fingerprint)], ["listens at", opened.listen], ["good for", duration(opened.seconds_left)]]),
+    facts([["this node", opened.node], ["fingerprint", h("code", {}, opened.fingerprint)], ["listens at", opened.listen], ["good for", period(opened.seconds_left)]]),
     h("p", {}, "On the other node, where VOLUME is its name for the volume; or by “Pair by a code” on its card here:"),
     command(opened.use_command),
     opened.may_be_elsewhere ? h("p", { class: "soft small" }, "Any address of this machine goes there that the other reaches. The name before it is what the other calls this node.") : null,

@@ -68,8 +68,11 @@ function listOf(found, view, again) {
 
 function compared(chosen, found) {
   const [old, recent] = found.versions.filter((one) => chosen.includes(one.key));
-  return { old: old.key, new: recent.key };
+  return { old: wantedOf(old), new: wantedOf(recent) };
 }
+
+// As a person names it to a command: by its seq, which among those of this history is one's alone.
+const wantedOf = (one) => (one.history === "lost" ? one.key : String(one.seq));
 
 const titleOf = (one) => one.name || `entry ${number(one.seq)}`;
 
@@ -84,7 +87,7 @@ function versionRow(one, view, choose, again) {
     h("td", { class: "number", "data-label": "Files" }, number(one.file_count)), h("td", { class: "number", "data-label": "Content" }, size(one.content_bytes)), h("td", { class: "number", "data-label": "Added" }, size(one.added_bytes)),
     h("td", {}, h("div", { class: "row" }, may("operator") ? [
       h("button", { type: "button", class: "plain", "aria-label": `${one.protected ? "Protect no longer" : "Protect"} ${words}`, onclick: () => protect(view, one, again) }, one.protected ? "Protect no longer" : "Protect"),
-      h("button", { type: "button", class: "plain", "aria-label": `Verify ${words}`, onclick: () => begin(view, { kind: "version-verify", volume: view.volume, version: one.key, data: true }) }, "Verify"),
+      h("button", { type: "button", class: "plain", "aria-label": `Verify ${words}`, onclick: () => begin(view, { kind: "version-verify", volume: view.volume, version: wantedOf(one), data: true }) }, "Verify"),
     ] : null, may("admin") ? h("button", { type: "button", class: "plain", "aria-label": `Delete ${words}`, onclick: () => remove(view, { key: one.key, words: one.name || String(one.seq) }, again) }, "Delete") : null)));
 }
 
@@ -119,7 +122,7 @@ async function versionTree(place, view, params) {
   const to = (below) => app.link(["v", view.agent, view.volume, "versions"], { version: params.version, path: below });
   const page = await get(`${url}/tree`, { path: wanted }, view.signal);
   const names = page.path ? page.path.split("/") : [];
-  const restore = (kind) => begin(view, { kind, volume: view.volume, path: page.path, version: page.version.key });
+  const restore = (kind) => begin(view, { kind, volume: view.volume, path: page.path, version: wantedOf(page.version) });
   const download = (below, words) => (may("operator") ? h("a", { href: `${url}/content${query({ path: below })}`, download: plain(words), "aria-label": `Download ${plain(words)}` }, "Download") : null);
   const body = h("tbody", {});
   const more = h("div", { class: "row" });

@@ -14,11 +14,12 @@ _SAID_BY: Final = {
 
 
 def parse_reign(text: str, key: str = "overrule") -> Reign:
-    """The reign that :class:`Reign` prints as *text*, the configuration's *key*. Raises
-    ConfigError."""
+    """The reign that :class:`Reign` prints as *text*, the configuration's *key*. One of which only
+    the epoch is known may be overruled: a fence that a node brought which does not name who began
+    its epoch prints so. Raises ConfigError."""
     try:
         reign = reign_of_text(text)
-        if not reign.node_id:
+        if not reign.node_id and key != "overrule":
             raise ValueError("of no node")
         return reign
     except ValueError:
@@ -30,7 +31,7 @@ def parse_reign(text: str, key: str = "overrule") -> Reign:
 
 class PersonsWord:
     """A :class:`~fusejournal.election.lease.Lease` that a person gives: *overrule* is a reign as
-    text, or None. Raises ConfigError."""
+    text, or None. That of an unknown node is no reign of a known one. Raises ConfigError."""
 
     def __init__(self, overrule: str | None) -> None:
         self._overruled = parse_reign(overrule) if overrule is not None else None

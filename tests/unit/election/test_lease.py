@@ -56,7 +56,7 @@ def test_a_reign_begins_beyond_what_has_ended(decide: Decide, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "7/", "/7", "0/1", "7/0", "-1/1", f"{EPOCH_MAX + 1}/1", "x/y"]
+    "text", ["", "7", "7/", "/7", "0/1", "0/0", "-1/1", f"{EPOCH_MAX + 1}/1", "x/y"]
 )
 def test_a_word_that_names_no_reign_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is no reign"):
@@ -66,3 +66,15 @@ def test_a_word_that_names_no_reign_is_refused(text: str) -> None:
 def test_a_reign_is_read_as_it_is_printed() -> None:
     reign = Reign(Epoch(7), 0xC0FFEE)
     assert parse_reign(str(reign)) == reign
+
+
+def test_a_reign_of_an_unknown_node_is_overruled_and_never_begun(tmp_path: Path) -> None:
+    """A fence prints so that only the epoch is known of."""
+    unknown, known = Reign(Epoch(7), 0), Reign(Epoch(7), _OTHER)
+    fence = _fence(tmp_path, PersonsWord(str(unknown)))
+    fence.note(unknown)
+    assert fence.refusal(Epoch(3)) is None
+    fence.note(known)
+    assert str(known) in (fence.refusal(Epoch(3)) or "")
+    with pytest.raises(ConfigError, match=r"begin_alone: '7/0{16}' is no reign"):
+        parse_reign(str(unknown), "begin_alone")

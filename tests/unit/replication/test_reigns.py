@@ -2,6 +2,7 @@
 what a mirror makes of two primaries, or of one that runs twice."""
 
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,29 @@ async def test_a_fenced_primary_takes_no_change(tmp_path: Path) -> None:
         begin(primary, Standing(seen_epoch=replication.local.fence.highest_epoch))
         assert primary.volume.journal.epoch == 3
         primary.create("four")
+
+
+async def test_a_reign_of_an_unknown_node_can_be_overruled(tmp_path: Path) -> None:
+    """A node that asks where journals end does not name who began its epoch."""
+    with open_volume(tmp_path / "primary", orderly=False) as primary:
+        primary.work(2)
+        primary.replicate(ReplicationConfig(), "127.0.0.1:0")
+        async with running(primary):
+            await greet(primary, higher(primary, "fetch", 9)._replace(reign_node=0))
+            await until("it is fenced", lambda: primary.volume.write_errno is not None)
+        assert primary.volume.failure is not None
+        printed = re.search(r"in reign (\S+);", primary.volume.failure.text)
+        assert printed is not None
+    with open_volume(tmp_path / "primary", begin=False) as primary:
+        overruled = ReplicationConfig(overrule=printed[1], take_back_seconds=0.1)
+        replication = primary.replicate(overruled)
+        taken = await ask_peers(replication.local, primary.volume.journal, lambda _: None)
+        assert f"reign {printed[1]} was overruled" in (taken.new_epoch or "")
+        primary.opening.recover(read_only=False)
+        seen_epoch = replication.local.fence.highest_epoch
+        begin(primary, Standing(seen_epoch=seen_epoch, new_epoch=taken.new_epoch))
+        assert primary.volume.journal.epoch == 8
+        primary.create("three")
 
 
 async def test_a_reign_that_only_a_mirror_knows_can_be_overruled(tmp_path: Path) -> None:

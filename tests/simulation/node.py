@@ -180,7 +180,10 @@ class Node:
                 self._goes_on_without_peers = False
                 if taken is not None:
                     role.end_in(Event.DEMOTED, taken)
-                await self._stopping.wait()
+                try:
+                    await self._stopping.wait()
+                finally:
+                    self._commands = {}  # a process that ends is asked nothing more
                 self.side = None
                 tasks.cancel_scope.cancel()
             side.orderly = True

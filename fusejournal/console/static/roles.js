@@ -83,7 +83,7 @@ function nodeOf(node) {
   const told = found.replication;
   const isPrimary = found.role === "primary";
   const isFenced = found.troubles?.some((one) => one.kind === "fenced") ?? found.degraded.length > 0; // an earlier agent has no kinds
-  const isRunning = ["running", "degraded"].includes(found.state) || told !== null;
+  const isRunning = found.state === "running" || told !== null;
   return h("article", { class: "card" }, h("div", { class: "head" }, title, pill(found.degraded.length ? "bad" : !isRunning ? "warning" : isPrimary ? "good" : "", `${found.role}, ${found.state}`)),
     found.degraded.map((line) => h("p", { class: "note bad small" }, line)),
     found.parting ? h("p", { class: "note warning small" }, `Its journal parts from that of ${found.parting.peer}, which goes by reign ${found.parting.reign}: a rejoin brings it level.`) : null,

@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from fusejournal.admin.live import live_status
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.undo import DoneEntries
 from fusejournal.admin.versions import VolumeVersions
+from fusejournal.disk.temporary import temporary_directory
 from fusejournal.errors import PrivilegeError, UndoOverlapError, UsageError
 from fusejournal.history.json_values import exact, exact_or_none
 from fusejournal.node.state_dir import VolumeState
@@ -176,8 +176,8 @@ def planned_in_place(
         source = versions.source
     assert source.state is not None
     raw = source.path(path) if path else b""
-    with TemporaryDirectory(prefix="fusejournal.") as directory, ExitStack() as stack:
-        store: ObjectStore = LocalStore(Path(directory))
+    with temporary_directory() as directory, ExitStack() as stack:
+        store: ObjectStore = LocalStore(directory)
         kept: list[Version] = []
         if versions is not None:
             lower = stack.enter_context(versions.reading())

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from fusejournal.address import node_name
 from fusejournal.admin.live import live_status
@@ -20,6 +19,7 @@ from fusejournal.admin.mend import mend
 from fusejournal.admin.scrub_record import load_scrub, save_scrub
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.versions import VolumeVersions
+from fusejournal.disk.temporary import temporary_directory
 from fusejournal.errors import ConflictError, FusejournalError, PrivilegeError, UsageError
 from fusejournal.journal.verify import verify
 from fusejournal.node.volume_status import ScrubStatus
@@ -141,8 +141,8 @@ class Scrub:
         if self.status.phase == "versions":
             self._read_versions()
             self._go_on("tree")
-        with TemporaryDirectory(prefix="fusejournal.") as directory:
-            _TreeScrub(self, Path(directory)).run()
+        with temporary_directory() as directory:
+            _TreeScrub(self, directory).run()
         self._go_on("done")
         return self.status
 

@@ -368,15 +368,14 @@ class VolumeVersions:
 
         if version.seq == seq:
             return restore_version(BlockReader(store), version, path, target, progress)
-        from tempfile import TemporaryDirectory
-
+        from fusejournal.disk.temporary import temporary_directory
         from fusejournal.objects.local import LocalStore
         from fusejournal.objects.overlay import OverlayStore
         from fusejournal.versions.blocks import BlockWriter
         from fusejournal.versions.create import trees_at
 
-        with TemporaryDirectory(prefix="fusejournal.") as directory:
-            blocks = BlockWriter(OverlayStore(store, LocalStore(Path(directory))))
+        with temporary_directory() as directory:
+            blocks = BlockWriter(OverlayStore(store, LocalStore(directory)))
             trees = trees_at(blocks, version, self.source.reader, seq, progress)
             return restore_trees(blocks, version.uuid, trees, path, target, progress)
 

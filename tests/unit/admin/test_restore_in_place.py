@@ -1,6 +1,7 @@
 """Restores in place, planned for a stopped volume, and what is said of them."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,18 @@ def test_what_makes_no_sense_is_refused(state: Path, tmp_path: Path) -> None:
         planned.carry_out(show_nothing)
     with pytest.raises(NotRunningError):
         planned.done()
+
+
+def test_what_a_killed_restore_has_left_goes(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "fusejournal-work.left"
+    (left / "work/pack").mkdir(parents=True, mode=0o700)
+    left.chmod(0o700)
+    (left / "lock").touch(0o600)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert _restore(state, "d", "--to-seq", _seq(state)).exit_code == 0
+    assert list(tmp_path.glob("fusejournal*")) == []
 
 
 def test_what_cannot_be_applied_is_refused_before_a_plan_is_shown(state: Path) -> None:

@@ -61,7 +61,8 @@ from fusejournal.volume.rollback import Rollback, load_intent
 from fusejournal.volume.ties import BackingTies
 from fusejournal.volume.whole_set import WholeSet
 from fusejournal.wire.identity import load_or_make, node_id_of
-from fusejournal.wire.session import COPY, HandshakeState, RefusedError
+from fusejournal.wire.refusals import RefusalCode
+from fusejournal.wire.session import HandshakeState, RefusedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +270,7 @@ class RejoinRequest:
         except BaseExceptionGroup as group:
             raise first_error(group) from None
         except RefusedError as error:
-            if error.code != COPY:
+            if error.code is not RefusalCode.COPY:
                 raise
             raise TooLittleInCommonError(f"{error}: {ANEW}") from None
         except trio.TooSlowError:

@@ -38,7 +38,7 @@ from fusejournal.versions.histories import newest_usable
 from fusejournal.versions.manifest import Version, list_versions
 from fusejournal.wire.block_messages import AskBlocks, AskTree, TreeProgress, TreeReport
 from fusejournal.wire.frames import Decoder, Message, Refusal, encode_parts
-from fusejournal.wire.session import COPY
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session_states import SessionMachine, SessionState, Side
 
 _NICE: Final = 10
@@ -189,7 +189,7 @@ def serve(name: str, config: Path | None, from_fd: int, to_fd: int) -> None:
         pass  # the layer has ended, or the mirror
     except (FusejournalError, OSError) as error:
         words = "".join(one if one.isprintable() else " " for one in str(error))
-        send(Refusal(COPY, words[:1000]))
+        send(Refusal(RefusalCode.COPY.value, words[:1000]))
 
 
 def main() -> None:

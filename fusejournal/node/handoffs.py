@@ -32,7 +32,8 @@ from fusejournal.types import Reign
 from fusejournal.volume.startup import VolumeStartup
 from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.frames import Hello
-from fusejournal.wire.session import HANDOFF, RefusedError
+from fusejournal.wire.refusals import RefusalCode
+from fusejournal.wire.session import RefusedError
 from fusejournal.wire.session_connection import SessionConnection
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,9 @@ def make_take_over(
     async def serve(session: SessionConnection, greeting: Hello) -> None:
         if role.state.role is not Role.MIRROR:
             name = role.state.name
-            raise RefusedError(HANDOFF, f"volume {name} cannot take over now: try again")
+            raise RefusedError(
+                RefusalCode.HANDOFF, f"volume {name} cannot take over now: try again"
+            )
         await target.serve(session, greeting)
 
     return serve

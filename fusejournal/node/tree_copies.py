@@ -21,6 +21,7 @@ from fusejournal.wire.block_messages import (
     offered_bytes,
 )
 from fusejournal.wire.frames import Decoder, Message, encode
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import RefusedError
 from fusejournal.wire.session_connection import SessionConnection
 
@@ -81,7 +82,9 @@ class TreeCopies:
     def check(self) -> None:
         """Raises RefusedError where as many copies are under way as may be."""
         if (count := len(self._copies)) >= _COPIES_MAX:
-            raise RefusedError("busy", f"{count} mirrors copy the tree already: try again")
+            raise RefusedError(
+                RefusalCode.BUSY, f"{count} mirrors copy the tree already: try again"
+            )
 
     async def serve(self, session: SessionConnection) -> None:
         """Serves one mirror, which was let in, until it ends the session. Cancelling ends that.

@@ -21,8 +21,8 @@ from fusejournal.replication.peers import Peer
 from fusejournal.types import Epoch, Reign
 from fusejournal.wire.frames import Hello, Welcome
 from fusejournal.wire.members import Members, VoteCount, members_of, newest, votes_needed
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
-    FENCED,
     FETCH,
     MIRROR,
     PRIMARY,
@@ -291,7 +291,7 @@ async def _ask(
     except* RefusedError as group:
         refusal = first_error(group)
         error, is_refusal = str(refusal), True
-        if isinstance(refusal, RefusedError) and refusal.code == FENCED:
+        if isinstance(refusal, RefusedError) and refusal.code is RefusalCode.FENCED:
             wanted = greeting.wanted_epoch
             given_epoch = refusal.claim.reign.epoch if refusal.claim is not None else wanted
     except* trio.TooSlowError:

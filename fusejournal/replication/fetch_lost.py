@@ -53,9 +53,8 @@ from fusejournal.volume.volume import Volume
 from fusejournal.wire.batches import RAW, batch_of, frame_range_of
 from fusejournal.wire.frames import Batch, Begin, Diverged, End, Hello, Welcome
 from fusejournal.wire.identity import Identity
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
-    COPY,
-    FENCED,
     FETCH,
     WITNESS,
     Claim,
@@ -235,15 +234,14 @@ class LostEntryFetcher:
         """Returns True if *error*, from asking *peer*, speaks of a reign that ends this one."""
         if isinstance(error, RefusedError):
             self._heard.add(peer.name)
-        if not (isinstance(error, RefusedError) and error.code == FENCED):
+        if not (isinstance(error, RefusedError) and error.code is RefusalCode.FENCED):
             return False
         why = await self.bind(error.claim, peer.name) if error.claim is not None else None
+        words = f"peer {peer.name}: {error}"
         if why is None:
-            self._report_once(
-                f"peer {peer.name}: {error}: nothing there proves it, and it does not count"
-            )
+            self._report_once(f"{words}: nothing there proves it, and it does not count")
             return False
-        self._fence = RefusedError(FENCED, f"peer {peer.name}: {error}; {why}", error.claim)
+        self._fence = RefusedError(RefusalCode.FENCED, f"{words}; {why}", error.claim)
         everybody.cancel()
         return True
 
@@ -463,7 +461,7 @@ async def serve_fetch(
         return
     if agreed_seq + 1 < (first_seq := await chains.first_seq()):
         why = f"entry {agreed_seq + 1} is not in the journal of {me.node} any more, which begins"
-        raise RefusedError(COPY, f"{why} with {first_seq}")
+        raise RefusedError(RefusalCode.COPY, f"{why} with {first_seq}")
     reader = FrameRangeReader(journal.directory, journal.uuid)
     try:
         chain = await trio.to_thread.run_sync(reader.seek, agreed_seq)

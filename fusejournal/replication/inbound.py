@@ -25,8 +25,8 @@ from fusejournal.types import Seq
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.frames import Hello
 from fusejournal.wire.instances import instance_of
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
-    FAILED,
     FETCH,
     HANDOFF,
     VOTE,
@@ -122,8 +122,8 @@ class Inbound:
             name = self._local.name
             if self._local.fence.refusal(self._volume.journal.epoch) is not None:
                 # The peer comes again soon, because that may not last.
-                raise RefusedError("busy", f"{name} is fenced, and no mirror yet")
-            raise RefusedError("role", f"{name} is a primary and takes no entries")
+                raise RefusedError(RefusalCode.BUSY, f"{name} is fenced, and no mirror yet")
+            raise RefusedError(RefusalCode.ROLE, f"{name} is a primary and takes no entries")
         else:
             await self._receive(session, greeting, self._mirror.receiver)
 
@@ -136,7 +136,7 @@ class Inbound:
         is_downstream = self._is_downstream(session.peer)
         if is_downstream and not await self._turn(session, greeting, receiver):
             reason = f"{session.peer} is shipped to from here, and so cannot ship to here"
-            raise RefusedError("direction", reason)
+            raise RefusedError(RefusalCode.DIRECTION, reason)
         if session.peer is not None and greeting.listen_port:
             host = parse_address(session.where).host
             self._local.book.note_return(session.peer, Address(host, greeting.listen_port))
@@ -148,7 +148,7 @@ class Inbound:
         if mirror is not None and mirror.take_over is not None:
             await mirror.take_over(session, greeting)
         elif greeting.wanted_epoch:
-            raise RefusedError(HANDOFF, f"{name} is no mirror that could take over")
+            raise RefusedError(RefusalCode.HANDOFF, f"{name} is no mirror that could take over")
         else:
             await session.send(welcome(self._me(), greeting, is_mirror=mirror is not None))
 
@@ -156,7 +156,9 @@ class Inbound:
         """Have the tree be copied. Raises RefusedError, WireError, FusejournalError."""
         answer = welcome(self._me(), greeting, is_mirror=self._mirror is not None)
         if self._copies is None or not answer.uuid:
-            raise RefusedError("unborn", f"{self._local.name} has no volume yet to be copied")
+            raise RefusedError(
+                RefusalCode.UNINITIALIZED, f"{self._local.name} has no volume yet to be copied"
+            )
         self._copies.check()
         await self._keep_journal_for(session.peer)
         await session.send(answer)
@@ -179,14 +181,14 @@ class Inbound:
         mirror, name = self._mirror, self._local.name
         if mirror is None:
             reason = f"{name} is a primary, and gives no vote against itself: hand over from there"
-            raise RefusedError("role", reason)
+            raise RefusedError(RefusalCode.ROLE, reason)
         reign = wanted_reign(self._me(), greeting)
         try:
             await mirror.receiver.give_vote(
                 reign, session.peer or greeting.node, instance_of(greeting, session.where)
             )
         except JournalFailedError as error:
-            raise RefusedError(FAILED, f"{name}: {error}") from None
+            raise RefusedError(RefusalCode.FAILED, f"{name}: {error}") from None
         await session.send(welcome(self._me(), greeting, is_mirror=True))
 
     async def _turn(self, session: SessionConnection, greeting: Hello, receiver: Receiver) -> bool:
@@ -213,7 +215,7 @@ class Inbound:
         try:
             await self._heed_claim(claim_of(greeting), session.peer or greeting.node)
         except JournalFailedError as error:
-            raise RefusedError(FAILED, f"{self._local.name}: {error}") from None
+            raise RefusedError(RefusalCode.FAILED, f"{self._local.name}: {error}") from None
         except OSError as error:
             raise FusejournalError(f"{session.where}: {error}") from None
 

@@ -12,7 +12,8 @@ from fusejournal.replication.fetch_lost import FetchedEntries, LostEntryFetcher
 from fusejournal.replication.local_node import LocalNode
 from fusejournal.types import Reign
 from fusejournal.volume.trouble import Trouble, TroubleKind
-from fusejournal.wire.session import FENCED, Claim, HandshakeState, RefusedError
+from fusejournal.wire.refusals import RefusalCode
+from fusejournal.wire.session import Claim, HandshakeState, RefusedError
 
 _LOST_PAGE = (
     "the page of watermarks is missing, which would tell whether another node reigns, and these "
@@ -45,7 +46,7 @@ async def ask_peers(
     fence = local.fence
     words = fence.refusal(journal.epoch)
     if words is not None:
-        raise RefusedError(FENCED, words)
+        raise RefusedError(RefusalCode.FENCED, words)
     reason = fence.new_epoch_reason(journal.epoch)
 
     def me() -> HandshakeState:

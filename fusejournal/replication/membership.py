@@ -24,6 +24,7 @@ from fusejournal.types import Reign, Seq
 from fusejournal.volume.trouble import Trouble, TroubleKind
 from fusejournal.wire.identity import fingerprint_of, node_id_of
 from fusejournal.wire.members import Members, Rule, VoteCount
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import RefusedError
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Membership:
         told = current.version if current is not None else 0
         if version > max(told, self._begun_version + _PUT_BACK_MAX):
             raise RefusedError(
-                "members",
+                RefusalCode.MEMBERS,
                 f"peer {peer} acknowledges version {version} of the record of who counts, and was "
                 f"told {told} at most: it is broken, or lies",
             )

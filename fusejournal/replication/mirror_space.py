@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from fusejournal.disk.errnos import NO_SPACE
 from fusejournal.journal.journal import Journal
 from fusejournal.replication.wakeup import Wakeup
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import RefusedError
 
 
@@ -27,7 +28,7 @@ class MirrorSpace:
         """Note that so many bytes do not fit. Returns what the sender is refused with."""
         self.full, self._lacking_bytes = why, lacking_bytes
         self._wakeup.set()
-        return RefusedError("full", why)
+        return RefusedError(RefusalCode.FULL, why)
 
     def suffices(self) -> None:
         """Note that what came last has fitted."""
@@ -42,7 +43,7 @@ class MirrorSpace:
         options = self._journal.options
         need = self._lacking_bytes + options.reserve_bytes + options.preallocate_bytes
         if shutil.disk_usage(self._journal.directory).free < need:
-            raise RefusedError("full", self.full)
+            raise RefusedError(RefusalCode.FULL, self.full)
         self.full = None
 
     @contextmanager

@@ -48,11 +48,9 @@ from fusejournal.wire.frames import (
     uuid_of,
 )
 from fusejournal.wire.instances import Instance, describe_twice, instance_of
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
     FULL,
-    HANDOFF,
-    INSTANCE,
-    SERVED,
     Claim,
     HandshakeState,
     RefusedError,
@@ -71,7 +69,10 @@ _FRESH_SECONDS = 3.0
 _SIGN_SECONDS = 7.0
 """A sender that sends nothing for longer, while another instance of it wants its place, has lost
 it: it pings every two seconds."""
-_REFUSED = {FULL: MirrorEvent.REFUSED_FULL, "copy": MirrorEvent.REFUSED_COPY}
+_REFUSED = {
+    RefusalCode.FULL: MirrorEvent.REFUSED_FULL,
+    RefusalCode.COPY: MirrorEvent.REFUSED_COPY,
+}
 """The events of refusals by their codes, but for REFUSED."""
 _PARTED = {
     MirrorState.DIVERGED: TroubleKind.DIVERGED,
@@ -211,7 +212,7 @@ class Receiver:
         answer = welcome(me, greeting, is_mirror=True)
         uuid = uuid_of(greeting.uuid)
         if uuid is None:
-            raise RefusedError("unborn", f"{greeting.node} has no volume yet")
+            raise RefusedError(RefusalCode.UNINITIALIZED, f"{greeting.node} has no volume yet")
         return answer, uuid
 
     async def _admit(self, session: SessionConnection, greeting: Hello) -> Begin | None:
@@ -301,7 +302,7 @@ class Receiver:
             is_equal = (journal.head.seq, journal.head.chain) == (offer.seq, offer.chain)
             if not is_equal or {journal.durable_seq, applied_seq} != {offer.seq}:
                 raise RefusedError(
-                    HANDOFF,
+                    RefusalCode.HANDOFF,
                     f"entries up to {journal.durable_seq} are on the disk of {self._me().node}, "
                     f"and up to {applied_seq} applied, of {offer.seq}",
                 )
@@ -318,7 +319,9 @@ class Receiver:
         """Raise RefusedError where the primary itself ships to here, and *peer* is another."""
         is_other = self._session_peer != peer and not comes_from_primary(greeting)
         if self._is_from_primary and is_other:
-            raise RefusedError(SERVED, f"already receives from {self._session_peer}, the primary")
+            raise RefusedError(
+                RefusalCode.SERVED, f"already receives from {self._session_peer}, the primary"
+            )
 
     def _check_peer(self, peer: str, greeting: Hello) -> None:
         """Raise RefusedError where another peer than *peer*, whose place this does not take, ships
@@ -330,7 +333,7 @@ class Receiver:
         if other == peer and self._newcomer is not None:
             other = self._newcomer[0]
         if other != peer:
-            raise RefusedError("busy", f"already receives from {other}")
+            raise RefusedError(RefusalCode.BUSY, f"already receives from {other}")
 
     async def check_instance(self, newcomer: Instance) -> None:
         """Raise RefusedError where *newcomer* is another instance of the node that is followed, and
@@ -347,7 +350,7 @@ class Receiver:
                 log.warning("%s", words)
             self._shared.wakeup.set()
             await self._keep_following()
-            raise RefusedError(INSTANCE, words)
+            raise RefusedError(RefusalCode.INSTANCE, words)
 
     async def _keep_following(self) -> None:
         """Have on the disk which instance is followed, and which are not. Raises RefusedError on a
@@ -389,7 +392,7 @@ class Receiver:
             await self._session_over.wait()
 
     def _refused(self, error: BaseException) -> None:
-        code = error.code if isinstance(error, RefusedError) else ""
+        code = error.code if isinstance(error, RefusedError) else RefusalCode.OTHER
         self._record.note(_REFUSED.get(code, MirrorEvent.REFUSED), str(error))
 
     def _lost(self, node: str, error: BaseException) -> None:

@@ -39,8 +39,8 @@ from fusejournal.wire.frames import (
     Welcome,
     WireError,
 )
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
-    COPY,
     MIRROR,
     OK,
     SHIP,
@@ -118,7 +118,7 @@ class ShipSession:
         nodes, node_id = self._shared.nodes, theirs.node_id
         if (name := nodes.get(node_id)) is not None:
             reason = f"{theirs.node} is shipped to as peer {name} already, and counts once"
-            raise RefusedError("twice", reason)
+            raise RefusedError(RefusalCode.TWICE, reason)
         if node_id:
             nodes[node_id] = self._record.name
         try:
@@ -150,7 +150,7 @@ class ShipSession:
             why += (
                 ": this mirror needs a copy of the tree: umount it, 'fusejournal rejoin', mount it"
             )
-            await session.send(Refusal(COPY, why))
+            await session.send(Refusal(RefusalCode.COPY.value, why))
             raise NoSuchSeqError(agreed_seq + 1, first, head_seq)
         self._record.look_for_loss(theirs.seq)
         return agreed_seq
@@ -158,7 +158,7 @@ class ShipSession:
     async def _inform(self) -> None:
         """Report to a witness, which takes no entries, who counts."""
         if self._shared.membership is None:
-            raise RefusedError("role", "this is a mirror, and tells a witness nothing")
+            raise RefusedError(RefusalCode.ROLE, "this is a mirror, and tells a witness nothing")
         source = Source(Seq(0), self._shared.config.window_bytes)
         self._record.begin(source, self._shared.applied_seq)
         async with trio.open_nursery() as nursery:

@@ -30,7 +30,8 @@ from fusejournal.replication.ship_session import ShipSession
 from fusejournal.replication.shipping import Shipping
 from fusejournal.replication.states import PeerEvent
 from fusejournal.types import Seq
-from fusejournal.wire.session import FENCED, SERVED, Claim, RefusedError
+from fusejournal.wire.refusals import RefusalCode
+from fusejournal.wire.session import Claim, RefusedError
 from fusejournal.wire.session_connection import SessionConnection
 from fusejournal.wire.session_states import Side
 from fusejournal.wire.transport import connect
@@ -96,7 +97,11 @@ class Shipper:
             elif peer.address is None:
                 return
             elif (failure := self._fenced) is not None:
-                note(PeerEvent.REFUSED, failure, advice.advice_on(RefusedError(FENCED, failure)))
+                note(
+                    PeerEvent.REFUSED,
+                    failure,
+                    advice.advice_on(RefusedError(RefusalCode.FENCED, failure)),
+                )
                 self._retention.takes_nothing()
                 await changed.wait()
             elif peer.is_witness and self._shared.membership is None:
@@ -138,10 +143,10 @@ class Shipper:
             error = first_error(group)
             assert isinstance(error, RefusedError)
             code, claim = error.code, error.claim
-            event = PeerEvent.REFUSED_FULL if code == "full" else PeerEvent.REFUSED
+            event = PeerEvent.REFUSED_FULL if code is RefusalCode.FULL else PeerEvent.REFUSED
             self._failed(error, event)
-            refused = code not in ("busy", "full")
-            is_served = code == SERVED and self._shared.membership is None
+            refused = code not in (RefusalCode.BUSY, RefusalCode.FULL)
+            is_served = code is RefusalCode.SERVED and self._shared.membership is None
         except* NoSuchSeqError:
             self._is_gone = True
         except* (FusejournalError, OSError, trio.TooSlowError) as group:

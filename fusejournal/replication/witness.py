@@ -34,14 +34,12 @@ from fusejournal.replication.reception import Reception
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Ack, Hello, MembersReport, Ping, WireError, uuid_of
 from fusejournal.wire.identity import Identity, node_id_of
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
-    FAILED,
-    FENCED,
     FETCH,
     HANDOFF,
     OK,
     SHIP,
-    VERSION,
     VOTE,
     WITNESS,
     Claim,
@@ -158,9 +156,13 @@ class Witness:
 
     async def _serve_greeted(self, session: SessionConnection, greeting: Hello) -> None:
         if greeting.purpose == HANDOFF:
-            raise RefusedError(HANDOFF, f"{self._name} is a witness, and has no data to serve")
+            raise RefusedError(
+                RefusalCode.HANDOFF, f"{self._name} is a witness, and has no data to serve"
+            )
         if not sends_members(self.me.versions, versions_of(greeting)):
-            raise RefusedError(VERSION, f"{self._name} is a witness: upgrade {greeting.node}")
+            raise RefusedError(
+                RefusalCode.VERSION, f"{self._name} is a witness: upgrade {greeting.node}"
+            )
         if greeting.purpose == VOTE:
             await self._give_vote(greeting)
             await session.send(welcome(self.me, greeting, is_mirror=True))
@@ -191,7 +193,7 @@ class Witness:
         if greeting.held_epoch != theirs.epoch or theirs.epoch >= seen.begun.epoch:
             return
         raise RefusedError(
-            FENCED,
+            RefusalCode.FENCED,
             f"{greeting.node} is of epoch {theirs.epoch}, and a primary of epoch "
             f"{seen.begun.epoch} has come after it (reign {seen.begun})",
             Claim(seen.begun, seen.begun.epoch, seen.seq, seen.chain),
@@ -224,12 +226,12 @@ class Witness:
                 me = me._replace(fence=me.position.epoch, reign_node=0)
             welcome(me, greeting, is_mirror=True)  # (its checks, by reigns, too)
             if uuid is None:
-                raise RefusedError("unborn", f"{greeting.node} has no volume yet")
+                raise RefusedError(RefusalCode.UNINITIALIZED, f"{greeting.node} has no volume yet")
             if greeting.held_epoch != reign.epoch:
-                raise RefusedError("role", f"{greeting.node} has not begun reign {reign}")
+                raise RefusedError(RefusalCode.ROLE, f"{greeting.node} has not begun reign {reign}")
             if reign.node_id not in (0, greeting.node_id):  # (as a former primary would)
                 reason = f"{greeting.node} follows reign {reign}, and its primary tells who counts"
-                raise RefusedError("role", reason)
+                raise RefusedError(RefusalCode.ROLE, reason)
             begun = replace(self.seen, uuid=uuid, fence=self.seen.fence.after(reign), begun=reign)
             await self._save(replace(begun, seq=greeting.seq, chain=greeting.chain))
 
@@ -259,7 +261,7 @@ class Witness:
                 await trio.to_thread.run_sync(seen.save, self._directory)
             except OSError as error:
                 self._failed(f"{self._directory / WITNESS_FILE}: cannot be saved: {error.strerror}")
-                raise RefusedError(FAILED, f"{self._name}: {self.failure}") from None
+                raise RefusedError(RefusalCode.FAILED, f"{self._name}: {self.failure}") from None
             self.seen, self.failure = seen, None
 
     def _failed(self, failure: str) -> None:

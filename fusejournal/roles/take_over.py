@@ -25,7 +25,8 @@ from fusejournal.types import Reign
 from fusejournal.volume.volume import Volume
 from fusejournal.wire.frames import Hello, Offer, Welcome
 from fusejournal.wire.instances import instance_of
-from fusejournal.wire.session import HANDOFF, PRIMARY, RefusedError, welcome
+from fusejournal.wire.refusals import RefusalCode
+from fusejournal.wire.session import PRIMARY, RefusedError, welcome
 from fusejournal.wire.session_connection import SessionConnection
 
 log = logging.getLogger(__name__)
@@ -88,17 +89,21 @@ class TakeOver:
             self._going = None
             over.set()
         if not is_taken:
-            raise RefusedError(HANDOFF, f"{self._replication.local.name}: it was withdrawn")
+            raise RefusedError(
+                RefusalCode.HANDOFF, f"{self._replication.local.name}: it was withdrawn"
+            )
 
     def _check(self, peer: str) -> None:
         """Raise RefusedError where *peer* cannot hand over to this node."""
         name = self._replication.local.name
         if self._going is not None:
-            raise RefusedError(HANDOFF, f"{self._going[0]} hands over to {name} already")
+            raise RefusedError(
+                RefusalCode.HANDOFF, f"{self._going[0]} hands over to {name} already"
+            )
         if self._receiver.session_peer != peer:
-            raise RefusedError(HANDOFF, f"{peer} does not ship to {name} now")
+            raise RefusedError(RefusalCode.HANDOFF, f"{peer} does not ship to {name} now")
         if self._volume.failure is not None:
-            raise RefusedError(HANDOFF, f"{name} has failed: {self._volume.failure}")
+            raise RefusedError(RefusalCode.HANDOFF, f"{name} has failed: {self._volume.failure}")
 
     async def _take_over(self, session: SessionConnection, greeting: Hello, peer: str) -> bool:
         """Agree, and take what is offered then. Returns True once it is taken."""
@@ -109,7 +114,7 @@ class TakeOver:
             try:
                 await self._seams.before(str(reign), peer)
             except HookFailedError as error:
-                raise RefusedError(HANDOFF, f"{me.node}: {error}") from None
+                raise RefusedError(RefusalCode.HANDOFF, f"{me.node}: {error}") from None
             # Where the primary listens itself is what it is shipped to by, afterwards.
             await trio.to_thread.run_sync(self._replication.local.book.save)
             # What the end of this run has to flush is not left for then.
@@ -119,12 +124,16 @@ class TakeOver:
             with trio.fail_after(_OFFER_SECONDS):
                 offer: Offer = await session.receive()
             if Reign(offer.epoch, offer.reign_node) != reign:
-                raise RefusedError(HANDOFF, f"{me.node} agreed to reign {reign}, and to no other")
+                raise RefusedError(
+                    RefusalCode.HANDOFF, f"{me.node} agreed to reign {reign}, and to no other"
+                )
             with trio.CancelScope(shield=True):
                 await self._take(offer, peer, session, greeting)
                 is_taken = True
         except trio.TooSlowError:
-            raise RefusedError(HANDOFF, f"no offer within {_OFFER_SECONDS:g} s") from None
+            raise RefusedError(
+                RefusalCode.HANDOFF, f"no offer within {_OFFER_SECONDS:g} s"
+            ) from None
         finally:
             if not is_taken:
                 with trio.CancelScope(shield=True):
@@ -146,7 +155,9 @@ class TakeOver:
             instance = instance_of(greeting, session.where)
             await self._receiver.take_over(offer, peer, instance, commit)
         except (JournalFullError, OSError) as error:
-            raise RefusedError(HANDOFF, f"{self._replication.local.name}: {error}") from None
+            raise RefusedError(
+                RefusalCode.HANDOFF, f"{self._replication.local.name}: {error}"
+            ) from None
         log.warning("%s has handed over: reign %s", peer, reign)
         with trio.move_on_after(_ANSWER_SECONDS), suppress(FusejournalError):
             await session.send(self._answer(greeting))

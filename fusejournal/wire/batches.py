@@ -18,7 +18,8 @@ from fusejournal.journal.segment import BadFrameError
 from fusejournal.operations import NewEpoch
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.frames import BATCH_CONTENT_BYTES_MAX, Batch, WireError
-from fusejournal.wire.session import VERSION, RefusedError
+from fusejournal.wire.refusals import RefusalCode
+from fusejournal.wire.session import RefusedError
 
 assert FRAME_RANGE_BYTES_MAX <= BATCH_CONTENT_BYTES_MAX
 
@@ -101,7 +102,9 @@ def frame_range_of(batch: Batch) -> FrameRange:
 def _unreadable(error: FormatError | BadFrameError, what: str) -> WireError:
     is_newer = error.is_newer if isinstance(error, BadFrameError) else False
     if is_newer or isinstance(error, NewerFormatError):
-        return RefusedError(VERSION, f"{what}: made by a newer version of fusejournal ({error})")
+        return RefusedError(
+            RefusalCode.VERSION, f"{what}: made by a newer version of fusejournal ({error})"
+        )
     return WireError(f"{what}: {error}")
 
 

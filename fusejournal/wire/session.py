@@ -46,6 +46,7 @@ from fusejournal.wire.frames import (
     uuid_of,
 )
 from fusejournal.wire.members import Members, members_of
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.versions import (
     MEMBERS_VERSION,
     OWN_VERSIONS,
@@ -60,20 +61,9 @@ VOTE = "vote"
 """The purpose of a node that asks for a vote: from then on the listener takes nothing of a lower
 reign."""
 HANDOFF = "handoff"
-"""The purpose of a primary that wants the listener to reign in its place; the code of its refusal,
-too."""
+"""The purpose of a primary that wants the listener to reign in its place."""
 WHOLE = "whole"
 """The purpose of a mirror that copies a tree: see block_messages.py."""
-COPY = "copy"
-"""The code of a refusal: the journal has no longer what the sink lacks."""
-FENCED = "fenced"
-"""The code of a refusal: another node has become primary, or has begun the same epoch."""
-SERVED = "served"
-"""The code of a refusal: the primary itself ships to the sink."""
-INSTANCE = "instance"
-"""The code of a refusal: two nodes with one key run at once."""
-VERSION = "version"
-"""The code of a refusal: one side does not understand the other."""
 OK, FULL, FAILED = "ok", "full", "failed"
 PRIMARY, MIRROR, WITNESS = "primary", "mirror", "witness"
 """The words for the roles of a node that greets."""
@@ -95,10 +85,10 @@ class Claim(NamedTuple):
 
 
 class RefusedError(WireError):
-    """A session goes no further, and would not the next time. ``code`` is for programs. *claim*:
-    of a higher reign, where that is the reason."""
+    """A session goes no further, and would not the next time. *claim*: of a higher reign, where
+    that is the reason."""
 
-    def __init__(self, code: str, reason: str, claim: Claim | None = None) -> None:
+    def __init__(self, code: RefusalCode, reason: str, claim: Claim | None = None) -> None:
         self.code = code
         self.reason = reason
         self.claim = claim
@@ -109,15 +99,16 @@ class RefusedError(WireError):
         """Returns the error for the refusal *message* of the other side."""
         reign = Reign(message.epoch, message.reign_node)
         claim = Claim(reign, message.held_epoch, message.seq, message.chain)
-        return cls(message.code, message.reason, claim if message.epoch else None)
+        code = RefusalCode.of(message.code)
+        return cls(code, message.reason, claim if message.epoch else None)
 
     def message(self) -> Refusal:
         """Returns the message by which the other side gets the refusal."""
         claim = self.claim
         if claim is None:
-            return Refusal(self.code, self.reason)
+            return Refusal(self.code.value, self.reason)
         return Refusal(
-            self.code, self.reason, *claim.reign, claim.held_epoch, claim.seq, claim.chain
+            self.code.value, self.reason, *claim.reign, claim.held_epoch, claim.seq, claim.chain
         )
 
 
@@ -185,7 +176,7 @@ def welcome(me: HandshakeState, greeting: Hello, *, is_mirror: bool, detail: str
         raise WireError(f"a session for {greeting.purpose!r}")
     is_shipping = greeting.purpose == SHIP
     if is_shipping and not is_mirror:
-        raise RefusedError("role", f"{me.node} is a primary and takes no entries")
+        raise RefusedError(RefusalCode.ROLE, f"{me.node} is a primary and takes no entries")
     theirs = reign_of(greeting)
     if is_shipping or theirs.epoch >= me.reign.epoch:
         check_reign(me, theirs, greeting.node)
@@ -220,7 +211,9 @@ def wanted_reign(me: HandshakeState, greeting: Hello) -> Reign:
     if not (reign.epoch and reign.node_id):
         raise WireError(f"a vote for reign {reign}, of which there is none")
     if me.uuid is None:
-        raise RefusedError("unborn", f"{me.node} has no volume yet, and no vote to give")
+        raise RefusedError(
+            RefusalCode.UNINITIALIZED, f"{me.node} has no volume yet, and no vote to give"
+        )
     check_reign(me, reign, greeting.node)
     return reign
 
@@ -236,7 +229,7 @@ def check_welcome(me: HandshakeState, theirs: Welcome) -> Welcome:
     is_word = 0 != seen.node_id == me.node_id and theirs.held_epoch < seen.epoch
     if seen.epoch > mine.epoch and not is_word:
         raise RefusedError(
-            FENCED,
+            RefusalCode.FENCED,
             f"{theirs.node} has seen a primary of epoch {seen.epoch}, and this one is of "
             f"{mine.epoch}: this one is no primary any more (reign {seen})",
             claim_of(theirs),
@@ -288,7 +281,7 @@ def check_reign(me: HandshakeState, theirs: Reign, node: str) -> None:
         raise _impossible(node, theirs)
     if theirs.epoch < mine.epoch:
         raise RefusedError(
-            FENCED,
+            RefusalCode.FENCED,
             f"{node} is of epoch {theirs.epoch}, and a primary of epoch {mine.epoch} has come "
             f"after it (reign {mine})",
             me.claim,
@@ -303,7 +296,7 @@ def _impossible(node: str, reign: Reign) -> WireError:
 
 def _rival(mine: Reign, theirs: Reign, node: str) -> RefusedError:
     return RefusedError(
-        FENCED,
+        RefusalCode.FENCED,
         f"two nodes have begun epoch {mine.epoch}: {node} goes by {theirs}, and this one by {mine}"
         "; on the one that is to stay, 'fusejournal demote --force' and then 'fusejournal promote "
         "--force' begin an epoch beyond both",
@@ -351,11 +344,13 @@ def position_of(greeting: Hello | Welcome) -> Position:
 def _check_same(me: HandshakeState, other: Hello | Welcome) -> None:
     versions = versions_of(other)
     if common_version(me.versions, versions) is None:
-        raise RefusedError(VERSION, no_common_version(me.versions, me.node, versions, other.node))
+        raise RefusedError(
+            RefusalCode.VERSION, no_common_version(me.versions, me.node, versions, other.node)
+        )
     theirs = uuid_of(other.uuid)
     if me.uuid is not None and theirs is not None and me.uuid != theirs:
         raise RefusedError(
-            "volume", f"{other.node} is of volume {theirs}, and {me.node} of {me.uuid}"
+            RefusalCode.VOLUME, f"{other.node} is of volume {theirs}, and {me.node} of {me.uuid}"
         )
 
 
@@ -415,7 +410,8 @@ class Sink:
             raise _impossible("the sender", reign)
         if reign.epoch < self.epoch:
             raise RefusedError(
-                FENCED, f"a sender of epoch {reign.epoch}, and {self.epoch} has come after it"
+                RefusalCode.FENCED,
+                f"a sender of epoch {reign.epoch}, and {self.epoch} has come after it",
             )
         if self.reign.is_rival(reign):
             raise _rival(self.reign, reign, "the sender")

@@ -16,6 +16,7 @@ from fusejournal.replication.canvass import PeerAnswer
 from fusejournal.roles.promotion import Candidate, next_reign, plan_promotion
 from fusejournal.types import Epoch, Position, Reign, Seq
 from fusejournal.wire.members import Members, Rule, votes_needed
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
     FETCH,
     VOTE,
@@ -134,7 +135,7 @@ class Life:
                 if node.is_off or node.number in cut:
                     raise WireError("no answer")
                 if wanted is not None and node.is_primary:
-                    raise RefusedError("role", "is a primary")
+                    raise RefusedError(RefusalCode.ROLE, "is a primary")
                 if wanted is not None:
                     node.fence = wanted_reign(node.me, greeting)
                 found.append(PeerAnswer(name, welcome(node.me, greeting, is_mirror=True)))

@@ -28,6 +28,7 @@ from fusejournal.replication.fence import Fence
 from fusejournal.types import EPOCH_MAX, Epoch, Position, Reign, Seq
 from fusejournal.wire.frames import Begin, Decoder, Message, Welcome, encode
 from fusejournal.wire.instances import RIVAL_SECONDS, Instance, Instances, instance_of
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
     FETCH,
     SHIP,
@@ -314,7 +315,7 @@ class Reigns(RuleBasedStateMachine):
             mirror.session is not None or mirror.instances.is_rival(newcomer, self.now)
         ):
             mirror.instances.met(newcomer, self.now)
-            raise RefusedError("instance", "runs twice")
+            raise RefusedError(RefusalCode.INSTANCE, "runs twice")
         check_welcome(me, answer)  # type: ignore[arg-type]
         agreed = common(primary.journal, mirror.journal)
         if agreed < len(mirror.journal):

@@ -19,7 +19,8 @@ from fusejournal.journal.verify import verify
 from fusejournal.types import Epoch, Seq
 from fusejournal.wire.batches import RAW, batch_of, frame_range_of
 from fusejournal.wire.frames import WireError
-from fusejournal.wire.session import VERSION, RefusedError
+from fusejournal.wire.refusals import RefusalCode
+from fusejournal.wire.session import RefusedError
 from tests.support.entries import (
     FORGED,
     NEWER_FIELD,
@@ -56,7 +57,7 @@ def test_a_batch_of_a_newer_version_is_refused(tmp_path: Path, fields: tuple[obj
     append_payload(journal, *fields)
     with pytest.raises(RefusedError, match="newer version") as refused:
         _received(journal)
-    assert refused.value.code == VERSION
+    assert refused.value.code == RefusalCode.VERSION
 
 
 def test_a_forged_batch_ends_the_session(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from fusejournal.replication.receiver import Receiver
 from fusejournal.replication.states import MirrorEvent, MirrorState
 from fusejournal.types import Seq
 from fusejournal.wire.frames import Diverged, Hello, WireError
-from fusejournal.wire.session import FULL, SHIP, RefusedError, hello
+from fusejournal.wire.refusals import RefusalCode
+from fusejournal.wire.session import SHIP, RefusedError, hello
 from fusejournal.wire.session_connection import SessionConnection
 from tests.support.losses import begin_another_boot
 from tests.support.pairs import (
@@ -280,9 +281,9 @@ _WORKS = [
     MirrorState.MIRROR_FAILED,
 ]
 _COMES_TO: list[BaseException | None] = [
-    RefusedError("another", ""),
-    RefusedError(FULL, ""),
-    RefusedError("copy", ""),
+    RefusedError(RefusalCode.OTHER, ""),
+    RefusedError(RefusalCode.FULL, ""),
+    RefusedError(RefusalCode.COPY, ""),
     WireError("nonsense"),
     JournalFullError("full"),
     trio.TooSlowError(),

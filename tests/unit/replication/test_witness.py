@@ -34,8 +34,8 @@ from fusejournal.wire.frames import (
 from fusejournal.wire.identity import load_or_make, node_id_of
 from fusejournal.wire.listener import serve
 from fusejournal.wire.members import Members, Rule
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
-    FENCED,
     FETCH,
     HANDOFF,
     SHIP,
@@ -205,10 +205,10 @@ async def test_it_keeps_what_it_says(tmp_path: Path) -> None:
     assert isinstance(await asked.vote(2, 5), Welcome), "the same again"
     refused = await asked.vote(2, 6)
     assert isinstance(refused, Refusal)
-    assert refused.code == FENCED
+    assert refused.code == RefusalCode.FENCED
     (refused,) = await asked.ask(hello(_node(1, 9), SHIP))
     assert isinstance(refused, Refusal)
-    assert (refused.code, refused.held_epoch) == (FENCED, 1), "2 has not begun"
+    assert (refused.code, refused.held_epoch) == (RefusalCode.FENCED, 1), "2 has not begun"
     (told,) = await asked.ask(hello(_node(2, 5, 12), SHIP))
     assert isinstance(told, Welcome)
     asked = _Asked(tmp_path)

@@ -6,9 +6,9 @@ from fusejournal.journal.format import FORMAT_VERSION
 from fusejournal.operations import Kind
 from fusejournal.types import Epoch, Position, Seq
 from fusejournal.wire.frames import Hello, Refusal
+from fusejournal.wire.refusals import RefusalCode
 from fusejournal.wire.session import (
     SHIP,
-    VERSION,
     HandshakeState,
     RefusedError,
     check_welcome,
@@ -92,12 +92,12 @@ def test_none_in_common(connector: Versions, listener: Versions, words: str) -> 
     a, b = _node("a", connector), _node("b", listener)
     with pytest.raises(RefusedError) as refused:
         welcome(b, hello(a, SHIP), is_mirror=True)
-    assert (refused.value.code, str(refused.value)) == (VERSION, words)
-    assert refused.value.message() == Refusal(VERSION, words)
+    assert (refused.value.code, str(refused.value)) == (RefusalCode.VERSION, words)
+    assert refused.value.message() == Refusal(RefusalCode.VERSION, words)
     told = welcome(b, hello(_node("a", listener), SHIP), is_mirror=True)
     with pytest.raises(RefusedError, match=f"upgrade {words[-1]}$") as refused:
         check_welcome(a, told)
-    assert refused.value.code == VERSION
+    assert refused.value.code == RefusalCode.VERSION
 
 
 def test_what_0_1_0_does_not_say() -> None:

@@ -171,7 +171,7 @@ class JournalSource:
 
     def check_path(self, path: bytes) -> bytes:
         """Returns *path* if it is a pattern, or was ever there. Raises PathNotFoundError."""
-        from fusejournal.history.query import PathPattern
+        from fusejournal.history.path_pattern import PathPattern
 
         pattern = PathPattern(path, self.lookup)
         if path and not pattern.is_glob and self.lookup.is_whole and not self.lookup.tenures(path):

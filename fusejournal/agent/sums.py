@@ -21,7 +21,8 @@ from fusejournal.agent.accounts import account_names
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.timeline import filter_options
-from fusejournal.history.lookup import Lookup, Span
+from fusejournal.history.entry_lookup import Span
+from fusejournal.history.lookup import Lookup
 from fusejournal.journal.reader import END
 from fusejournal.kinds import Kind
 from fusejournal.operations import Void

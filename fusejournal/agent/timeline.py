@@ -13,24 +13,27 @@ next one, which asks from the same place."""
 
 import base64
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from stat import S_IFDIR
 from typing import Any
 
 from fusejournal.admin.source import JournalSource
 from fusejournal.agent.accounts import account_names
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
+from fusejournal.history.entry_lookup import Span
 from fusejournal.history.json_values import match_to_json
-from fusejournal.history.lookup import Lookup, Span
+from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import name_changes
-from fusejournal.history.path_candidates import candidates
-from fusejournal.history.pattern_candidates import pattern_candidates
-from fusejournal.history.query import Criteria, Match, PathPattern, can_match, walk_segment
+from fusejournal.history.path_pattern import PathPattern
+from fusejournal.history.query import Criteria, Match, walk_segment
+from fusejournal.history.segment_filter import Numbers, SegmentFilter
 from fusejournal.journal.format import Entry
+from fusejournal.journal.index import SegmentIndex
 from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.operations import Moving, Void
 from fusejournal.types import Fid, Seq
@@ -40,7 +43,10 @@ _WINDOW = 2048
 """Entries that are read together."""
 _CANDIDATES = 256
 """Entries that are asked for their paths together."""
-_CANDIDATES_KEPT = 256
+_CANDIDATES_KEPT = 500_000
+"""Numbers of entries, of four bytes each, that are kept from page to page."""
+_CANDIDATES_LEAST = 100
+"""The count that the place of some of them adds."""
 _SCANS_KEPT = 4
 _PIECE = 256
 """Entries that are read between two looks at the clock."""
@@ -135,61 +141,51 @@ def _pages(
     deadline: float,
 ) -> Iterator[tuple[_Found, Seq]]:
     """Yields what fits, newest first, in pieces, each with the seq down to which was looked."""
-    kinds = sum(1 << kind for kind in criteria.kinds)
+    of_segment = SegmentFilter(
+        lookup, criteria.uid, criteria.kind_mask, patterns, keep=scans.keep_candidates
+    )
     spans = lookup.segments(criteria.from_seq, criteria.to_seq, newest_first=True)
     for span in spans:
-        if patterns or kinds or criteria.uid is not None:
-            index = lookup.index(span)
-            if not can_match(index, criteria, ()):
-                yield [], span.first_seq
-                continue
-        if patterns:
-            yield from _by_path(lookup, span, criteria, patterns, scans, deadline)
+        numbers = None if of_segment.is_any else of_segment.numbers(span)
+        if numbers is not None:
+            yield from _picked(lookup, span, criteria, patterns, numbers)
+        elif patterns:
+            begin = Seq(max(criteria.from_seq, span.first_seq))
+            within = replace(criteria, from_seq=begin, to_seq=min(criteria.to_seq, span.end_seq))
+            meant = scans.go_on(lookup, span, within, patterns, deadline)
+            yield ([], within.to_seq) if meant is None else (meant, begin)
         else:
             yield from _windows(lookup, span, criteria)
 
 
-def _by_path(
+def _picked(
     lookup: Lookup,
     span: Span,
     criteria: Criteria,
     patterns: Sequence[PathPattern],
-    scans: "Scans",
-    deadline: float,
+    numbers: Sequence[int],
 ) -> Iterator[tuple[_Found, Seq]]:
-    (pattern,) = patterns
-    begin = max(criteria.from_seq, span.first_seq)
-    numbers: list[int] | None = None
-    if not pattern.is_glob or pattern.may_be_in(lookup.index(span)):
-        numbers = scans.candidates(lookup, span, pattern)
-    else:
-        numbers = []
-    if numbers is None:
-        within = replace(criteria, from_seq=begin, to_seq=min(criteria.to_seq, span.end_seq))
-        meant = scans.go_on(lookup, span, within, patterns, deadline)
-        yield ([], within.to_seq) if meant is None else (meant, begin)
-        return
-    first_seq = span.first_seq
-    last = min(criteria.to_seq, span.end_seq) - first_seq
-    left = [number for number in numbers if begin - first_seq <= number < last]
-    while left:
-        left, piece = left[:-_CANDIDATES], left[-_CANDIDATES:]
-        pairs = [
-            (entry, outcome)
-            for entry, outcome in lookup.reader.pick(span.path, piece)
-            if not isinstance(entry.operation, Void) and criteria.has(entry)
-        ]
-        matches = _with_paths(
-            lookup, [(entry, outcome, None) for entry, outcome in reversed(pairs)]
-        )
-        yield (
-            [
-                (one.entry, one.outcome, one[2:])
-                for one in matches
-                if pattern.matches(one.entry, *one[2:])
-            ],
-            Seq(first_seq + piece[0]),
-        )
+    """Yields what fits among the entries *numbers* of a segment."""
+    begin = Seq(max(criteria.from_seq, span.first_seq))
+    for first, last in _ranges(lookup, span, criteria):
+        from_number = bisect_left(numbers, max(first, begin) - span.first_seq)
+        end = bisect_left(numbers, min(last, criteria.to_seq) - span.first_seq)
+        while end > from_number:
+            start = max(from_number, end - _CANDIDATES)
+            piece, end = numbers[start:end], start
+            pairs: _Found = [
+                (entry, outcome, None)
+                for entry, outcome in lookup.reader.pick(span.path, piece)
+                if not isinstance(entry.operation, Void) and criteria.has(entry)
+            ]
+            found = pairs[::-1]
+            if patterns:
+                found = [
+                    (one.entry, one.outcome, one[2:])
+                    for one in _with_paths(lookup, found)
+                    if any(pattern.matches(one.entry, *one[2:]) for pattern in patterns)
+                ]
+            yield found, Seq(span.first_seq + piece[0])
     yield [], begin
 
 
@@ -198,26 +194,27 @@ class Scans:
     a path, and readings of whole segments that are under way. Few are kept."""
 
     def __init__(self) -> None:
-        self._candidates: OrderedDict[tuple[Seq, Seq, bytes], list[int] | None] = OrderedDict()
-        self._scans: OrderedDict[tuple[Seq, Criteria], tuple[_Walk, list[Match]]] = OrderedDict()
+        self._candidates: OrderedDict[tuple[Seq, int, bytes], array[int] | None] = OrderedDict()
+        self._candidate_count = 0
+        self._scans: OrderedDict[tuple[Seq, Criteria], tuple[_Walk, deque[Match]]] = OrderedDict()
 
-    def candidates(self, lookup: Lookup, span: Span, pattern: PathPattern) -> list[int] | None:
-        """Returns the numbers of the entries that can be meant: see path_candidates and
-        pattern_candidates."""
-        index = lookup.index(span)
-        key = span.first_seq, index.last_seq, pattern.text
-        if key not in self._candidates:
-            self._candidates[key] = (
-                pattern_candidates(lookup, span, pattern)
-                if pattern.is_glob
-                else candidates(
-                    index, pattern.text, pattern.fids, lambda fids: _are_files(lookup, fids)
-                )
-            )
-        self._candidates.move_to_end(key)
-        while len(self._candidates) > _CANDIDATES_KEPT:
-            self._candidates.popitem(last=False)
-        return self._candidates[key]
+    def keep_candidates(
+        self, index: SegmentIndex, pattern: PathPattern, find: Callable[[], Numbers]
+    ) -> Numbers:
+        """Returns the numbers of the entries that can be about a path: see SegmentFilter. By its
+        chain, the last entry of a segment stands for all of it."""
+        key = index.first_seq, index.chain, pattern.text
+        if key in self._candidates:
+            self._candidates.move_to_end(key)
+            return self._candidates[key]
+        numbers = find()
+        kept = None if numbers is None else array("I", numbers)
+        self._candidates[key] = kept
+        self._candidate_count += len(kept or ()) + _CANDIDATES_LEAST
+        while self._candidate_count > _CANDIDATES_KEPT:
+            _, gone = self._candidates.popitem(last=False)
+            self._candidate_count -= len(gone or ()) + _CANDIDATES_LEAST
+        return numbers
 
     def go_on(
         self,
@@ -231,7 +228,10 @@ class Scans:
         next call goes on with it."""
         key = span.first_seq, criteria
         known = self._scans.pop(key, None)
-        walk, found = known or (walk_segment(lookup, span, criteria, patterns), [])
+        walk, found = known or (
+            walk_segment(lookup, span, criteria, patterns),
+            deque[Match](maxlen=_COUNT_MAX + 1),  # more, no page has
+        )
         # A piece at least, however late it is: else it would never come to an end.
         for count, (match, is_meant) in enumerate(walk, 1):
             if is_meant:
@@ -242,11 +242,6 @@ class Scans:
                     self._scans.popitem(last=False)
                 return None
         return [(one.entry, one.outcome, one[2:]) for one in reversed(found)]
-
-
-def _are_files(lookup: Lookup, fids: Collection[Fid]) -> bool:
-    types = lookup.types_of_many(fids)
-    return len(types) == len(fids) and S_IFDIR not in types.values()
 
 
 def _windows(lookup: Lookup, span: Span, criteria: Criteria) -> Iterator[tuple[_Found, Seq]]:

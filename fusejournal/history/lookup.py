@@ -6,21 +6,18 @@ below N. Where a journal has a base (journal/base.py), what was there first is r
 entries with seqs below all others. Where it does not begin with seq 1 and has none (a copy of some
 segments), what was there first is known as far as later entries record it."""
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
 from stat import S_IFDIR, S_IFLNK, S_IFMT
 from typing import NamedTuple
 
-from fusejournal.errors import JournalDamagedError
+from fusejournal.history.entry_lookup import EntryLookup
 from fusejournal.history.name_changes import Dentry, NameChange, name_changes
 from fusejournal.history.timeline import Moves, moves_in, paths_of
-from fusejournal.journal.base import IsRead, all_read
 from fusejournal.journal.format import Entry
-from fusejournal.journal.index import Posting, SegmentIndex
-from fusejournal.journal.outcomes import HELD, Outcome
+from fusejournal.journal.index import SegmentIndex
+from fusejournal.journal.outcomes import Outcome
 from fusejournal.journal.reader import END, JournalReader
-from fusejournal.journal.segment import first_seq_of
 from fusejournal.operations import (
     MAKERS,
     NAME_KINDS,
@@ -44,118 +41,17 @@ class Tenure(NamedTuple):
     to_seq: Seq
 
 
-class Span(NamedTuple):
-    """A segment and what it must have: the entries in [first_seq, end_seq); the newest has no
-    end yet."""
-
-    path: Path
-    first_seq: Seq
-    end_seq: Seq
-
-    def check_end(self, last_seq: Seq) -> None:
-        """Raises JournalDamagedError when the entries between this and the next segment are
-        missing."""
-        if self.end_seq != END and last_seq + 1 != self.end_seq:
-            raise JournalDamagedError(
-                self.path,
-                0,
-                last_seq + 1,
-                f"it ends with {last_seq}, and the next segment begins with {self.end_seq}",
-            )
-
-
-class Lookup:
+class Lookup(EntryLookup):
     """Answers from the journal that *reader* reads. What the journal gains after the first
     question is not seen."""
 
     def __init__(self, reader: JournalReader) -> None:
-        self.reader = reader
-        reader.look_again()
-        self._paths = reader.segments()
-        self._starts = [first_seq_of(path) for path in self._paths]
-        base = reader.base
-        is_told = base is not None and base.base.seq + 1 in self._starts[:1]
-        self.base = base if is_told else None
-        """The tree before the first segment, where that is known."""
-        self.is_whole = is_told or self._starts[:1] == [1]
-        """True if all is known that there was from the journal's first entry on."""
+        super().__init__(reader)
         self._timelines: dict[Fid, list[tuple[Seq, bytes | None]]] = {}
         self._moves: dict[Fid, Moves] = {}
+        self._tenures: dict[bytes, list[Tenure]] = {}
 
-    # -- entries -----------------------------------------------------------------------------------
-
-    def segments(
-        self, from_seq: Seq = Seq(1), to_seq: Seq = END, *, newest_first: bool = False
-    ) -> Iterator[Span]:
-        """The segments that reach into [from_seq, to_seq)."""
-        first = max(0, bisect_right(self._starts, from_seq) - 1)
-        chosen = range(first, bisect_left(self._starts, to_seq))
-        ends = [*self._starts[1:], END]
-        for at in reversed(chosen) if newest_first else chosen:
-            yield Span(self._paths[at], self._starts[at], ends[at])
-
-    def index(self, span: Span) -> SegmentIndex:
-        """The index of a segment. Raises JournalDamagedError."""
-        index = self.reader.index(span.path)
-        span.check_end(index.last_seq)
-        return index
-
-    def entries_of(
-        self, fid: Fid, before_seq: Seq = END, *, wanted: Callable[[Posting], bool] | None = None
-    ) -> Iterator[tuple[Entry, Outcome]]:
-        """The entries below *before_seq* that are about *fid*, in order; with *wanted*, those of
-        all that name it (as a directory, too) for which it holds."""
-        is_about = wanted or (lambda one: not one.is_parent)
-        yield from self._from_base((fid,), before_seq, is_about)
-        yield from self.later_entries_of(fid, before_seq, wanted=wanted)
-
-    def _from_base(
-        self,
-        fids: Collection[Fid],
-        before_seq: Seq,
-        wanted: Callable[[Posting], bool],
-        is_read: IsRead = all_read,
-    ) -> Iterator[tuple[Entry, Outcome]]:
-        """The entries that make what of *fids* was at the base."""
-        if self.base is not None and self.base.base.seq < before_seq:
-            for entry in self.base.entries(fids, wanted, is_read):
-                yield entry, HELD
-
-    def later_entries_of(
-        self, fid: Fid, before_seq: Seq = END, *, wanted: Callable[[Posting], bool] | None = None
-    ) -> Iterator[tuple[Entry, Outcome]]:
-        """The entries of :meth:`entries_of` that are in the journal."""
-        for span in self.segments(to_seq=before_seq):
-            index = self.index(span)
-            numbers = [
-                posting.number
-                for posting in index.of_fid(fid)
-                if index.first_seq + posting.number < before_seq
-                and (wanted(posting) if wanted else not posting.is_parent)
-            ]
-            yield from self.reader.pick(span.path, numbers)
-
-    def entries_of_many(
-        self,
-        fids: Collection[Fid],
-        before_seq: Seq,
-        wanted: Callable[[Posting], bool],
-        is_read: IsRead = all_read,
-        from_seq: Seq = Seq(0),
-    ) -> Iterator[tuple[Entry, Outcome]]:
-        """The entries in [from_seq, before_seq) that name any of *fids* and for which *wanted*
-        holds, in order: each segment is read once. *is_read*: as in BaseTree.entries."""
-        if self.base is not None and from_seq <= self.base.base.seq:
-            yield from self._from_base(fids, before_seq, wanted, is_read)
-        for span in self.segments(from_seq, before_seq):
-            index = self.index(span)
-            numbers = {
-                posting.number
-                for fid in index.which_of(fids)
-                for posting in index.of_fid(fid)
-                if wanted(posting) and from_seq <= index.first_seq + posting.number < before_seq
-            }
-            yield from self.reader.pick(span.path, sorted(numbers))
+    # -- entries about names -----------------------------------------------------------------------
 
     def _namings(self, fids: Collection[Fid], before_seq: Seq) -> Iterator[tuple[Entry, Outcome]]:
         """Yields the entries below *before_seq* that held and gave or took a name of any of *fids*,
@@ -166,10 +62,13 @@ class Lookup:
             lambda one: not one.is_parent and one.kind in NAME_KINDS and not one.refused,
         )
         for span in self.segments(to_seq=before_seq):
+            named = list(filter(self.contents(span).may_be_named, fids))
+            if not named:
+                continue
             index = self.index(span)
             numbers = {
                 number
-                for fid in index.which_of(fids)
+                for fid in named
                 for number in index.held_of_fid(fid, _NAMING)
                 if index.first_seq + number < before_seq
             }
@@ -180,6 +79,8 @@ class Lookup:
     ) -> Iterator[tuple[Seq, NameChange]]:
         """The changes of one name that held, in [from_seq, to_seq)."""
         for span in self.segments(from_seq, to_seq, newest_first=newest_first):
+            if not self.contents(span).may_have_name(*dentry):
+                continue
             index = self.index(span)
             numbers = sorted(
                 {
@@ -233,14 +134,15 @@ class Lookup:
         if self.is_whole:
             return None
         for span in self.segments():
-            told = self.index(span).recorded_paths()
-            at = bisect_left(told, (path,))
-            if at < len(told) and told[at].path == path:
-                return told[at].fid
+            for one in self.index(span).path_table().at(path):
+                return one.fid
         return None
 
     def tenures(self, path: bytes) -> list[Tenure]:
         """Every file that *path* ever stood for, and when, in order."""
+        known = self._tenures.get(path)
+        if known is not None:
+            return known
         found = [Tenure(ROOT_FID, Seq(1), END)]
         walked = b""
         for name in path.split(b"/") if path else ():
@@ -248,7 +150,8 @@ class Lookup:
             found = [
                 tenure for above in found for tenure in self._tenures_below(above, name, walked)
             ]
-        return sorted(found, key=lambda tenure: tenure.from_seq)
+        self._tenures[path] = sorted(found, key=lambda tenure: tenure.from_seq)
+        return self._tenures[path]
 
     def _tenures_below(self, above: Tenure, name: bytes, path: bytes) -> Iterator[Tenure]:
         changes = list(self._changes_of_name((above.fid, name), Seq(1), END))
@@ -290,6 +193,17 @@ class Lookup:
                 if change.parent == directory:
                     yield entry.seq, change
 
+    def moments_of(self, fid: Fid, from_seq: Seq, before_seq: Seq) -> Iterator[int]:
+        """Yields the seqs in [from_seq, before_seq) of the entries that held and changed *fid*, of
+        a directory its names, too, in order."""
+        for span in self.segments(from_seq, before_seq) if from_seq < before_seq else ():
+            index = self._naming(span, (fid,))
+            for posting in index.of_fid(fid) if index is not None else ():
+                is_change = not posting.is_parent or posting.kind in NAME_KINDS
+                seq = span.first_seq + posting.number
+                if is_change and not posting.refused and from_seq <= seq < before_seq:
+                    yield seq
+
     def dentries(self, fid: Fid, before_seq: Seq) -> list[Dentry]:
         """Every name of *fid*, the oldest first."""
         dentries: dict[Dentry, None] = {}
@@ -321,7 +235,9 @@ class Lookup:
             nodes = map(self.base.node, fids)
             types = {node.fid: node.type for node in nodes if node is not None}
         for span in self.segments():
-            index = self.index(span)
+            index = self._naming(span, fids)
+            if index is None:
+                continue
             others = []
             for fid in index.which_of(fids):
                 for posting in index.of_fid(fid):
@@ -482,19 +398,12 @@ class Lookup:
     def may_touch(self, index: SegmentIndex, path: bytes) -> bool:
         """Returns True if a segment can have an entry about *path* or something below it: one of
         them, or the directory where a name on the way to it was changed, is recorded in it."""
-        told = index.recorded_paths()
-        at = bisect_left(told, (path,))
-        if at < len(told) and (told[at].path == path or told[at].path.startswith(path + b"/")):
-            return True
-        at = bisect_left(told, (path + b"/",))
-        if at < len(told) and told[at].path.startswith(path + b"/"):
+        table = index.path_table()
+        if next(table.below(path), None) is not None:
             return True
         names = path.split(b"/")
         for depth in range(len(names)):
-            above = b"/".join(names[:depth])
-            at = bisect_left(told, (above,))
-            while at < len(told) and told[at].path == above:
-                if next(index.of_name(told[at].fid, names[depth]), None) is not None:
+            for one in table.at(b"/".join(names[:depth])):
+                if next(index.of_name(one.fid, names[depth]), None) is not None:
                     return True
-                at += 1
         return False

@@ -5,7 +5,8 @@ in it a directory's; SETATTR and imports record it; nothing else changes it."""
 
 from collections.abc import Callable, Collection, Iterator
 
-from fusejournal.history.lookup import Lookup, Span
+from fusejournal.history.entry_lookup import Span
+from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import name_changes
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import Posting

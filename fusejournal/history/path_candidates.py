@@ -6,17 +6,15 @@ entries name a fid as the directory of a name. So what is below a path in a segm
 recorded below it, and, from there on, what gets a name in one of these directories, with all that
 is recorded below that."""
 
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from fusejournal.journal.index import RecordedPath, SegmentIndex
+from fusejournal.journal.index import NAMERS, SegmentIndex
+from fusejournal.journal.index_parts import PathTable
 from fusejournal.operations import MOVES, Kind
 from fusejournal.types import Fid
 
-_NAMERS = frozenset(
-    {Kind.CREATE, Kind.MKDIR, Kind.SYMLINK, Kind.LINK, Kind.IMPORT, Kind.IMPORT_LINK, *MOVES}
-)
-"""Kinds of entries by which something gets a name."""
+_OF_FILES = frozenset({Kind.CREATE, Kind.SYMLINK, Kind.LINK, Kind.IMPORT_LINK})
+"""Kinds of entries by which something gets a name that is no directory."""
 
 
 def candidates(
@@ -34,47 +32,30 @@ def candidates(
     None where any may be: a directory on the way to the path, or it itself, got its name in the
     segment by a move, so that earlier entries record another path. (A file that got it so, as
     editors save, has nothing below it, and is one of *fids*.) Raises JournalDamagedError."""
-    told = index.recorded_paths()
+    table = index.path_table()
     found: set[int] = set()
     names = path.split(b"/")
     for depth, name in enumerate(names):
-        for one in _recorded_as(told, b"/".join(names[:depth])):
+        for one in table.at(b"/".join(names[:depth])):
             for posting in index.of_name(one.fid, name):
                 if posting.kind in MOVES and not (depth + 1 == len(names) and are_files(fids)):
                     return None
                 found.add(posting.number)
-    inside = _Inside(index, told)
+    inside = _Inside(index, table)
     for fid in fids:
         inside.add(fid)
-    for one in _recorded_below(told, path):
+    for one in table.below(path):
         inside.add(one.fid)
     found |= inside.numbers()
     return sorted(found)
 
 
-def _recorded_as(told: Sequence[RecordedPath], path: bytes) -> Iterator[RecordedPath]:
-    at = bisect_left(told, (path,))
-    while at < len(told) and told[at].path == path:
-        yield told[at]
-        at += 1
-
-
-def _recorded_below(told: Sequence[RecordedPath], path: bytes) -> Iterator[RecordedPath]:
-    """Yields what is recorded of *path* and what is below it."""
-    yield from _recorded_as(told, path)
-    below = path + b"/"
-    at = bisect_left(told, (below,))
-    while at < len(told) and told[at].path.startswith(below):
-        yield told[at]
-        at += 1
-
-
 class _Inside:
     """The fids that are below the path at some time in the segment."""
 
-    def __init__(self, index: SegmentIndex, told: Sequence[RecordedPath]) -> None:
+    def __init__(self, index: SegmentIndex, table: PathTable) -> None:
         self._index = index
-        self._told = told
+        self._table = table
         self._fids: set[Fid] = set()
         self._todo: list[Fid] = []
         self._subjects: dict[int, list[Fid]] | None = None
@@ -93,24 +74,37 @@ class _Inside:
         while self._todo:
             for posting in self._index.of_fid(self._todo.pop()):
                 found.add(posting.number)
-                if posting.is_parent and posting.kind in _NAMERS:
+                if posting.is_parent and posting.kind in NAMERS:
                     self._add_named(posting.number, is_moved=posting.kind in MOVES)
         return found
 
     def _add_named(self, number: int, *, is_moved: bool) -> None:
+        for fid in self._subjects_of(number):
+            self.add(fid)
+            if is_moved and not self._is_made_as_file(fid):
+                for path in self._paths_of(fid):
+                    for one in self._table.below(path):
+                        self.add(one.fid)
+
+    def _subjects_of(self, number: int) -> Sequence[Fid]:
+        known = self._index.named_by(number)
+        if known is not None:
+            return known
         if self._subjects is None:
             self._subjects = subjects_of(self._index)
-        for fid in self._subjects.get(number, ()):
-            self.add(fid)
-            if is_moved:
-                for path in self._paths_of(fid):
-                    for one in _recorded_below(self._told, path):
-                        self.add(one.fid)
+        return self._subjects.get(number, ())
+
+    def _is_made_as_file(self, fid: Fid) -> bool:
+        """Returns True if the segment's first entry about *fid* shows that nothing can be below
+        it."""
+        about = (one for one in self._index.of_fid(fid) if not one.is_parent)
+        first = next(about, None)
+        return first is not None and first.kind in _OF_FILES
 
     def _paths_of(self, fid: Fid) -> list[bytes]:
         if self._paths is None:
             self._paths = {}
-            for one in self._told:
+            for one in self._table.starting(b""):
                 self._paths.setdefault(one.fid, []).append(one.path)
         return self._paths.get(fid, [])
 
@@ -120,6 +114,6 @@ def subjects_of(index: SegmentIndex) -> dict[int, list[Fid]]:
     found: dict[int, list[Fid]] = {}
     for fid, postings in index.by_fid():
         for packed in postings:
-            if not packed & 1 and packed >> 2 & 63 in _NAMERS:
+            if not packed & 1 and packed >> 2 & 63 in NAMERS:
                 found.setdefault(packed >> 8, []).append(fid)
     return found

@@ -4,15 +4,19 @@ be read where few can match, and none where nothing can.
 A segment records the path of each fid that it touches, and has each name that is given or taken in
 it. So where nothing in it has the plain text of a pattern, nothing matches. A pattern without a
 slash is held against the last names of paths: what matches is about a fid that the segment records,
-or names, so; and the entries that name it hold the text."""
+or names, so.
+
+The index of a segment has these names. For one of an earlier version, which has not, the segment is
+searched for the text, and the entries at its places are read."""
 
 from bisect import bisect_right
 from collections.abc import Iterable
 from typing import Final
 
-from fusejournal.history.lookup import Lookup, Span
+from fusejournal.history.entry_lookup import Span
+from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import name_changes
-from fusejournal.history.query import PathPattern
+from fusejournal.history.path_pattern import PathPattern
 from fusejournal.journal.index import SegmentIndex
 from fusejournal.types import Fid
 
@@ -24,9 +28,11 @@ likely to have what is asked for."""
 def pattern_candidates(lookup: Lookup, span: Span, pattern: PathPattern) -> list[int] | None:
     """Returns the numbers of the entries that can be meant, in order; None where the segment has to
     be followed from its beginning. Raises JournalDamagedError."""
+    index = lookup.index(span)
+    if index.is_current:
+        return _by_names(index, pattern)
     if not pattern.plain_text:
         return None
-    index = lookup.index(span)
     places = lookup.reader.places_of(span.path, pattern.plain_text, _PLACES_MAX)
     if places == []:
         return []
@@ -46,6 +52,16 @@ def pattern_candidates(lookup: Lookup, span: Span, pattern: PathPattern) -> list
     for fid in fids:
         found |= _about(index, fid)
     return sorted(found)
+
+
+def _by_names(index: SegmentIndex, pattern: PathPattern) -> list[int] | None:
+    """Does it by the names that an index has, of which none but a current one has them."""
+    if pattern.plain_text not in (index.texts() or b""):
+        return []
+    if not pattern.by_name:
+        return None
+    fids = {fid for name, fid in index.owned_names() if pattern.has_name(name)}
+    return sorted(set().union(*(_about(index, fid) for fid in fids)))
 
 
 def _about(index: SegmentIndex, fid: Fid) -> set[int]:

@@ -4,21 +4,22 @@ and path. One way for ``log``, ``stats``, ``replay`` and ``undo``."""
 import itertools
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fusejournal.errors import UsageError
-from fusejournal.history.lookup import Lookup, Span, Tenure
+from fusejournal.history.entry_lookup import Span
+from fusejournal.history.lookup import Lookup
+from fusejournal.history.path_pattern import PathPattern, is_pattern
 from fusejournal.history.paths import PathTracker
+from fusejournal.history.segment_filter import SegmentFilter
 from fusejournal.journal.format import Entry
-from fusejournal.journal.index import SegmentIndex
 from fusejournal.journal.outcomes import Outcome, with_outcomes
 from fusejournal.journal.reader import END, JournalReader
 from fusejournal.operations import Kind, Moving, Operation
-from fusejournal.types import Fid, Seq
+from fusejournal.types import Seq
 
-_WILD = frozenset(b"*?[")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -63,6 +64,11 @@ class Criteria:
             or self.without
             or self.has_size
         )
+
+    @property
+    def kind_mask(self) -> int:
+        """The kinds as a bit mask; 0 for any."""
+        return sum(1 << kind for kind in self.kinds)
 
     @property
     def has_size(self) -> bool:
@@ -113,130 +119,17 @@ class Match(NamedTuple):
     new_path: bytes | None
 
 
-class PathPattern:
-    """A path, what is below it and what it stood for; or a pattern: ``*`` and ``?`` stop at a
-    slash, ``**`` does not; one without a slash is held against the last name of each path."""
-
-    def __init__(self, text: bytes, lookup: Lookup | None, *, is_glob: bool | None = None) -> None:
-        """*lookup*: to find a file by all its names, where there is one; and to tell by itself
-        whether *text* is a pattern, where that is not given as *is_glob*."""
-        self.text = text = text.strip(b"/")
-        self.is_glob = _is_glob(text, lookup) if is_glob is None else is_glob
-        self._lookup = lookup
-        self._tenures: dict[Fid, list[Tenure]] = {}
-        self._match = _compile(text).fullmatch if self.is_glob else None
-        self.by_name = b"/" not in text
-        """True if it is held against last names."""
-        self.plain_text = _plain_text(text) if self.is_glob else b""
-        """The longest text that some name on each path that matches has; empty where none is known,
-        and where it is no pattern."""
-        if not self.is_glob and lookup is not None:
-            for tenure in lookup.tenures(text):
-                self._tenures.setdefault(tenure.fid, []).append(tenure)
-
-    @property
-    def fids(self) -> Collection[Fid]:
-        """The files that it stood for, where it is no pattern and there is a lookup."""
-        return self._tenures.keys()
-
-    def may_be_in(self, index: SegmentIndex) -> bool:
-        """Returns True if a segment can have an entry that matches."""
-        if self._lookup is None or not self.text:
-            return True
-        if not self.is_glob:
-            return any(map(index.has_fid, self._tenures)) or self._lookup.may_touch(
-                index, self.text
-            )
-        fixed = b"/".join(_fixed_steps(self.text))
-        return not fixed or self._lookup.may_touch(index, fixed)
-
-    def matches(self, entry: Entry, *paths: bytes | None) -> bool:
-        """Returns True if *entry*, which is about *paths*, is meant."""
-        fid = getattr(entry.operation, "fid", None)
-        if fid in self._tenures and any(
-            one.from_seq <= entry.seq < one.to_seq for one in self._tenures[fid]
-        ):
-            return True
-        return any(self._is(path) for path in paths if path is not None)
-
-    def has_name(self, name: bytes) -> bool:
-        """Returns True if it is a pattern of names, and *name* matches."""
-        return self.by_name and self._match is not None and bool(self._match(name))
-
-    def _is(self, path: bytes) -> bool:
-        if self._match is not None:
-            return bool(self._match(path.rpartition(b"/")[2] if self.by_name else path))
-        return not self.text or path == self.text or path.startswith(self.text + b"/")
-
-
-def _is_glob(text: bytes, lookup: Lookup | None) -> bool:
-    """A name can have such characters, too: what was there once is meant as it is."""
-    return bool(_WILD.intersection(text)) and not (lookup is not None and lookup.tenures(text))
-
-
-def _compile(pattern: bytes) -> re.Pattern[bytes]:
-    try:
-        return re.compile(_glob_to_regex(pattern), re.DOTALL)
-    except re.error as error:
-        shown = pattern.decode("utf-8", "backslashreplace")
-        raise UsageError(f"{shown!r} is no pattern: {error}") from None
-
-
-def _fixed_steps(pattern: bytes) -> Iterator[bytes]:
-    for step in pattern.split(b"/")[:-1]:
-        if _WILD.intersection(step):
-            return
-        yield step
-
-
-def _glob_to_regex(pattern: bytes) -> bytes:
-    regex, at = b"", 0
-    while at < len(pattern):
-        char = pattern[at : at + 1]
-        closing = pattern.find(b"]", at + 2)
-        if pattern[at : at + 3] == b"**/":
-            regex, at = regex + b"(?:.*/)?", at + 3
-        elif pattern[at : at + 2] == b"**":
-            regex, at = regex + b".*", at + 2
-        elif char == b"[" and closing > 0:
-            body = pattern[at + 1 : closing]
-            negated = b"^" if body[:1] in (b"!", b"^") else b""
-            body = body[1:] if negated else body
-            # Only a dash between two characters means a range.
-            body = negated + re.escape(body).replace(b"\\-", b"-")
-            regex, at = regex + b"[" + body + b"]", closing + 1
-        else:
-            simple = {b"*": b"[^/]*", b"?": b"[^/]"}
-            regex, at = regex + simple.get(char, re.escape(char)), at + 1
-    return regex
-
-
-def _plain_text(pattern: bytes) -> bytes:
-    """Returns the longest run of bytes in *pattern* that stand for themselves, within a name."""
-    longest, run, at = b"", b"", 0
-    while at < len(pattern):
-        char = pattern[at : at + 1]
-        closing = pattern.find(b"]", at + 2) if char == b"[" else -1
-        if closing > 0:
-            run, at = b"", closing + 1
-        else:
-            run, at = b"" if char in b"*?/" else run + char, at + 1
-        longest = max(longest, run, key=len)
-    return longest
-
-
 def find(lookup: Lookup, criteria: Criteria, *, newest_first: bool = False) -> Iterator[Match]:
     """The entries that *criteria* ask for, each with the paths it had. Reads only segments that
     can have one. Raises JournalDamagedError."""
     patterns = [PathPattern(path, lookup) for path in criteria.paths]
-    # Without anything else to go by, an index would only say that all may match.
-    by_index = bool(patterns or criteria.kinds or criteria.uid is not None)
+    of_segment = SegmentFilter(lookup, criteria.uid, criteria.kind_mask, patterns)
     first, end = criteria.from_seq, criteria.to_seq
     if criteria.only:
         first, end = max(first, criteria.only[0].from_seq), min(end, criteria.only[-1].to_seq)
     spans = lookup.segments(first, end, newest_first=newest_first)
     for span in spans:
-        if by_index and not can_match(lookup.index(span), criteria, patterns):
+        if of_segment.excludes(span):
             continue
         found = _find_in_segment(lookup, span, criteria, patterns)
         yield from reversed(list(found)) if newest_first else found
@@ -259,15 +152,6 @@ def find_newest(
             return
         criteria = replace(criteria, from_seq=seq)
     yield from find(lookup, criteria)
-
-
-def can_match(index: SegmentIndex, criteria: Criteria, patterns: Sequence[PathPattern]) -> bool:
-    """Returns True if a segment can have an entry that meets *criteria* and *patterns*."""
-    return (
-        (not criteria.kinds or index.has_kind(sum(1 << kind for kind in criteria.kinds)))
-        and (criteria.uid is None or index.has_uid(criteria.uid))
-        and (not patterns or any(pattern.may_be_in(index) for pattern in patterns))
-    )
 
 
 def _find_in_segment(
@@ -340,7 +224,7 @@ class Follower:
         # By what the journal has so far alone: what will be there then is another matter.
         lookup = Lookup(reader) if criteria.paths else None
         self._patterns = [
-            PathPattern(path, None, is_glob=_is_glob(path.strip(b"/"), lookup))
+            PathPattern(path, None, is_glob=is_pattern(path.strip(b"/"), lookup))
             for path in criteria.paths
         ]
         self._next = from_seq

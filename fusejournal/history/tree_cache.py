@@ -14,7 +14,8 @@ from itertools import takewhile
 from typing import Final, NamedTuple
 
 from fusejournal.history.file_states import State, fid_of, is_about
-from fusejournal.history.lookup import Lookup, Span
+from fusejournal.history.entry_lookup import Span
+from fusejournal.history.lookup import Lookup
 from fusejournal.journal.reader import END
 from fusejournal.types import Fid, Seq
 

@@ -6,7 +6,7 @@ import sys
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,24 +17,28 @@ import zstandard
 from fusejournal.disk.files import Outlives, write_atomically
 from fusejournal.journal.format import FRAME_HEADER_BYTES, Frame, NewerFormatError
 from fusejournal.journal.index import (
+    DEED_CODES,
+    DEED_KIND_BITS,
     INDEX_CHECKSUM,
     INDEX_COUNTS,
     INDEX_HEADER,
     INDEX_MAGIC,
+    INDEX_MORE_COUNTS,
     INDEX_VERSION,
-    RecordedPath,
+    NAMERS,
     SegmentIndex,
     index_path,
-    name_key,
 )
+from fusejournal.journal.index_parts import RecordedPath, name_key
 from fusejournal.journal.segment import BadFrameError, Point, SegmentReader
-from fusejournal.operations import MOVES, NAME_KINDS, ONE_FILE_KINDS, Kind
+from fusejournal.operations import MOVES, NAME_KINDS, ONE_FILE_KINDS, RENAME_EXCHANGE, Kind
 from fusejournal.types import Fid, Seq
 
 _ENTRIES_MAX: Final = 1 << 24
 _POINT_ENTRIES: Final = 32
 _POINT_BYTES: Final = 256 << 10
 _NAMED: Final = frozenset(map(int, NAME_KINDS - MOVES))
+_OF_NAMES: Final = frozenset(map(int, NAME_KINDS))
 _RENAME: Final = int(Kind.RENAME)
 _WHITEOUT: Final = int(Kind.WHITEOUT)
 _CREATE: Final = int(Kind.CREATE)
@@ -45,6 +49,8 @@ _OPERATION_AT: Final = 6
 _NO_ENTRY: Final = (ValueError, TypeError, IndexError, OverflowError, AttributeError)
 """The errors in which a payload that is no entry's ends."""
 _KINDS_END: Final = max(Kind) + 1
+_PATHS_IN_BLOCK: Final = 256
+_Paths = list[tuple[bytes, int, int] | RecordedPath]
 
 
 class _Builder:
@@ -53,9 +59,14 @@ class _Builder:
     def __init__(self) -> None:
         self.kinds = 0
         self.uids: set[int] = set()
-        self.paths: list[tuple[bytes, int, int] | RecordedPath] = []
+        self.paths: _Paths = []
         self.by_fid: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
         self.by_name: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
+        self.deeds: dict[int, int] = {}
+        self.entry_deeds = array("I")
+        self.names: set[tuple[bytes, int]] = set()
+        self.given = array("I"), array("Q")
+        """The entries that give something a name, and which fid."""
 
     def add(self, fields: tuple[Any, ...], number: int, refused: bool) -> None:
         """Take in entry *number*; *fields* is its payload."""
@@ -66,6 +77,8 @@ class _Builder:
             raise ValueError(f"of impossible kind {kind}")
         self.kinds |= 1 << kind
         self.uids.add(fields[2])
+        deed = fields[2] << DEED_KIND_BITS | kind
+        self.entry_deeds.append(self.deeds.setdefault(deed, len(self.deeds)))
         if fields[5]:
             self.paths.extend((path, fid, number) for fid, path in fields[5].items())
         posting = number << 8 | kind << 2 | refused << 1
@@ -74,27 +87,43 @@ class _Builder:
             self.by_fid[fid].append(posting)
             self.by_fid[parent].append(posting | 1)
             self.by_name[name_key(parent, name)].append(posting)
+            self.names.add((name, fid))
+            if kind in NAMERS:
+                self.give(number, fid)
         elif kind == _RENAME:
             self._add_rename(fields[_OPERATION_AT:], posting)
         elif kind == _WHITEOUT:
             *moving, whiteout, _, _, _, _ = fields[_OPERATION_AT:]
             self._add_rename(moving, posting)
             self.by_fid[whiteout].append(number << 8 | _CREATE << 2 | refused << 1)
+            self.names.add((moving[2], whiteout))
+            self.give(number, whiteout)
         elif kind == _MARK:
             self.by_name[name_key(Fid(0), fields[_OPERATION_AT].encode())].append(posting)
         elif kind in _DATA and len(fields) > _OPERATION_AT:
             self.by_fid[fields[_OPERATION_AT]].append(posting)
 
     def _add_rename(self, fields: Sequence[Any], posting: int) -> None:
-        fid, parent, name, new_parent, new_name, _, replaced = fields
+        fid, parent, name, new_parent, new_name, flags, replaced = fields
         self.by_fid[fid].append(posting)
+        self.give(posting >> 8, fid)
+        self.names.update(((name, fid), (new_name, fid)))
         if replaced and replaced != fid:
             self.by_fid[replaced].append(posting)
+            self.names.update(((name, replaced), (new_name, replaced)))
+            if flags & RENAME_EXCHANGE:
+                self.give(posting >> 8, replaced)
         self.by_fid[parent].append(posting | 1)
         if new_parent != parent:
             self.by_fid[new_parent].append(posting | 1)
         self.by_name[name_key(parent, name)].append(posting)
         self.by_name[name_key(new_parent, new_name)].append(posting)
+
+    def give(self, number: int, fid: int) -> None:
+        """Take in that entry *number* gives *fid* a name."""
+        numbers, fids = self.given
+        numbers.append(number)
+        fids.append(fid)
 
 
 class _Points:
@@ -194,9 +223,9 @@ class _Making:
         )
         try:
             return SegmentIndex(_packed(head, points, self.builder))
-        except OverflowError:
+        except (OverflowError, TypeError, AttributeError):
             raise BadFrameError(
-                self.end, self.start.seq, "a fid or uid that cannot be", torn=False
+                self.end, self.start.seq, "a name, fid or uid that cannot be", torn=False
             ) from None
 
 
@@ -205,6 +234,13 @@ def _builder_of(index: SegmentIndex, end: int) -> _Builder:
     be some too many. Raises JournalDamagedError."""
     builder = _Builder()
     builder.kinds, builder.uids = index.kinds, set(index.uids)
+    deeds, of_entries = index.deeds()
+    builder.deeds = {deed: at for at, deed in enumerate(deeds)}
+    builder.entry_deeds = array("I", of_entries[:end])
+    builder.names = set(index.owned_names())
+    for number, fid in index.given_names():
+        if number < end:
+            builder.give(number, fid)
     builder.paths = [one for one in index.recorded_paths() if one.number < end]
     for found, keys in ((builder.by_fid, index.by_fid()), (builder.by_name, index.by_name())):
         for key, postings in keys:
@@ -239,7 +275,9 @@ def extend_index(
     JournalDamagedError."""
     header = reader.header
     known = index.uuid, index.first_seq, index.chain_before
-    if not index.entries or known != (header.uuid, header.first_seq, header.chain_before):
+    if known != (header.uuid, header.first_seq, header.chain_before):
+        return None
+    if not (index.is_current and index.entries):
         return None
     frames = reader.frames(index.point_before(index.entries - 1))
     try:
@@ -263,11 +301,18 @@ def extend_index(
 
 
 def _packed(head: bytes, points: _Points, builder: _Builder) -> bytes:
-    """The content of an index whose header is *head*. Raises OverflowError."""
-    paths = zstandard.compress(msgpack.packb(sorted(builder.paths)), 3)
+    """The content of an index whose header is *head*. Raises OverflowError, TypeError,
+    AttributeError."""
     fids, fid_starts, fid_postings = _flatten(builder.by_fid)
     names, name_starts, name_postings = _flatten(builder.by_name)
     uids = array("Q", sorted(builder.uids))
+    deeds, entry_deeds = _deeds(builder)
+    place = {fid: at for at, fid in enumerate(fids)}
+    named_numbers = builder.given[0]
+    named_fids = array("I", map(place.__getitem__, builder.given[1]))
+    paths = sorted(builder.paths)
+    owners, texts = _texts(builder.names, paths, place)
+    path_blocks, packed_paths = _in_blocks(paths)
     counts = INDEX_COUNTS.pack(
         len(points.numbers),
         len(fids),
@@ -275,14 +320,71 @@ def _packed(head: bytes, points: _Points, builder: _Builder) -> bytes:
         len(names),
         len(name_postings),
         len(uids),
-        len(paths),
+        len(packed_paths),
+    )
+    counts += INDEX_MORE_COUNTS.pack(
+        len(deeds),
+        entry_deeds.itemsize,
+        len(named_numbers),
+        len(owners),
+        len(path_blocks),
+        len(texts),
     )
     sections = (
         points.offsets, points.chains, points.times, fids, names, uids, points.numbers,
-        fid_starts, fid_postings, name_starts, name_postings,
+        fid_starts, fid_postings, name_starts, name_postings, deeds, entry_deeds,
+        _is_named(fids, fid_starts, fid_postings), named_numbers, named_fids, owners,
     )  # fmt: skip
-    body = b"".join((head, counts, *(section.tobytes() for section in sections), paths))
+    arrays = (section.tobytes() for section in sections)
+    body = b"".join((head, counts, *arrays, path_blocks, texts, packed_paths))
     return body + INDEX_CHECKSUM.pack(xxhash.xxh3_64_intdigest(body))
+
+
+def _deeds(builder: _Builder) -> tuple["array[int]", "array[int]"]:
+    """Returns the deeds, growing, and which one each entry is, in as few bytes as that takes.
+    Raises OverflowError."""
+    deeds = array("Q", sorted(builder.deeds))
+    place = {deed: at for at, deed in enumerate(deeds)}
+    new = [0] * len(deeds)
+    for deed, at in builder.deeds.items():
+        new[at] = place[deed]
+    item_bytes = 1 if len(deeds) <= 1 << 8 else 2 if len(deeds) <= 1 << 16 else 4
+    return deeds, array(DEED_CODES[item_bytes], map(new.__getitem__, builder.entry_deeds))
+
+
+def _is_named(fids: "array[int]", starts: "array[int]", postings: "array[int]") -> "array[int]":
+    """Returns 1 for each of *fids* that an entry gives or takes a name of, else 0."""
+    return array(
+        "B",
+        (
+            any(
+                not packed & 1 and packed >> 2 & 63 in _OF_NAMES
+                for packed in postings[starts[at] : starts[at + 1]]
+            )
+            for at in range(len(fids))
+        ),
+    )
+
+
+def _texts(
+    names: set[tuple[bytes, int]], paths: _Paths, place: dict[int, int]
+) -> tuple["array[int]", bytes]:
+    """Returns the place of each owner among the fids, and all the names, packed."""
+    owned = {(path.rpartition(b"/")[2], fid) for path, fid, _ in paths if fid in place and path}
+    ordered = sorted(owned | names)
+    above = {path.rpartition(b"/")[0] for path, _, _ in paths}
+    further = sorted({name for path in above for name in path.split(b"/") if name})
+    text = b"".join(name + b"/" for name in [*(name for name, _ in ordered), *further])
+    return array("I", (place[fid] for _, fid in ordered)), zstandard.compress(text, 3)
+
+
+def _in_blocks(paths: _Paths) -> tuple[bytes, bytes]:
+    """Returns where the blocks of *paths*, sorted, begin and end, and the blocks."""
+    blocks = [paths[at : at + _PATHS_IN_BLOCK] for at in range(0, len(paths), _PATHS_IN_BLOCK)]
+    packed = [zstandard.compress(msgpack.packb(block), 3) for block in blocks]
+    ends = accumulate(map(len, packed))
+    table = [(block[0][0], end) for block, end in zip(blocks, ends, strict=True)]
+    return msgpack.packb(table), b"".join(packed)
 
 
 def _no_entry(offset: int, seq: Seq, error: Exception) -> BadFrameError:

@@ -8,8 +8,8 @@ segment to the next. It changes nothing and holds no file open between calls.
 The end: in the newest segment a frame that is not whole is the end of the journal (an append under
 way, or a torn tail). Anything else that is wrong is JournalDamagedError."""
 
-from bisect import bisect_right
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from fusejournal.journal.format import Entry, FormatError, Frame, decode_entry
 from fusejournal.journal.handle_key import NO_HANDLE_KEY, HandleKey
 from fusejournal.journal.index import SegmentIndex, load_index
 from fusejournal.journal.index_making import build_index, extend_index
+from fusejournal.journal.index_parts import IndexContents
 from fusejournal.journal.outcomes import HELD, Outcome
 from fusejournal.journal.segment import (
     BadFrameError,
@@ -34,7 +35,8 @@ from fusejournal.operations import ControlOperation, Void
 from fusejournal.types import Seq
 
 _SEARCHED_BYTES = 1 << 20
-_INDEX_BYTES_KEPT = 96 << 20
+_INDEX_BYTES_KEPT = 48 << 20
+_CONTENTS_BYTES_KEPT = 24 << 20
 END = Seq(1 << 62)
 """A bound after every seq."""
 
@@ -58,6 +60,12 @@ class JournalReader:
         """The volume's; None until a segment was read."""
         self._indexes: dict[Path, SegmentIndex] = {}
         self._index_bytes = 0
+        self._contents: dict[Path, IndexContents] = {}
+        """The fids and names of sealed segments, of whose indexes not all are kept."""
+        self._contents_bytes = 0
+        self._last_sealed: tuple[Seq, int] | None = None
+        """The first seq of the last sealed segment of which something is kept, and its chain."""
+        self._made_paths: dict[str, Path] = {}
         self._growing: Path | None = None
         """The segment whose index was made while it was the newest."""
         self._stale: set[Path] = set()
@@ -96,7 +104,7 @@ class JournalReader:
     def segments(self) -> list[Path]:
         """The segments behind the base, in order."""
         if isinstance(self._source, Path):
-            found = without_unbegun(list_segments(self._source))
+            found = without_unbegun(list_segments(self._source, self._made_paths))
         else:
             found = without_unbegun(sorted(self._source, key=first_seq_of))
         if self._base is not None:
@@ -315,6 +323,26 @@ class JournalReader:
         may have grown since it was made."""
         if self._growing is not None:
             self._stale.add(self._growing)
+        if self._last_sealed is not None and not self._goes_on_from(*self._last_sealed):
+            # Entries were cut back, or are pruned: by its chain, that one stands for all before it.
+            self._indexes.clear()
+            self._contents.clear()
+            self._stale.clear()
+            self._index_bytes = self._contents_bytes = 0
+            self._growing = self._last_sealed = None
+
+    def _goes_on_from(self, first_seq: Seq, chain: int) -> bool:
+        """Returns True if the segment that begins with *first_seq* is there, and another one that
+        follows its *chain*."""
+        paths = self.segments()
+        at = bisect_left(paths, first_seq, key=first_seq_of)
+        if at + 1 >= len(paths) or first_seq_of(paths[at]) != first_seq:
+            return False
+        try:
+            with self._open(paths[at + 1]) as reader:
+                return reader.header.chain_before == chain
+        except (BadFrameError, JournalError, OSError):
+            return False  # a reading of it says so
 
     def index(self, path: Path) -> SegmentIndex:
         """The index of segment *path*: its sidecar, or one made now by reading the segment. Raises
@@ -322,22 +350,39 @@ class JournalReader:
         known = self._indexes.get(path)
         if known is not None and path not in self._stale:
             return known
-        newest = path == self.segments()[-1]
+        index, newest = None, False
         try:
             with self._open(path) as reader:
-                index = None
-                if known is not None:
-                    index = extend_index(known, reader, allow_torn=newest)
-                if index is None:
+                if known is None:
                     index = load_index(path, reader)
                 if index is None:
-                    index = build_index(reader, allow_torn=newest)
+                    newest = path == self.segments()[-1]
+                    if known is not None:
+                        index = extend_index(known, reader, allow_torn=newest)
+                    if index is None:
+                        index = load_index(path, reader) or build_index(reader, allow_torn=newest)
         except BadFrameError as bad:
             raise bad.in_segment(path) from None
         if newest:
             self._growing = path
+        elif self._last_sealed is None or index.first_seq > self._last_sealed[0]:
+            self._last_sealed = index.first_seq, index.chain
         self._stale.discard(path)
         self._keep(path, index)
+        return index
+
+    def contents(self, path: Path) -> SegmentIndex | IndexContents:
+        """The index of segment *path*, or which fids and names are in it, if that is all that is
+        kept of it. Raises JournalDamagedError."""
+        kept = self._contents.get(path)
+        if kept is not None and path not in self._indexes and path != self._growing:
+            return kept
+        index = self.index(path)
+        if kept is None and path != self._growing:
+            kept = self._contents[path] = index.contents()
+            self._contents_bytes += kept.nbytes
+            while self._contents_bytes > _CONTENTS_BYTES_KEPT:
+                self._contents_bytes -= self._contents.pop(_any_of(self._contents)).nbytes
         return index
 
     def _keep(self, path: Path, index: SegmentIndex) -> None:
@@ -353,10 +398,7 @@ class JournalReader:
             others = [one for one in self._indexes if one not in (path, self._growing)]
             if not others:
                 return
-            # Only here: it takes its time to load.
-            import random
-
-            self._index_bytes -= len(self._indexes.pop(random.choice(others)).content)
+            self._index_bytes -= len(self._indexes.pop(_any_of(others)).content)
 
     def places_of(self, path: Path, text: bytes, most: int) -> list[int] | None:
         """Returns the offsets in segment *path* at which *text* is, in whatever is there: no frame
@@ -422,6 +464,13 @@ class JournalReader:
             if bad.torn and bad.seq > index.last_seq:
                 return None
             raise
+
+
+def _any_of(paths: Collection[Path]) -> Path:
+    # Only here: it takes its time to load.
+    import random
+
+    return random.choice(list(paths))
 
 
 def _pruned(directory: Path, wanted: Seq, first: Seq) -> JournalPrunedError:

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from fusejournal.disk import calls
 from fusejournal.errors import JournalDamagedError
-from fusejournal.journal.index import has_index
+from fusejournal.journal.index import has_current_index
 from fusejournal.journal.reader import END
 from fusejournal.journal.seekable import compress_file
 from fusejournal.journal.segment import (
@@ -81,7 +81,7 @@ class SealedSegments:
         for path, end in zip(paths, ends, strict=False):
             self.add(path, path.stat().st_size, end)
         for first_seq in list(self._lacking_index):
-            if has_index(segment_path(directory, first_seq)):
+            if has_current_index(segment_path(directory, first_seq)):
                 del self._lacking_index[first_seq]
 
     def add(self, path: Path, size: int, end_seq: Seq) -> None:
@@ -172,12 +172,12 @@ class SealedSegments:
         return {first_seq_of(path) for path, _ in list(self.unflushed)}  # a flush may run beside us
 
     def without_index(self) -> list[Path]:
-        """The segments on disk that have no sidecar index yet."""
+        """The segments on disk that have no sidecar index yet, or one of an earlier version."""
         found, busy = [], self._busy() if self._lacking_index else set()
         for first_seq in list(self._lacking_index):
             if first_seq not in busy:
                 path = self._path(self._number(first_seq))
-                if has_index(path):
+                if has_current_index(path):
                     del self._lacking_index[first_seq]
                 else:
                     found.append(path)

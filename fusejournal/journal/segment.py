@@ -85,9 +85,10 @@ def segment_path(directory: Path, first_seq: Seq, compressed: bool = False) -> P
     return directory / f"{first_seq:020d}{COMPRESSED_SUFFIX if compressed else PLAIN_SUFFIX}"
 
 
-def list_segments(directory: Path) -> list[Path]:
+def list_segments(directory: Path, made: dict[str, Path] | None = None) -> list[Path]:
     """The segments in *directory* by first seq, one file of each. They may be being compressed
-    meanwhile."""
+    meanwhile. *made*: paths by name, of the calls before, because to make many takes its time."""
+    paths = {} if made is None else made
     names = _names_in(directory)
     if sum(_DIRENT_BYTES + len(name) for name in names) > _LISTED_BYTES:
         # It took several system calls, between which a segment can have gone from where they had
@@ -98,9 +99,13 @@ def list_segments(directory: Path) -> list[Path]:
         match = _NAME.fullmatch(name)
         if match is None:
             continue
-        path = directory / name
+        path = paths.get(name)
+        if path is None:
+            path = paths[name] = directory / name
         if match[1] not in found or _is_complete(path):  # ".fj" sorts before ".fjz"
             found[match[1]] = path
+    if len(paths) > 2 * len(names):  # of segments that are gone
+        paths.clear()
     return list(found.values())
 
 

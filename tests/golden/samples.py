@@ -342,7 +342,7 @@ GOLDENS = {
     f"journal-v{FORMAT_VERSION}-whiteouts": Golden(partial(make_journal, samples=WHITEOUTS)),
     f"journal-v{FORMAT_VERSION}-allocations": Golden(partial(make_journal, samples=ALLOCATIONS)),
     f"journal-v{FORMAT_VERSION}-flags": Golden(partial(make_journal, samples=FLAGS)),
-    "index-v1": Golden(make_index),
+    "index-v2": Golden(make_index),
     "status-v1": Golden(make_status),
     "seekable-v1": Golden(make_seekable, is_compared=False),  # another zstd packs otherwise
     "watermarks-v1": Golden(make_watermarks),

@@ -11,7 +11,7 @@ from fusejournal.backing.root_mark import read_root_mark
 from fusejournal.disk import syscalls
 from fusejournal.errors import WireError
 from fusejournal.journal.base import load_base
-from fusejournal.journal.index import index_path, load_index
+from fusejournal.journal.index import has_current_index, index_path, load_index
 from fusejournal.journal.index_making import build_index
 from fusejournal.journal.seekable import SeekableFile
 from fusejournal.journal.segment import SegmentReader
@@ -68,20 +68,26 @@ def test_every_file_has_its_maker() -> None:
     kernels asked is recorded."""
     found = {path.stem for path in HERE.glob("*.json")}
     assert {
-        name for name in found if not name.startswith(("journal-", "release-", "requests-"))
+        name
+        for name in found
+        if not name.startswith(("journal-", "release-", "requests-")) and name != "index-v1"
     } == {name for name in GOLDENS if not name.startswith("journal-")}
 
 
-def test_the_index_is_read(segment: Path) -> None:
-    index_path(segment).write_bytes(_content("index-v1"))
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_index_is_read(segment: Path, version: int) -> None:
+    index_path(segment).write_bytes(_content(f"index-v{version}"))
     with SegmentReader(segment) as reader:
         index, built = load_index(segment, reader), build_index(reader)
         assert index is not None
+        assert index.is_current is has_current_index(segment) is (version == 2)
         assert (index.first_seq, index.last_seq) == (1, built.last_seq)
         for fid in range(12):
             assert list(index.of_fid(Fid(fid))) == list(built.of_fid(Fid(fid)))
         assert [posting.number for posting in index.of_name(Fid(1), b"old")] == [1]
         assert index.recorded_paths() == built.recorded_paths()
+        assert index.has_deed(1000, 1 << Kind.CREATE)
+        assert (index.content == built.content) is (version == 2)
 
 
 def test_a_compressed_segment_is_read(segment: Path, tmp_path: Path) -> None:

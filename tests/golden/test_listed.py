@@ -52,7 +52,7 @@ _WRITTEN = {
     "console.users": "console-users-v1",
     "identity.certificate": "identity-v1",
     "identity.key": "identity-v1",
-    "index": "index-v1",
+    "index": "index-v2",
     "journal.base": "base-v1",
     "journal.compress": "seekable-v1",
     "journal.cut_back": "journal-v1",

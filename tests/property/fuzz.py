@@ -74,7 +74,7 @@ def seeds(name: str) -> list[bytes]:
         ],
         "wire": lambda: [b"".join(_rows(one) for one in golden("wire-v1").values())],
         "segment": lambda: [from_rows(golden("journal-v1")["segment"])],
-        "index": lambda: [_rows(golden("index-v1"))],
+        "index": lambda: [_rows(golden("index-v1")), _rows(golden("index-v2"))],
         "seekable": lambda: [_rows(golden("seekable-v1"))],
         "watermarks": lambda: [_rows(golden("watermarks-v1"))],
         "open_files": lambda: [from_rows(golden("open-files-v1")["content"])],

@@ -149,6 +149,13 @@ def _index(data: bytes, _: Path) -> object:
     for fid in range(6):
         list(index.of_fid(Fid(fid)))
     index.recorded_paths()
+    list(index.owned_names())
+    list(index.given_names())
+    kept = index.contents()
+    for fid in range(6):
+        assert kept.has_fid(Fid(fid)) == index.has_fid(Fid(fid))
+        index.named_by(fid)
+    index.of_deed(0, 2)
     return index.point_before(0), index.point_before_time(0), index.has_uid(0)
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from fusejournal.errors import JournalDamagedError, UsageError
 from fusejournal.history.lookup import Lookup
+from fusejournal.history.path_pattern import PathPattern
 from fusejournal.history.query import (
     Criteria,
     Follower,
-    PathPattern,
     SeqRange,
     find,
     parse_kinds,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from array import array
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,17 @@ import pytest
 from fusejournal.errors import JournalDamagedError
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.marks import find_mark
-from fusejournal.history.name_changes import name_changes
+from fusejournal.history.name_changes import NameChange, name_changes
 from fusejournal.journal.format import FormatError
-from fusejournal.journal.index import SegmentIndex, has_index, index_path, load_index
+from fusejournal.journal.index import (
+    SegmentIndex,
+    has_current_index,
+    has_index,
+    index_path,
+    load_index,
+)
 from fusejournal.journal.index_making import build_index, extend_index, write_index
+from fusejournal.journal.index_parts import IndexContents, PathTable, RecordedPath
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.outcomes import HELD, with_outcomes
 from fusejournal.journal.reader import JournalReader
@@ -23,6 +31,7 @@ from fusejournal.journal.segment_writer import JournalOptions
 from fusejournal.operations import Kind, Mark, NewEpoch, Rename, Setattr, Void, Write
 from fusejournal.types import Caller, Fid, Seq
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, write_samples
+from tests.support.indexes import as_version_1
 
 
 @pytest.fixture
@@ -86,6 +95,120 @@ def test_it_says_what_the_segment_says(samples: Path) -> None:
     assert not index.has_fid(Fid(999))
     told = {(path, fid) for e in entries for fid, path in (e.paths or {}).items()}
     assert {(one.path, one.fid) for one in index.recorded_paths()} == told
+    for uid in (None, 0, 1000):
+        for kinds in (0, 1 << Kind.WRITE, 1 << Kind.RENAME | 1 << Kind.CREATE):
+            meant = [
+                number
+                for number, e in enumerate(entries)
+                if uid in (None, e.who.uid) and (not kinds or kinds >> e.operation.kind & 1)
+            ]
+            found = index.of_deed(uid, kinds)
+            assert found is None if uid is None and not kinds else list(found or ()) == meant
+            assert list(index.of_deed(uid, kinds, range(5)) or ()) == [
+                number for number in meant if number < 5
+            ]
+            assert index.has_deed(uid, kinds) == bool(meant)
+    changes = [(n, one) for n, e in enumerate(entries) for one in name_changes(e.operation)]
+    for number in range(len(entries)):
+        given = {one.after for n, one in changes if n == number and one.after is not None}
+        assert set(index.named_by(number) or ()) == given
+    owned = {(one.name, fid) for _, one in changes for fid in (one.before, one.after) if fid}
+    assert owned <= set(index.owned_names())
+    names = (index.texts() or b"").split(b"/")
+    assert all(name in names for path, _ in told for name in path.split(b"/"))
+    for kept in (index, index.contents()):
+        assert kept.last_seq == len(SAMPLES)
+        assert kept.chain == index.chain
+        assert [fid for fid in range(999) if kept.has_fid(Fid(fid))] == [
+            fid for fid in range(999) if index.has_fid(Fid(fid))
+        ]
+        moved = {int(fid) for _, one in changes for fid in (one.before, one.after) if fid}
+        assert {fid for fid in range(999) if kept.may_be_named(Fid(fid))} == moved
+        assert all(kept.may_have_name(Fid(parent), name) for parent, name in named_of(changes))
+        assert not kept.may_have_name(Fid(1), b"never was there")
+
+
+def named_of(changes: list[tuple[int, NameChange]]) -> set[tuple[Fid, bytes]]:
+    """The names that *changes* are about."""
+    return {(one.parent, one.name) for _, one in changes}
+
+
+def test_contents_tell_fids_of_several_epochs_apart() -> None:
+    fids = array("Q", (5, 7, (1 << 40) + 5, (1 << 40) + 6))
+    for some in (fids, fids[2:], fids[:0]):
+        kept = IndexContents(Seq(9), 1, memoryview(some), memoryview(array("Q")), None)
+        there = {fid for fid in (0, 5, 6, 7, (1 << 40) + 5, (1 << 40) + 6, 1 << 40) if
+                 kept.has_fid(Fid(fid))}  # fmt: skip
+        assert there == set(some)
+        assert not kept.may_have_name(Fid(1), b"x")
+
+
+def test_paths_are_unpacked_as_far_as_they_are_asked_for() -> None:
+    rows = [RecordedPath(b"d%d/%s" % (n // 3, name), Fid(n), n)
+            for n in range(90) for name in (b"a", b"a", b"a/b", b"a.b")]  # fmt: skip
+    rows.sort()
+    for size in (1, 2, 7, len(rows)):
+        blocks = [rows[at : at + size] for at in range(0, len(rows), size)]
+        unpacked: list[int] = []
+
+        def unpack(begin: int, end: int, blocks: Any = blocks, unpacked: Any = unpacked) -> Any:
+            assert end == begin + 1
+            unpacked.append(begin)
+            return blocks[begin]
+
+        ends = [(block[0].path, number + 1) for number, block in enumerate(blocks)]
+        for path in (b"", b"d1/a", b"d1", b"d29/a", b"d3/a.b", b"zzz", b"d1/a/b"):
+            table = PathTable(ends, unpack)
+            at = [one for one in rows if one.path == path]
+            below = [one for one in rows if (one.path + b"/").startswith(path + b"/")]
+            assert list(table.at(path)) == at
+            assert sorted(table.below(path)) == below
+            assert len(unpacked) == len(set(unpacked)) <= 2 * len(below) // size + 6
+            unpacked.clear()
+        assert list(PathTable(ends, unpack).starting(b"")) == rows
+
+
+def test_one_of_version_1_answers_and_is_made_anew(tmp_path: Path) -> None:
+    journal = many(tmp_path, 60, segment_entries=20)
+    for path in journal.sealed.without_index():
+        write_index(path)
+    assert journal.sealed.without_index() == []
+    journal.close()
+    first = list_segments(tmp_path)[0]
+    whole = SegmentIndex(index_path(first).read_bytes())
+    index_path(first).write_bytes(as_version_1(whole.content))
+    assert has_index(first)
+    assert not has_current_index(first)
+    with SegmentReader(first) as reader:
+        old = load_index(first, reader)
+        assert old is not None
+        assert extend_index(old, reader, allow_torn=True) is None  # it lacks what is gone on with
+    assert not old.is_current
+    assert old.recorded_paths() == whole.recorded_paths()
+    assert old.of_deed(1, 0) is None
+    assert old.of_deed(1, 0, [3, 4]) == [3, 4]
+    assert old.of_deed(None, 0) is None
+    assert old.named_by(0) is None
+    assert old.texts() is None
+    assert list(old.owned_names()) == []
+    assert old.contents().may_be_named(Fid(2))
+    again = Journal.open(tmp_path, UUID_OF_TESTS, JournalOptions(), unclean_machine=False)
+    again.sync()
+    assert again.sealed.without_index() == [first]
+    again.close()
+
+
+def test_very_many_users_are_kept_apart(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path, UUID_OF_TESTS, JournalOptions())
+    for number in range(700):
+        who = Caller(number % 300, 0, 0)
+        journal.append(Setattr(Fid(2), 1, None, None, None, None), who, number + 1, lambda _: b"f")
+    journal.close()
+    (path,) = list_segments(tmp_path)
+    index = _built(path)
+    assert index.of_deed(299, 1 << Kind.SETATTR) == [299, 599]
+    assert index.of_deed(299, 1 << Kind.WRITE) == ()
+    assert index.of_deed(1, 0, range(302)) == [1, 301]
 
 
 def test_points_lead_to_every_entry(tmp_path: Path) -> None:
@@ -246,4 +369,5 @@ def test_a_reader_that_looks_again_sees_what_came(tmp_path: Path) -> None:
     reader.look_again()
     assert reader.index(path).entries == before.entries + 1
     assert reader._index_bytes == len(reader.index(path).content)
+    assert reader.contents(path) is reader.index(path)  # it grows, and so is kept whole
     journal.close()

@@ -101,8 +101,8 @@ def test_a_segment_that_could_not_be_begun_is_none(
         begun = _begin_next(volume.journal_dir)
         real = segment.list_segments
 
-        def list_and_lose(directory: Path) -> list[Path]:
-            paths = real(directory)
+        def list_and_lose(directory: Path, made: dict[str, Path] | None = None) -> list[Path]:
+            paths = real(directory, made)
             begun.unlink(missing_ok=True)
             return paths
 

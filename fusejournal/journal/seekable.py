@@ -50,8 +50,8 @@ class SeekableFile:
         self._fd = fd
         self._starts, self._positions, self.size = _read_table(fd)
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-        self._block = -1
-        self._content = b""
+        self._blocks: dict[int, bytes] = {}
+        """The last two that were read: what is asked for often lies across the end of one."""
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Returns up to *length* uncompressed bytes from *offset*. Raises FormatError on a damaged
@@ -60,7 +60,8 @@ class SeekableFile:
         while length > 0 and offset < self.size:
             block = bisect_right(self._starts, offset) - 1
             content = self._load(block)
-            part = content[offset - self._starts[block] :][:length]
+            begin = offset - self._starts[block]
+            part = content[begin : begin + length]
             if not part:
                 raise FormatError(f"compressed block {block} is shorter than the seek table says")
             parts.append(part)
@@ -69,20 +70,22 @@ class SeekableFile:
         return b"".join(parts)
 
     def _load(self, block: int) -> bytes:
-        if block != self._block:
-            start, end = self._positions[block], self._positions[block + 1]
-            compressed = os.pread(self._fd, end - start, start)
-            try:
-                # A block says how large it is, and would be believed.
-                if zstandard.frame_content_size(compressed) > BLOCK_BYTES:
-                    raise FormatError(f"compressed block {block} says that it is too large")
-                self._content = self._decompressor.decompress(
-                    compressed, max_output_size=BLOCK_BYTES
-                )
-            except zstandard.ZstdError as error:
-                raise FormatError(f"compressed block {block} at byte {start}: {error}") from None
-            self._block = block
-        return self._content
+        kept = self._blocks.get(block)
+        if kept is not None:
+            return kept
+        start, end = self._positions[block], self._positions[block + 1]
+        compressed = os.pread(self._fd, end - start, start)
+        try:
+            # A block says how large it is, and would be believed.
+            if zstandard.frame_content_size(compressed) > BLOCK_BYTES:
+                raise FormatError(f"compressed block {block} says that it is too large")
+            content = self._decompressor.decompress(compressed, max_output_size=BLOCK_BYTES)
+        except zstandard.ZstdError as error:
+            raise FormatError(f"compressed block {block} at byte {start}: {error}") from None
+        while len(self._blocks) > 1:
+            del self._blocks[next(iter(self._blocks))]
+        self._blocks[block] = content
+        return content
 
 
 def _read_table(fd: int) -> tuple[list[int], list[int], int]:

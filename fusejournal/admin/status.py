@@ -7,13 +7,11 @@ from typing import Any
 
 from fusejournal.admin.live import live_status
 from fusejournal.admin.scrub_record import load_scrub
+from fusejournal.admin.stopped_journals import StoppedJournals
 from fusejournal.disk import mounts
 from fusejournal.errors import JournalDamagedError, JournalError, NotRunningError
 from fusejournal.journal.base import JournalBase, load_base
 from fusejournal.journal.branches import occupied_by_branches
-from fusejournal.journal.journal import Journal
-from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.journal.watermarks import WatermarkPage
 from fusejournal.layer.connection import is_held
 from fusejournal.nfs.exports import is_exported, lacking
 from fusejournal.node.disk_space import disk_space, low_disk
@@ -21,14 +19,14 @@ from fusejournal.node.registry import all_volumes, copies_of
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.version_record import load_version_status
 from fusejournal.node.volume_status import BranchesStatus, Condition, ScrubStatus, VolumeStatus
-from fusejournal.types import Seq
 from fusejournal.volume.trouble import Trouble, TroubleKind
 
 
-def volume_status(state: VolumeState) -> VolumeStatus:
+def volume_status(state: VolumeState, journals: StoppedJournals | None = None) -> VolumeStatus:
     """Returns the status of a volume, and, among what is wrong with it, what here looks like the
-    same volume. Never touches the mountpoint. Raises FusejournalError."""
-    found = _status(state)
+    same volume. Never touches the mountpoint. *journals* keeps what was read for the status before,
+    where one is asked for again and again. Raises FusejournalError."""
+    found = _status(state, journals or StoppedJournals())
     copies = (
         Trouble(TroubleKind.COPY, f"{copy} has a copy of its state: keep it somewhere else")
         for copy in copies_of(state)
@@ -54,21 +52,26 @@ def all_statuses() -> list[VolumeStatus]:
     return [volume_status(state) for state in all_volumes()]
 
 
-def _status(state: VolumeState) -> VolumeStatus:
+def _status(state: VolumeState, journals: StoppedJournals) -> VolumeStatus:
     try:
         return live_status(state)
     except NotRunningError:
         holder = state.holder()
         if holder is None and is_held(state.directory / "connection"):
-            return _status_from_disk(state, Condition.HELD, None)
+            return _status_from_disk(state, journals, Condition.HELD, None)
         if holder is None:
-            return _status_from_disk(state, Condition.STOPPED, None)
+            return _status_from_disk(state, journals, Condition.STOPPED, None)
         waits_for = holder.get("waits_for")
-        return _status_from_disk(state, Condition.STARTING, holder.get("pid"), waits_for)
+        pid = holder.get("pid")
+        return _status_from_disk(state, journals, Condition.STARTING, pid, waits_for)
 
 
 def _status_from_disk(
-    state: VolumeState, condition: Condition, pid: int | None, waits_for: str | None = None
+    state: VolumeState,
+    journals: StoppedJournals,
+    condition: Condition,
+    pid: int | None,
+    waits_for: str | None = None,
 ) -> VolumeStatus:
     troubles = []
     if waits_for:
@@ -84,7 +87,8 @@ def _status_from_disk(
     try:
         base = load_base(state.directory)
         if any(state.journal_dir.glob("*.fj*")):
-            journal, clean = _open_journal(state)
+            journal = journals.read(state)
+            clean = journal.is_clean
             if journal.damage is not None:
                 troubles.append(Trouble.of_damage(journal.damage))
             elif condition is Condition.HELD:
@@ -132,29 +136,6 @@ def _status_from_disk(
         segments=journal.segment_count,
         **_covered(base),
     )
-
-
-def _open_journal(state: VolumeState) -> tuple[Journal, bool]:
-    """Opens the journal to be read. Also returns True if it was closed in order. Raises
-    JournalError, OSError."""
-    page = None
-    if state.watermarks.exists():
-        page = WatermarkPage(state.watermarks, state.created_ns)
-    journal = Journal.open(
-        state.journal_dir,
-        state.uuid,
-        JournalOptions(),
-        unclean_machine=False,
-        read_only=True,
-        is_copy=state.is_mirror,
-        known_durable=page.durable_seq if page is not None else Seq(0),
-    )
-    clean = journal.ends_clean
-    if page is not None:
-        if state.is_mirror:
-            clean = page.stopped_seq == journal.head_seq
-        page.close()
-    return journal, clean
 
 
 def _covered(base: JournalBase | None) -> dict[str, Any]:

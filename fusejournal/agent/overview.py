@@ -5,8 +5,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from fusejournal.admin.source import open_source
+from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.status import volume_status
+from fusejournal.admin.stopped_journals import StoppedJournals
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.mass_changes import FILES, MassChanges
 from fusejournal.agent.problems import (
@@ -25,6 +26,7 @@ _KEPT_SECONDS = 1.0
 _VERSION_SECONDS = 60.0
 """The time for which the newest version is kept: its store may be far away."""
 _STORE_SECONDS = 3.0
+_READERS_MAX = 32
 _MASS_SECONDS = 5.0
 """The time between two looks for mass changes."""
 
@@ -39,6 +41,8 @@ class Overview:
         self._mass = MassChanges(mass_files)
         self._mass_problems: dict[str, tuple[float, list[Problem]]] = {}
         self._volumes: list[dict[str, Any]] = []
+        self._journals = StoppedJournals()
+        self._readers: dict[str, JournalReader] = {}
         self._versions: dict[str, tuple[float, dict[str, Any] | None]] = {}
 
     def volumes(self) -> list[dict[str, Any]]:
@@ -50,7 +54,7 @@ class Overview:
 
     def _describe(self, state: VolumeState) -> dict[str, Any]:
         try:
-            status = volume_status(state)
+            status = volume_status(state, self._journals)
         except (FusejournalError, OSError) as error:
             problem = Problem("status", str(error), True)
             return {"name": state.name, "state": "unknown", "problems": [problem.to_json()]}
@@ -72,10 +76,25 @@ class Overview:
         key, now = str(state.directory), time.monotonic()
         looked, problems = self._mass_problems.get(key, (float("-inf"), []))
         if now > looked + _MASS_SECONDS:
-            with suppress(FusejournalError, OSError):  # the status says what is wrong with it
-                problems = self._mass.look(open_source(str(state.directory)))
+            try:
+                problems = self._mass.look(self._source(state))
+            except (FusejournalError, OSError):  # the status says what is wrong with it
+                self._readers.clear()
             self._mass_problems[key] = now, problems
         return problems
+
+    def _source(self, state: VolumeState) -> JournalSource:
+        """Returns the journal of a volume, with the reader of before: it knows where the end was.
+        Raises FusejournalError."""
+        source = open_source(str(state.directory))
+        key, now = f"{state.directory} {source.reader.uuid}", source.reader.base
+        known = self._readers.pop(key, None) or source.reader
+        if now is not None and (known.base is None or known.base.base != now.base):
+            known.begin_behind(now)
+        self._readers[key] = known
+        while len(self._readers) > _READERS_MAX:
+            del self._readers[next(iter(self._readers))]
+        return JournalSource(source.name, known, source.state)
 
     def _version(self, state: VolumeState) -> dict[str, Any] | None:
         key, now = str(state.directory), time.monotonic()

@@ -19,7 +19,6 @@ from fusejournal.history.file_states import State, target_of, type_of
 from fusejournal.history.json_values import exact, match_to_json
 from fusejournal.history.life import find_lives, read_life
 from fusejournal.history.tree_cache import TreeCache
-from fusejournal.operations import NAME_KINDS
 from fusejournal.replay.fold import find_file
 from fusejournal.replay.images import read_images, unknown_fid
 from fusejournal.types import ROOT_FID, Fid, Seq
@@ -115,19 +114,12 @@ def _describe(name: bytes, fid: Fid, state: State) -> dict[str, Any]:
     }
 
 
-def moments(source: JournalSource, fields: Fields) -> dict[str, Any]:
+def moments(source: JournalSource, fields: Fields, trees: TreeCache) -> dict[str, Any]:
     """Returns the seqs at which what is shown changed, in order: of a directory its names, of a
     file all of it. Of very many, every so many-th. Raises FusejournalError."""
     path, before = path_of(source, fields), before_of(source, fields)
     fid = find_file(source.lookup, path, before)
-    found: list[int] = []
-    for span in source.lookup.segments(to_seq=Seq(source.head_seq + 1)):
-        index = source.lookup.index(span)
-        found += [
-            index.first_seq + posting.number
-            for posting in index.of_fid(fid)
-            if not posting.refused and (not posting.is_parent or posting.kind in NAME_KINDS)
-        ]
+    found = list(trees.moments(source.lookup, fid, Seq(source.head_seq + 1)))
     count = len(found)
     if count > _MOMENTS_MAX:
         step = -(-count // _MOMENTS_MAX)

@@ -7,14 +7,16 @@ another base, what is kept is dropped: by its chain, the last segment stands for
 
 Not for use by two threads at a time."""
 
-from bisect import bisect_right
+import time
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import Final, NamedTuple
 
-from fusejournal.history.file_states import State, fid_of, is_about
 from fusejournal.history.entry_lookup import Span
+from fusejournal.history.file_states import State, fid_of, is_about
 from fusejournal.history.lookup import Lookup
 from fusejournal.journal.reader import END
 from fusejournal.types import Fid, Seq
@@ -23,6 +25,8 @@ _STATES_MAX: Final = 60_000
 _STEPS_MAX: Final = 64
 """States of one file; of more, every second is let go."""
 _CHANGES_MAX: Final = 100_000
+_EVER_MAX: Final = 8_000
+_MOMENTS_MAX: Final = 500_000
 
 
 class _KeptState(NamedTuple):
@@ -76,6 +80,8 @@ class TreeCache:
     """Answers as Lookup.children and read_states do, of one journal."""
 
     def __init__(self) -> None:
+        self._moments: OrderedDict[Fid, tuple[Seq, array[int]]] = OrderedDict()
+        """The moments of files, up to a seq, half-open."""
         self._files: OrderedDict[Fid, _KnownFile] = OrderedDict()
         self._directories: OrderedDict[Fid, _KnownDirectory] = OrderedDict()
         self._base_seq: Seq | None = None
@@ -123,6 +129,24 @@ class TreeCache:
         self._forget_oldest(len(files))
         return states
 
+    def moments(self, lookup: Lookup, fid: Fid, before_seq: Seq) -> Sequence[int]:
+        """Returns the seqs below *before_seq* at which *fid* changed, in order: of a directory its
+        names, too. Raises JournalDamagedError."""
+        spans = self._begin(lookup, before_seq)
+        end = spans[-1].end_seq if spans else Seq(0)
+        through, known = self._moments.pop(fid, (Seq(0), array("q")))
+        if through < end:
+            known.extend(lookup.moments_of(fid, through, end))
+            through = end
+        found = known[: bisect_left(known, before_seq)] if through > before_seq else known[:]
+        found.extend(lookup.moments_of(fid, max(through, end), before_seq))
+        if len(known) <= _MOMENTS_MAX:
+            self._moments[fid] = through, known
+        count = sum(len(one) for _, one in self._moments.values())
+        while count > _MOMENTS_MAX:
+            count -= len(self._moments.popitem(last=False)[1][1])
+        return found
+
     def _begin(self, lookup: Lookup, before_seq: Seq) -> list[Span]:
         """Returns the sealed segments that end below *before_seq*, and drops what is kept of
         another journal than there is now."""
@@ -130,15 +154,16 @@ class TreeCache:
         spans = {span.first_seq: span for span in lookup.segments() if span.end_seq != END}
         if self._sealed is not None:
             span = spans.get(self._sealed[0])
-            is_same = span is not None and lookup.index(span).chain == self._sealed[1]
+            is_same = span is not None and lookup.contents(span).chain == self._sealed[1]
             if not is_same or base_seq != self._base_seq:
                 self._files.clear()
                 self._directories.clear()
+                self._moments.clear()
                 self._sealed = None
         self._base_seq = base_seq
         whole = [span for span in spans.values() if span.end_seq <= before_seq]
         if whole and (self._sealed is None or whole[-1].first_seq > self._sealed[0]):
-            self._sealed = whole[-1].first_seq, lookup.index(whole[-1]).chain
+            self._sealed = whole[-1].first_seq, lookup.contents(whole[-1]).chain
         return whole
 
     def _known(self, lookup: Lookup, fids: Collection[Fid]) -> dict[Fid, _KnownFile]:
@@ -153,17 +178,42 @@ class TreeCache:
             self._files[fid] = files[fid] = known
         return files
 
-    def _go_on(self, lookup: Lookup, spans: list[Span], files: dict[Fid, _KnownFile]) -> None:
-        """Takes in what *spans* have of *files* that is not known yet."""
+    def learn(self, lookup: Lookup, directory: Fid, deadline: float) -> bool:
+        """Reads ahead what questions about all that *directory*, which was asked for, ever had will
+        need, until time.monotonic() is *deadline*; returns True if all is read. Raises
+        JournalDamagedError."""
+        spans = self._begin(lookup, END)
+        known = self._directories.get(directory)
+        fids = {fid for _, _, fid in known.changes if fid is not None} if known else set()
+        if len(fids) > _EVER_MAX:
+            return True
+        is_done = self._go_on(lookup, spans, self._known(lookup, fids), deadline)
+        self._forget_oldest(0)
+        return is_done
+
+    def _go_on(
+        self,
+        lookup: Lookup,
+        spans: list[Span],
+        files: dict[Fid, _KnownFile],
+        deadline: float | None = None,
+    ) -> bool:
+        """Takes in what *spans* have of *files* that is not known yet; returns False where the
+        *deadline* came before the end of that."""
+        is_late = False  # after one at least, however late it is: else it never came to an end
         for span in spans:
             behind = {fid for fid, known in files.items() if known.through_seq <= span.first_seq}
             if not behind:
                 continue
+            if is_late:
+                return False
+            is_late = deadline is not None and time.monotonic() > deadline
             states = {fid: files[fid].steps[-1].state for fid in behind}
             for fid in _fold(lookup, states, behind, span, span.end_seq):
                 files[fid].add(span, states[fid])
             for fid in behind:
                 files[fid].through_seq = span.end_seq
+        return True
 
     def _forget_oldest(self, kept: int) -> None:
         """Forgets files, but for the last *kept* ones, until there are few enough states."""

@@ -59,7 +59,7 @@ def make_answers(directory: Path) -> object:
         "entry": timeline.entry,
         "histogram": Sums().histogram,
         "tree": lambda source, fields: browse.tree(source, fields, TreeCache()),
-        "moments": browse.moments,
+        "moments": lambda source, fields: browse.moments(source, fields, TreeCache()),
         "life": browse.life,
         "difference": browse.difference,
     }

@@ -3,10 +3,13 @@
 One task a console's connection, all work in threads; jobs are processes of their own. It holds no
 volume and serves no request of a file system, so its end harms nothing."""
 
+import ctypes
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -22,6 +25,10 @@ from fusejournal.replication.common_ancestor import first_error
 from fusejournal.wire.identity import Identity, load_or_make
 from fusejournal.wire.listener import serve
 
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
+_MAPPED_BYTES: Final = 128 << 10
+
 
 def node_name_of_machine() -> str:
     """Returns the name that the agent has for consoles: the machine's."""
@@ -34,6 +41,7 @@ def run_agent(
     """Runs the agent until SIGTERM or SIGINT; *ready* is called, once it listens, with the address
     and the fingerprint of its certificate. *mass_files*: see MassChanges. Raises FusejournalError,
     OSError."""
+    _bound_memory()
     with hold_agent() as directory:
         try:
             trio.run(_serve, directory, address, ready, mass_files)
@@ -42,6 +50,15 @@ def run_agent(
             if not isinstance(error, FusejournalError | OSError):
                 raise
             raise error from None
+
+
+def _bound_memory() -> None:
+    """Has indexes and blocks, of some hundred KiB each, go back to the system when they are let go:
+    by itself the C library keeps their places, for each thread others. Source: mallopt(3)."""
+    with suppress(OSError, AttributeError):  # another C library has other ways
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        libc.mallopt(_M_ARENA_MAX, 2)
 
 
 async def _serve(

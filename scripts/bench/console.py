@@ -160,9 +160,10 @@ def _compress(path: Path) -> None:
 class _Asker:
     """Asks the agent, and prints how long it took."""
 
-    def __init__(self, link: AgentLink, rounds: int) -> None:
+    def __init__(self, link: AgentLink, rounds: int, only: str) -> None:
         self._link = link
         self._rounds = rounds
+        self._only = only
 
     async def ask(self, what: str, **fields: Any) -> tuple[dict[str, Any], float]:
         """Returns an answer, and the seconds that it took."""
@@ -188,6 +189,8 @@ class _Asker:
         self, label: str, once: Callable[[int], Awaitable[tuple[float, float]]]
     ) -> None:
         """Prints the times of a question that is asked some times over, each time another one."""
+        if self._only not in label:
+            return
         found = [await once(number) for number in range(self._rounds)]
         firsts, longest = [one[0] for one in found], max(one[1] for one in found)
         print(
@@ -209,6 +212,10 @@ async def _measure(asker: _Asker, count: int) -> None:
     def filter_of(fields: Callable[[int], dict[str, Any]]) -> Callable[[int], Any]:
         return lambda number: asker.first_rows(fields(number))
 
+    async def opened(_: int) -> tuple[float, float]:
+        seconds = (await asker.ask("tree", path=big))[1]
+        return seconds, seconds
+
     async def slider(_: int) -> tuple[float, float]:
         at = dice.randrange(count // 50, count)
         tree = (await asker.ask("tree", path=big, at=at))[1]
@@ -227,6 +234,7 @@ async def _measure(asker: _Asker, count: int) -> None:
     await asker.measure("overview", overview)
     for label, fields in _filters(count):
         await asker.measure(f"filter: {label}", filter_of(fields))
+    await asker.measure("a directory of 1,000 opened", opened)
     await asker.measure("slider in a directory of 1,000", slider)
     await asker.measure("chart, all counted", histogram)
 
@@ -261,7 +269,7 @@ async def _run(base: Path, listens: str, opened: dict[str, Any], options: Any) -
     book, identity = AgentBook(base / "agents.json"), load_or_make(base / "identity", "console")
     await pair_agent(book, identity, "hall", parse_address(listens), opened["code"])
     link = AgentLink(book.all()["hall"], identity)
-    await _measure(_Asker(link, options.rounds), options.count)
+    await _measure(_Asker(link, options.rounds, options.only), options.count)
     await link.aclose()
 
 
@@ -281,6 +289,7 @@ def main() -> None:
     parser.add_argument("--keep", help="a directory where the volume is kept, or was")
     parser.add_argument("--count", type=int, default=1_000_000, help="entries")
     parser.add_argument("--rounds", type=int, default=5, help="questions of each kind")
+    parser.add_argument("--only", default="", help="only questions whose label has this text")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where) as name:
         base = Path(name)

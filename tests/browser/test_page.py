@@ -4,6 +4,7 @@ needs Debian's chromium and playwright, which no other test does (HACKING.md). W
 axe-playwright-python, each view is looked at for what keeps people out; with
 FUSEJOURNAL_TEST_SCREENSHOTS a picture of each is put into that directory."""
 
+import os
 import shutil
 import tarfile
 import zipfile
@@ -217,6 +218,7 @@ def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: Console
 
 def test_a_viewer_on_a_phone_whose_session_ends(layer: Layer, processes: ConsoleProcesses) -> None:
     (layer.mountpoint / "file").write_text("content")
+    os.setxattr(layer.mountpoint / "file", "user.note", b"for anna alone")
     with browser_page(processes, "viewer", viewport={"width": 390, "height": 844}) as page:
         for view in ("", "v/hall/volume/timeline", "v/hall/volume/browse", "jobs"):
             page.goto(f"{processes.url}#/{view}")
@@ -226,5 +228,14 @@ def test_a_viewer_on_a_phone_whose_session_ends(layer: Layer, processes: Console
         page.get_by_role("link", name="History of file").wait_for()
         assert page.get_by_text("Download").count() == 0
         assert page.get_by_role("button", name="Restore").count() == 0
+        # Of an attribute that a user has set its name, and not its value.
+        page.goto(f"{processes.url}#/v/hall/volume/timeline")
+        page.locator("tr", has_text="setxattr").get_by_role("button").first.click()
+        entry = page.get_by_role("dialog")
+        entry.get_by_text("user.note").wait_for()
+        entry.get_by_text("its value is shown to operators").wait_for()
+        assert "for anna alone" not in page.content()
+        look_at(page, "entry-of-viewer")
+        page.keyboard.press("Escape")
         processes.run("console", "user", "remove", "anna")
         page.get_by_role("heading", name="Log in").wait_for(timeout=15_000)

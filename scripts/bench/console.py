@@ -7,7 +7,10 @@ keeps a thousand files. The agent is a process of its own, asked over its own TL
 as the page asks: again where an answer ended in time with nothing found yet.
 
 first          the first rows of a filter, or the first answer of another question
-step           the longest single answer of a filter until its first rows were there"""
+step           the longest single answer of a filter until its first rows were there
+
+With --idle instead: the processor time that a layer without work takes, without a page, and while a
+page shows its overview."""
 
 import argparse
 import json
@@ -18,15 +21,17 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
 from fusejournal.address import parse_address
 from fusejournal.console.agents import AgentBook, AgentLink, pair_agent
+from fusejournal.console.watch import PERIOD_SECONDS
 from fusejournal.journal.index_making import write_index
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.seekable import compress_file
@@ -37,6 +42,7 @@ from fusejournal.operations import Create, Mkdir, Operation, Rename, Setattr, Un
 from fusejournal.types import ROOT_FID, Caller, Fid
 from fusejournal.wire.identity import load_or_make
 from tests.support.forked import Forked, run
+from tests.support.layer import Layer
 from tests.support.nodes import make_volume
 
 _USERS = 20
@@ -46,6 +52,7 @@ _BIG_FILES = 1000
 _STEP_NS = 500_000_000
 _MODE = 0o100644
 _SEED = 5
+_IDLE_SECONDS = 10.0
 
 
 class _Users:
@@ -265,12 +272,67 @@ def _filters(count: int) -> list[tuple[str, Callable[[int], dict[str, Any]]]]:
     ]
 
 
-async def _run(base: Path, listens: str, opened: dict[str, Any], options: Any) -> None:
+@asynccontextmanager
+async def _linked(base: Path, agent: "_Agent") -> AsyncIterator[AgentLink]:
+    """A console's link to *agent*, which it was paired with."""
     book, identity = AgentBook(base / "agents.json"), load_or_make(base / "identity", "console")
-    await pair_agent(book, identity, "hall", parse_address(listens), opened["code"])
+    await pair_agent(book, identity, "hall", parse_address(agent.listens), agent.code)
     link = AgentLink(book.all()["hall"], identity)
-    await _measure(_Asker(link, options.rounds, options.only), options.count)
+    yield link
     await link.aclose()
+
+
+async def _run(base: Path, agent: "_Agent", options: Any) -> None:
+    async with _linked(base, agent) as link:
+        await _measure(_Asker(link, options.rounds, options.only), options.count)
+
+
+async def _idle(base: Path, agent: "_Agent", layer: int, options: Any) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    async with _linked(base, agent) as link:
+        await link.call("overview")
+        print(f"{'milliseconds of processor time a second':44}{'median':>9}{'most':>9}")
+        for label, is_shown in (("layer, no page", False), ("layer, a page's overview", True)) * 2:
+            found = []
+            for _ in range(options.rounds):
+                begun, ticks_before = time.monotonic(), _ticks(layer)
+                while time.monotonic() < begun + _IDLE_SECONDS:
+                    if is_shown:
+                        await link.call("overview")
+                    await trio.sleep(PERIOD_SECONDS)
+                spent = (_ticks(layer) - ticks_before) / ticks
+                found.append(1000 * spent / (time.monotonic() - begun))
+            print(f"{label:44}{statistics.median(found):9.2f}{max(found):9.2f}", flush=True)
+
+
+def _ticks(pid: int) -> int:
+    """Returns the processor time of a process, in ticks. Source: proc(5), /proc/pid/stat."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+class _Agent(NamedTuple):
+    """One that runs."""
+
+    pid: int
+    listens: str
+    code: str
+
+
+@contextmanager
+def _running_agent(base: Path, environment: dict[str, str]) -> Iterator[_Agent]:
+    said = base / "said"
+    agent = Forked(("agent", "--listen", "127.0.0.1:0"), environment, err=said)
+    try:
+        while (
+            found := re.search(r"listens on (\S+),", said.read_text() if said.exists() else "")
+        ) is None:
+            time.sleep(0.1)
+        pairing = run(("agent", "pair", "--no-wait", "--json"), environment, check=True, timeout=60)
+        yield _Agent(agent.pid, found[1], json.loads(pairing.stdout)["code"])
+    finally:
+        agent.send_signal(15)
+        agent.wait(20)
 
 
 def _memory_mib(pid: int) -> float:
@@ -290,9 +352,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1_000_000, help="entries")
     parser.add_argument("--rounds", type=int, default=5, help="questions of each kind")
     parser.add_argument("--only", default="", help="only questions whose label has this text")
+    parser.add_argument("--idle", action="store_true", help="what a page costs an idle layer")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fusejournal-bench.", dir=options.where) as name:
         base = Path(name)
+        if options.idle:
+            with Layer(base) as layer:
+                layer.start()
+                with _running_agent(base, layer.environment) as agent:
+                    trio.run(_idle, base, agent, layer.pid, options)
+                layer.stop()
+            return
         states = Path(options.keep) if options.keep else base / "states"
         environment = {**os.environ, "FUSEJOURNAL_STATE_ROOT": str(states)}
         if not (states / "data").exists():
@@ -302,21 +372,9 @@ def main() -> None:
                 f"{options.count:,} entries made in {time.perf_counter() - begun:.0f} s",
                 file=sys.stderr,
             )
-        said = base / "said"
-        agent = Forked(("agent", "--listen", "127.0.0.1:0"), environment, err=said)
-        try:
-            while (
-                found := re.search(r"listens on (\S+),", said.read_text() if said.exists() else "")
-            ) is None:
-                time.sleep(0.1)
-            pairing = run(
-                ("agent", "pair", "--no-wait", "--json"), environment, check=True, timeout=60
-            )
-            trio.run(_run, base, found[1], json.loads(pairing.stdout), options)
+        with _running_agent(base, environment) as agent:
+            trio.run(_run, base, agent, options)
             print(f"{'the most memory of the agent, MiB':44}{_memory_mib(agent.pid):9.0f}")
-        finally:
-            agent.send_signal(15)
-            agent.wait(20)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ The consoles are trusted: who may do what on the page is decided there."""
 
 import json
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -34,7 +32,6 @@ from fusejournal.errors import FusejournalError, UsageError, WireError
 from fusejournal.history.tree_cache import TreeCache
 from fusejournal.journal.reader import JournalReader
 from fusejournal.node.registry import find_named
-from fusejournal.types import Fid
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import ANSWER_BYTES_MAX, CALLS_VERSION, Call, CallPart
 
@@ -42,9 +39,6 @@ log = logging.getLogger(__name__)
 
 _PART_BYTES: Final = 48 << 10
 _READERS_MAX: Final = 32
-_LEARN_SECONDS: Final = 0.1
-_LEARN_PAUSE_SECONDS: Final = 0.05
-"""Longer than a console takes from one question to the next."""
 
 OfVolume = Callable[[JournalSource, Fields], dict[str, Any]]
 OfMachine = Callable[[Fields], dict[str, Any]]
@@ -79,7 +73,6 @@ class Calls:
         self._overview_turn = trio.Lock()
         self._sums = Sums()
         self._volumes: OrderedDict[str, _Volume] = OrderedDict()
-        self._shown, self._to_learn = trio.open_memory_channel[tuple[_Volume, str, Fid]](1)
         self._of_volume: dict[str, OfVolume] = {
             "entry": timeline.entry,
             "histogram": self._sums.histogram,
@@ -124,20 +117,6 @@ class Calls:
                 log.exception("the call %s failed on a bug", message.what)
                 await _send_error(connection, f"the agent failed to do it: {error!r}", 1)
 
-    async def learn(self) -> None:
-        """Reads ahead what a time slider asks next in the directories that were asked for, a part
-        of a second at a time, between the questions of consoles. Runs until it is cancelled, which
-        leaves what was read as it is."""
-        async for volume, name, directory in self._to_learn:
-            is_done = False
-            while not is_done:
-                async with volume.turn:
-                    try:
-                        is_done = await trio.to_thread.run_sync(_learn, volume, name, directory)
-                    except (FusejournalError, OSError):
-                        break  # the next question about it says what is wrong
-                await trio.sleep(_LEARN_PAUSE_SECONDS)
-
     async def _answer(self, connection: Connection, call: Call) -> None:
         if call.version != CALLS_VERSION:
             raise UsageError(
@@ -175,11 +154,7 @@ class Calls:
             async with volume.turn:
                 of_kept = _OF_KEPT.get(what)
                 ask = self._of_volume[what] if of_kept is None else partial(of_kept, volume)
-                value = await trio.to_thread.run_sync(_ask, ask, volume.reader, fields)
-            if what == "tree" and value["is_directory"]:
-                with suppress(trio.WouldBlock):
-                    self._shown.send_nowait((volume, fields.text("volume"), Fid(value["fid"])))
-            return value
+                return await trio.to_thread.run_sync(_ask, ask, volume.reader, fields)
         if (of_machine := self._of_machine.get(what)) is not None:
             return await trio.to_thread.run_sync(of_machine, fields)
         raise UsageError(f"the agent knows no call {what!r}: bring it to the console's release")
@@ -222,12 +197,6 @@ def _moments(volume: _Volume, source: JournalSource, fields: Fields) -> dict[str
 
 _OF_KEPT: Final = {"entries": _entries, "tree": _tree, "moments": _moments}
 """Questions about a volume that go on from what is kept of it."""
-
-
-def _learn(volume: _Volume, name: str, directory: Fid) -> bool:
-    deadline = time.monotonic() + _LEARN_SECONDS
-    lookup = JournalSource(name, volume.reader, None).lookup
-    return volume.trees.learn(lookup, directory, deadline)
 
 
 def _of_journal(what: Download, fields: Fields) -> Iterator[bytes]:

@@ -80,7 +80,6 @@ async def _serve(
         mass_files,
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(calls.learn)
         pairing = ConsolePairing(book, identity, node)
         bound = await nursery.start(listen, address, identity, book, calls, pairing)
         pairing.listens_at(str(bound))

@@ -7,7 +7,6 @@ another base, what is kept is dropped: by its chain, the last segment stands for
 
 Not for use by two threads at a time."""
 
-import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -25,7 +24,6 @@ _STATES_MAX: Final = 60_000
 _STEPS_MAX: Final = 64
 """States of one file; of more, every second is let go."""
 _CHANGES_MAX: Final = 100_000
-_EVER_MAX: Final = 8_000
 _MOMENTS_MAX: Final = 500_000
 
 
@@ -178,42 +176,17 @@ class TreeCache:
             self._files[fid] = files[fid] = known
         return files
 
-    def learn(self, lookup: Lookup, directory: Fid, deadline: float) -> bool:
-        """Reads ahead what questions about all that *directory*, which was asked for, ever had will
-        need, until time.monotonic() is *deadline*; returns True if all is read. Raises
-        JournalDamagedError."""
-        spans = self._begin(lookup, END)
-        known = self._directories.get(directory)
-        fids = {fid for _, _, fid in known.changes if fid is not None} if known else set()
-        if len(fids) > _EVER_MAX:
-            return True
-        is_done = self._go_on(lookup, spans, self._known(lookup, fids), deadline)
-        self._forget_oldest(0)
-        return is_done
-
-    def _go_on(
-        self,
-        lookup: Lookup,
-        spans: list[Span],
-        files: dict[Fid, _KnownFile],
-        deadline: float | None = None,
-    ) -> bool:
-        """Takes in what *spans* have of *files* that is not known yet; returns False where the
-        *deadline* came before the end of that."""
-        is_late = False  # after one at least, however late it is: else it never came to an end
+    def _go_on(self, lookup: Lookup, spans: list[Span], files: dict[Fid, _KnownFile]) -> None:
+        """Takes in what *spans* have of *files* that is not known yet."""
         for span in spans:
             behind = {fid for fid, known in files.items() if known.through_seq <= span.first_seq}
             if not behind:
                 continue
-            if is_late:
-                return False
-            is_late = deadline is not None and time.monotonic() > deadline
             states = {fid: files[fid].steps[-1].state for fid in behind}
             for fid in _fold(lookup, states, behind, span, span.end_seq):
                 files[fid].add(span, states[fid])
             for fid in behind:
                 files[fid].through_seq = span.end_seq
-        return True
 
     def _forget_oldest(self, kept: int) -> None:
         """Forgets files, but for the last *kept* ones, until there are few enough states."""

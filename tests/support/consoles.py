@@ -111,7 +111,6 @@ async def running_console(
     calls = Calls("hall", lambda: book.certificates, more)
     pairing = ConsolePairing(book, identity, "hall")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(calls.learn)
         address: Address = await nursery.start(
             listen, Address("127.0.0.1", 0), identity, book, calls, pairing
         )

@@ -27,7 +27,7 @@ from fusejournal.wire.listener import serve
 
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-_MAPPED_BYTES: Final = 128 << 10
+_MAPPED_BYTES: Final = 1 << 20
 
 
 def node_name_of_machine() -> str:
@@ -53,7 +53,7 @@ def run_agent(
 
 
 def _bound_memory() -> None:
-    """Has indexes and blocks, of some hundred KiB each, go back to the system when they are let go:
+    """Has indexes, of some MiB each, go back to the system when they are let go:
     by itself the C library keeps their places, for each thread others. Source: mallopt(3)."""
     with suppress(OSError, AttributeError):  # another C library has other ways
         libc = ctypes.CDLL(None)

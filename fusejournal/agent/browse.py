@@ -3,6 +3,7 @@ the indexes of the journal."""
 
 import base64
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -16,8 +17,9 @@ from fusejournal.agent.zips import archived
 from fusejournal.errors import PathNotFoundError, UsageError
 from fusejournal.history.changes import find_changes
 from fusejournal.history.file_states import State, target_of, type_of
-from fusejournal.history.json_values import exact, match_to_json
-from fusejournal.history.life import find_lives, read_life
+from fusejournal.history.json_values import DatalessMatch, exact
+from fusejournal.history.life import Life, find_lives, read_life
+from fusejournal.history.lookup import Lookup
 from fusejournal.history.tree_cache import TreeCache
 from fusejournal.replay.fold import find_file
 from fusejournal.replay.images import read_images, unknown_fid
@@ -30,6 +32,9 @@ _LIFE_MAX: Final = 500
 _LIVES_MAX: Final = 2000
 """The number of entries returned of all files that had one path: of a file that is saved by
 renames, each save is one."""
+_LIVES_BYTES_MAX: Final = 2 << 20
+"""The number of bytes that the entries returned of all these files have at most, without their
+data: values of attributes can be 64 KiB each, and one byte of them six of the answer."""
 _CHANGES_MAX: Final = 1000
 _PIECE_BYTES: Final = 256 << 10
 
@@ -141,26 +146,14 @@ def life(source: JournalSource, fields: Fields) -> dict[str, Any]:
     if not lives:
         raise PathNotFoundError("/" + exact(path), f"never was in the journal of {source.name}")
     found: list[dict[str, Any]] = []
-    left = _LIVES_MAX
+    left, left_bytes = _LIVES_MAX, _LIVES_BYTES_MAX
     for one in reversed(lives):
-        steps = list(read_life(source.lookup, one.fid))
-        left -= min(len(steps), _LIFE_MAX)
-        if left < 0 and found:
+        newest = _NewestOfLife(source.lookup, one)
+        left -= len(newest.steps)
+        left_bytes -= newest.kept_bytes
+        if min(left, left_bytes) < 0 and found:
             break
-        found.append(
-            {
-                "fid": int(one.fid),
-                "tenures": [
-                    {"from_seq": int(spell.from_seq), "to_seq": int(spell.to_seq - 1)}
-                    for spell in one.tenures
-                ],
-                "count": len(steps),
-                "entries": [
-                    {**match_to_json(step.match), "size_after": step.size}
-                    for step in reversed(steps[-_LIFE_MAX:])
-                ],
-            }
-        )
+        found.append(newest.to_json())
     command = command_line("history", source.name, exact(path))
     users = account_names(one["uid"] for each in found for one in each["entries"])
     return {
@@ -170,6 +163,43 @@ def life(source: JournalSource, fields: Fields) -> dict[str, Any]:
         "users": users,
         "command": command,
     }
+
+
+class _NewestOfLife:
+    """The newest entries of a life, without their data, and the number of all: only these are kept
+    while it is read, however many it has."""
+
+    def __init__(self, lookup: Lookup, life: Life) -> None:
+        self.steps: deque[tuple[DatalessMatch, int | None]] = deque()
+        self.kept_bytes = 0
+        self._life = life
+        self._count = 0
+        for match, size in read_life(lookup, life.fid):
+            self._count += 1
+            self._add(DatalessMatch.of(match), size)
+
+    def _add(self, match: DatalessMatch, size: int | None) -> None:
+        self.steps.append((match, size))
+        self.kept_bytes += match.kept_bytes
+        while len(self.steps) > _LIFE_MAX or (
+            self.kept_bytes > _LIVES_BYTES_MAX and len(self.steps) > 1
+        ):
+            gone, _ = self.steps.popleft()
+            self.kept_bytes -= gone.kept_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the life, its newest entries first."""
+        return {
+            "fid": int(self._life.fid),
+            "tenures": [
+                {"from_seq": int(spell.from_seq), "to_seq": int(spell.to_seq - 1)}
+                for spell in self._life.tenures
+            ],
+            "count": self._count,
+            "entries": [
+                {**match.to_json(), "size_after": size} for match, size in reversed(self.steps)
+            ],
+        }
 
 
 def difference(source: JournalSource, fields: Fields) -> dict[str, Any]:

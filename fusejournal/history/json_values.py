@@ -3,7 +3,7 @@
 import errno
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusejournal.history.marks import removed_name
 from fusejournal.history.query import Match
@@ -66,6 +66,32 @@ def match_to_json(match: Match) -> dict[str, Any]:
         line["refused"] = errno_name(void)
         line["written"] = void.written
     return line
+
+
+class DatalessMatch(NamedTuple):
+    """An entry that is kept to be shown, without its data: that is a view of all that was read with
+    it, and would hold it in memory."""
+
+    match: Match
+    data_bytes: int
+
+    @classmethod
+    def of(cls, match: Match) -> "DatalessMatch":
+        """Returns *match* without its data."""
+        entry = match.entry
+        return cls(match._replace(entry=entry._replace(data=b"")), len(entry.data))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Returns about how many bytes are left of it: its fields, among them the values of
+        attributes, and its paths."""
+        entry, _, *paths = self.match
+        return entry.frame_bytes - self.data_bytes + sum(map(len, filter(None, paths)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what :func:`match_to_json` does of the whole one."""
+        line = match_to_json(self.match)
+        return {**line, "bytes": self.data_bytes} if "bytes" in line else line
 
 
 def whole_match_to_json(match: Match, asked_seq: Seq) -> dict[str, Any]:

@@ -3,6 +3,7 @@ when it is there, and who acknowledged or silenced it, is kept on the disk."""
 
 import json
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -48,12 +49,16 @@ class Alerts:
             self._known = {key: _known_of(one) for key, one in raw.items()}
         self._now: list[dict[str, Any]] = []
 
-    def update(self, problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def update(
+        self, problems: list[dict[str, Any]], unanswered: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
         """Takes in all *problems* that there are now, each with its key, and returns the alerts,
-        the worst and newest first. Blocks; a full disk only has a later start forget."""
+        the worst and newest first. What is known of those of the agents *unanswered*, which have
+        not answered this process, stays. Blocks; a full disk only has a later start forget."""
         now_ns = time.time_ns()
         by_key = {one["key"]: one for one in problems}
-        known = {key: self._known.get(key) or {"since_ns": now_ns} for key in by_key}
+        known = {key: one for key, one in self._known.items() if agent_of(key) in unanswered}
+        known |= {key: self._known.get(key) or {"since_ns": now_ns} for key in by_key}
         has_changed = known.keys() != self._known.keys()
         self._known = known
         if has_changed:
@@ -91,6 +96,11 @@ class Alerts:
     def _save(self) -> None:
         content = json.dumps({"alerts": self._known}).encode()
         write_atomically("console.alerts", self._path, content, Outlives.MACHINE)
+
+
+def agent_of(key: str) -> str:
+    """Returns the agent that the alert *key* is of: keys are AGENT/VOLUME/CAUSE."""
+    return key.partition("/")[0]
 
 
 def _known_of(raw: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ that hangs, drips or answers nonsense holds up no other channel, and never ends 
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
-from fusejournal.console.alerts import KNOWN_BYTES_MAX
+from fusejournal.console.alerts import KNOWN_BYTES_MAX, agent_of
 from fusejournal.console.channels import AlertChannel, DeliveryError, message_of
 from fusejournal.console.sessions import RateLimit
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
@@ -95,38 +95,52 @@ class AlertDelivery:
             for name, one in self._states.items()
         ]
 
-    async def deliver(self, alerts: list[dict[str, Any]]) -> None:
+    async def deliver(self, alerts: list[dict[str, Any]], unanswered: Collection[str] = ()) -> None:
         """Delivers what is due of *alerts* as :meth:`begin` does, and waits for it. Cancelled, what
         is being sent may be sent, and after a new start once more."""
         async with trio.open_nursery() as nursery:
-            self.begin(nursery, alerts)
+            self.begin(nursery, alerts, unanswered)
 
-    def begin(self, nursery: trio.Nursery, alerts: list[dict[str, Any]]) -> None:
+    def begin(
+        self,
+        nursery: trio.Nursery,
+        alerts: list[dict[str, Any]],
+        unanswered: Collection[str] = (),
+    ) -> None:
         """Begins to deliver what is due of *alerts*, which are all that there are now, in tasks of
-        *nursery*, one a channel; a channel that is still sending is left out. Failures are logged,
+        *nursery*, one a channel; a channel that is still sending is left out. No alert of the
+        agents *unanswered*, which have not answered this process, is gone. Failures are logged,
         and tried again later; none ends the nursery. Cancelled, what is being sent may be sent, and
         after a new start once more."""
         for channel in self._channels:
             state = self._states[channel.name]
             if not state.is_busy:
                 state.is_busy = True
-                nursery.start_soon(self._deliver_by, channel, alerts)
+                nursery.start_soon(self._deliver_by, channel, alerts, unanswered)
 
-    async def _deliver_by(self, channel: AlertChannel, alerts: list[dict[str, Any]]) -> None:
+    async def _deliver_by(
+        self, channel: AlertChannel, alerts: list[dict[str, Any]], unanswered: Collection[str]
+    ) -> None:
         try:
-            await self._send_all(channel, alerts)
+            await self._send_all(channel, alerts, unanswered)
         except Exception as error:
             # One channel's, whatever it is: it must end neither the others nor the console.
             self._note_failure(channel, _delivery_error(channel, error))
         finally:
             self._states[channel.name].is_busy = False
 
-    async def _send_all(self, channel: AlertChannel, alerts: list[dict[str, Any]]) -> None:
+    async def _send_all(
+        self, channel: AlertChannel, alerts: list[dict[str, Any]], unanswered: Collection[str]
+    ) -> None:
         now_ns = time.time_ns()
         told = self._told.setdefault(channel.name, {})
         by_key = {one["key"]: one for one in alerts}
         raised = [one for one in alerts if _is_due(channel, one, told.get(one["key"]), now_ns)]
-        gone = [key for key, one in told.items() if key not in by_key and "gone_ns" not in one]
+        gone = [
+            key
+            for key, one in told.items()
+            if key not in by_key and "gone_ns" not in one and agent_of(key) not in unanswered
+        ]
         for key, one in list(told.items()):
             if key not in by_key and one.get("gone_ns", now_ns) < now_ns - _BACK_NS:
                 del told[key]

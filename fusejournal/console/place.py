@@ -9,7 +9,8 @@ with a dot.
     .console/audit.jsonl   who did what
     .console/tokens.json   the hashes of API tokens, and what each may
     .console/alerts.json   the alerts there are: since when, acknowledged and silenced by whom
-    .console/told.json     which of them were told by which channel"""
+    .console/told.json     which of them were told by which channel
+    .console/seen.json     what each agent answered last, and when"""
 
 import os
 import socket

@@ -22,6 +22,7 @@ from fusejournal.console.app import ConsoleParts, make_app
 from fusejournal.console.audit import Audit
 from fusejournal.console.channels import channels_file, load_channels
 from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.last_seen import LastSeen
 from fusejournal.console.place import console_directory, console_identity
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import UserBook
@@ -80,6 +81,7 @@ def run_console(
     agents = Agents(AgentBook(directory / "agents.json"), identity)
     alerts = Alerts(directory / "alerts.json")
     delivery = AlertDelivery(load_channels(channels_file()), directory / "told.json")
+    last_seen = LastSeen(directory / "seen.json")
     config = _configuration(address, certificate, key)
 
     async def run() -> None:
@@ -89,7 +91,7 @@ def run_console(
             users=UserBook(directory / "users.json"),
             tokens=TokenBook(directory / "tokens.json"),
             audit=Audit(directory / "audit.jsonl"),
-            watch=Watch(agents, alerts, delivery),
+            watch=Watch(agents, alerts, delivery, last_seen),
             is_tls=certificate is not None,
             stopping=stopping,
         )

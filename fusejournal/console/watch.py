@@ -2,7 +2,9 @@
 
 Agents are asked at most every two seconds while a user looks, and a few times a minute where alerts
 are to be delivered. One that cannot be reached is shown as it was last seen, with since when; so
-are its alerts, which nothing says are gone.
+are its alerts, which nothing says are gone. That holds over a new start of the console, too: what
+was last seen is on the disk (last_seen.py), and until an agent has answered this process no alert
+of it is gone.
 
 Each agent is asked by a task of its own, one at a time, in the nursery of :meth:`Watch.run`. The
 overview waits a moment for all, and is made without those that take longer: one that hangs, or
@@ -19,6 +21,7 @@ from fusejournal.console.agents import Agents, CallFailedError
 from fusejournal.console.alerts import Alerts
 from fusejournal.console.checked_overview import checked_overview
 from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.last_seen import LastSeen, SeenOverview
 from fusejournal.errors import FusejournalError, PeerLostError, UsageError
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ class _SeenAgent:
     node: str = ""
     volumes: list[dict[str, Any]] = field(default_factory=list)
     seen_ns: int = 0
+    has_answered: bool = False
+    """False where that answer is of a process before."""
     error: str | None = None
     fault: str = "unreachable"
     """The kind of the error: "unreachable"; "answer", where what it answers is of no use; "agent",
@@ -70,11 +75,16 @@ class _SeenAgent:
 class Watch:
     """The overview, made when it is asked for, while :meth:`run` runs."""
 
-    def __init__(self, agents: Agents, alerts: Alerts, delivery: AlertDelivery) -> None:
+    def __init__(
+        self, agents: Agents, alerts: Alerts, delivery: AlertDelivery, last_seen: LastSeen
+    ) -> None:
         self.alerts = alerts
         self.delivery = delivery
         self._agents = agents
+        self._last_seen = last_seen
         self._seen: dict[str, _SeenAgent] = {}
+        self._unanswered: frozenset[str] = frozenset()
+        """The agents that had not answered when the overview was made."""
         self._nursery: trio.Nursery | None = None
         self._turn = trio.Lock()
         self._made = float("-inf")
@@ -107,7 +117,8 @@ class Watch:
         while True:
             try:
                 if self.delivery.has_channels:
-                    self.delivery.begin(nursery, (await self.overview())["alerts"])
+                    alerts = (await self.overview())["alerts"]
+                    self.delivery.begin(nursery, alerts, self._unanswered)
             except FusejournalError as error:
                 log.warning("alerts are not looked for: %s", error)
             except Exception as error:
@@ -126,7 +137,7 @@ class Watch:
         """Begins to ask all agents that are not being asked, and waits for a moment."""
         if self._nursery is None:
             raise FusejournalError("the console is stopping")
-        self._seen = {name: self._seen.get(name) or _SeenAgent() for name in names}
+        self._seen = {name: self._seen.get(name) or self._seen_before(name) for name in names}
         idle = [(name, seen) for name, seen in self._seen.items() if seen.looked is None]
         begun: dict[bool, list[trio.Event]] = {False: [], True: []}
         for name, seen in idle:
@@ -138,6 +149,11 @@ class Watch:
                 for looked in begun[has_failed]:
                     await looked.wait()
 
+    def _seen_before(self, name: str) -> _SeenAgent:
+        """Returns an agent as a process before has seen it."""
+        kept = self._last_seen.find(name)
+        return _SeenAgent() if kept is None else _SeenAgent(*kept)
+
     async def _look(self, name: str, seen: _SeenAgent, looked: trio.Event) -> None:
         """Asks one agent. Whatever comes of it is this agent's alone."""
         before, link = seen.error, None
@@ -146,7 +162,7 @@ class Watch:
                 link = await self._agents.link(name)
                 answer = await link.call("overview")
             seen.node, seen.volumes = checked_overview(answer)
-            seen.seen_ns, seen.error = time.time_ns(), None
+            seen.seen_ns, seen.has_answered, seen.error = time.time_ns(), True, None
         except trio.TooSlowError:
             seen.error, seen.fault = f"no answer within {_ASK_SECONDS:g} s", "unreachable"
         except (PeerLostError, UsageError) as error:
@@ -169,7 +185,7 @@ class Watch:
         agents, problems = [], []
         for name in names:
             seen = self._seen[name]
-            error = seen.error or (None if seen.seen_ns else "has not answered yet")
+            error = seen.error or (None if seen.has_answered else "has not answered yet")
             agents.append(
                 {
                     "name": name, "node": seen.node, "error": error,
@@ -185,8 +201,18 @@ class Watch:
                 {**one, "agent": name, "volume": volume, "key": f"{name}/{volume}/{one['key']}"}
                 for volume, one in found
             ]
+        self._last_seen.keep(
+            {
+                name: SeenOverview(seen.node, seen.volumes, seen.seen_ns)
+                for name, seen in self._seen.items()
+                if seen.seen_ns
+            }
+        )
+        self._unanswered = frozenset(
+            name for name, seen in self._seen.items() if not seen.has_answered
+        )
         return {
             "agents": agents,
-            "alerts": self.alerts.update(problems),
+            "alerts": self.alerts.update(problems, self._unanswered),
             "channels": self.delivery.to_json(),
         }

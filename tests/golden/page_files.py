@@ -19,6 +19,7 @@ from fusejournal.console.alerts import Alerts
 from fusejournal.console.audit import Audit
 from fusejournal.console.channels import AlertCommand, CommandConfig, message_of
 from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.last_seen import LastSeen, SeenOverview
 from fusejournal.console.routes import ROUTES
 from fusejournal.console.tokens import ApiToken, TokenBook
 from fusejournal.console.tokens import _hash as hash_of_token
@@ -50,6 +51,21 @@ PROBLEMS: tuple[dict[str, Any], ...] = tuple(
         ("east//old", "", "an older release", "warning"),
     )
 )  # fmt: skip
+SEEN: dict[str, SeenOverview] = {
+    "east": SeenOverview(
+        "east-1",
+        [
+            {
+                "name": "data", "state": "running",
+                "problems": [
+                    {"key": "full", "words": "full", "severity": "bad", "advice": "make space"}
+                ],
+            }
+        ],
+        NOW_NS,
+    ),
+    "west": SeenOverview("west", [], NOW_NS),
+}  # fmt: skip
 REQUESTS: dict[str, dict[str, Any]] = {
     "undo": {
         "seqs": ["7-12"], "path": "docs", "op": ["unlink", "rmdir"], "uid": 1001,
@@ -176,6 +192,12 @@ def make_told(directory: Path) -> object:
 
     deliver(directory, alerts_now(), alerts_now()[:1])
     return _read(directory / "told.json")
+
+
+def make_seen(directory: Path) -> object:
+    """The last answers of two agents."""
+    LastSeen(directory / "seen.json").keep(SEEN)
+    return _read(directory / "seen.json")
 
 
 def make_alert_message(_: Path) -> object:

@@ -385,6 +385,7 @@ GOLDENS = {
     "console-audit-v1": Golden(page_files.make_audit),
     "console-alerts-v1": Golden(page_files.make_alerts),
     "console-told-v1": Golden(page_files.make_told),
+    "console-seen-v1": Golden(page_files.make_seen),
     "alert-message-v1": Golden(page_files.make_alert_message),
     "calls-v1": Golden(page_files.make_calls),
     "answers-v1": Golden(answers.make_answers),

@@ -15,6 +15,7 @@ from fusejournal.agent.jobs import JobBook
 from fusejournal.console.agents import AgentBook
 from fusejournal.console.alerts import Alerts
 from fusejournal.console.audit import Audit
+from fusejournal.console.last_seen import LastSeen
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import UserBook
 from tests.golden.files import NOW_NS, golden
@@ -24,6 +25,7 @@ from tests.golden.page_files import (
     PROBLEMS,
     PROGRESS,
     REQUESTS,
+    SEEN,
     TOKEN,
     TOKENS,
     USERS,
@@ -104,6 +106,11 @@ def test_alerts_and_what_was_told_are_read(tmp_path: Path) -> None:
     assert {key: "gone_ns" in one for key, one in told.items()} == {
         one["key"]: one["severity"] != "bad" for one in alerts_now()
     }
+
+
+def test_what_was_seen_last_is_read(tmp_path: Path) -> None:
+    seen = LastSeen(_put(tmp_path / "seen.json", golden("console-seen-v1")))
+    assert {name: seen.find(name) for name in SEEN} == SEEN
 
 
 def test_what_a_console_asks_is_what_the_agent_answers(tmp_path: Path) -> None:

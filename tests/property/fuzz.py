@@ -54,6 +54,7 @@ _RECORDS = {
     "peers": "peers-v1", "volume": "volume-v4", "place": "place-v1", "connection": "connection-v1",
     "consoles": "agent-consoles-v1", "agents": "console-agents-v1", "users": "console-users-v1",
     "tokens": "console-tokens-v1", "alerts": "console-alerts-v1", "told": "console-told-v1",
+    "seen": "console-seen-v1",
 }  # fmt: skip
 """The golden files that are a decoder's JSON, or a list of these, or have it by the file's name."""
 

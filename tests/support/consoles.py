@@ -21,6 +21,7 @@ from fusejournal.console.app import ConsoleParts, make_app
 from fusejournal.console.audit import Audit
 from fusejournal.console.channels import AlertChannel
 from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.last_seen import LastSeen
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import AccessRole, UserBook
 from fusejournal.console.watch import Watch
@@ -121,7 +122,8 @@ async def running_console(
         agents = Agents(agent_book, own)
         users, audit = UserBook(directory / "users.json"), Audit(directory / "audit.jsonl")
         delivery = AlertDelivery(channels, directory / "told.json")
-        watch = Watch(agents, Alerts(directory / "alerts.json"), delivery)
+        alerts, last_seen = Alerts(directory / "alerts.json"), LastSeen(directory / "seen.json")
+        watch = Watch(agents, alerts, delivery, last_seen)
         await nursery.start(watch.run)
         tokens = TokenBook(directory / "tokens.json")
         stopping = trio.Event()

@@ -24,6 +24,7 @@ from fusejournal.console.agents import AgentBook
 from fusejournal.console.alerts import Alerts
 from fusejournal.console.audit import Audit
 from fusejournal.console.channels import load_channels
+from fusejournal.console.last_seen import LastSeen
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import UserBook
 from fusejournal.disk.files import UNREADABLE_JSON
@@ -225,6 +226,12 @@ def _told(directory: Path) -> object:
     return None
 
 
+def _seen(directory: Path) -> object:
+    seen = LastSeen(directory / "seen.json")
+    seen.keep({name: one._replace(seen_ns=1) for name, one in page_files.SEEN.items()})
+    return None
+
+
 def _users(directory: Path) -> object:
     users = UserBook(directory / "users.json")
     found = list(users.all().values())
@@ -354,6 +361,7 @@ RECORD_DECODERS = {
     "audit": Decoding(_file("audit.jsonl", _audit), ()),
     "alerts": Decoding(_file("alerts.json", _alerts), ()),
     "told": Decoding(_file("told.json", _told), ()),
+    "seen": Decoding(_file("seen.json", _seen), ()),
     "channels": Decoding(_file("alerts.toml", _channels), (ConfigError,)),
     "call": Decoding(_call, _REFUSED),
 }

@@ -32,6 +32,7 @@ from fusejournal.console.channels import (
     message_of,
 )
 from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.last_seen import LastSeen
 from fusejournal.console.watch import Watch
 from fusejournal.errors import ConfigError, UsageError
 from fusejournal.wire.identity import load_or_make
@@ -296,7 +297,8 @@ async def test_the_watch_goes_on_where_it_cannot_look(
     alerts._known = {"hall//unreachable": {"since_ns": "x"}}
     command = AlertCommand("page", CommandConfig(argv=["/bin/true"]))
     agents = Agents(book, load_or_make(tmp_path / "identity", "console"))
-    looking = Watch(agents, alerts, AlertDelivery([command], tmp_path / "told.json"))
+    told, seen = AlertDelivery([command], tmp_path / "told.json"), LastSeen(tmp_path / "seen.json")
+    looking = Watch(agents, alerts, told, seen)
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(looking.run)

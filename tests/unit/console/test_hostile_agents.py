@@ -18,6 +18,7 @@ from fusejournal.console.alerts import Alerts
 from fusejournal.console.channels import message_of
 from fusejournal.console.checked_overview import checked_overview
 from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.last_seen import LastSeen
 from fusejournal.console.watch import Watch
 from fusejournal.errors import WireError
 from fusejournal.wire.connection import Connection
@@ -67,7 +68,7 @@ async def _watched(directory: Path) -> AsyncIterator[_Watched]:
     alerts = Alerts(directory / "alerts.json")
     told = AlertDelivery([], directory / "told.json")
     agents = Agents(book, own)
-    watched = _Watched(Watch(agents, alerts, told))
+    watched = _Watched(Watch(agents, alerts, told, LastSeen(directory / "seen.json")))
 
     async def start(name: str, answers: list[_Answer]) -> None:
         async def answer(connection: Connection) -> None:

@@ -14,6 +14,7 @@ from fusejournal.console.alerts import Alerts
 from fusejournal.console.app import ConsoleParts
 from fusejournal.console.audit import Audit
 from fusejournal.console.delivery import AlertDelivery
+from fusejournal.console.last_seen import LastSeen
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import UserBook
 from fusejournal.console.watch import Watch
@@ -37,7 +38,9 @@ async def _listening(directory: Path) -> AsyncIterator[Address]:
         users=UserBook(directory / "users.json"),
         tokens=TokenBook(directory / "tokens.json"),
         audit=Audit(directory / "audit.jsonl"),
-        watch=Watch(agents, Alerts(directory / "alerts.json"), told),
+        watch=Watch(
+            agents, Alerts(directory / "alerts.json"), told, LastSeen(directory / "seen.json")
+        ),
         is_tls=False,
         stopping=stopping,
     )

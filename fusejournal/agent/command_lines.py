@@ -6,12 +6,16 @@ from collections.abc import Iterable
 
 def command_line(*words: str, options: Iterable[tuple[str, object]] = ()) -> str:
     """Returns ``fusejournal`` with *words* and *options*, as a shell takes them; an option without
-    a value (None, empty) is left out, one that is True stands alone."""
-    found = ["fusejournal", *words]
+    a value (None, empty) is left out, one that is True stands alone. A word that begins with a
+    dash, as a path may, comes after all of them and ``--``."""
+    at = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+    found = ["fusejournal", *words[:at]]
     for name, value in options:
         if value is None or value is False or value == "":
             continue
         found += [name] if value is True else [name, str(value)]
+    if at < len(words):
+        found += ["--", *words[at:]]
     return " ".join(_quoted(word) for word in found)
 
 

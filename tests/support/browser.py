@@ -1,6 +1,6 @@
-"""The console's page in a real browser, headless: Debian's chromium, by playwright. With
-axe-playwright-python each view is looked at for what keeps people out; with
-FUSEJOURNAL_TEST_SCREENSHOTS a picture of each is put into that directory."""
+"""The console's page in a real browser, headless: Debian's chromium, by playwright. Each view is
+looked at, by axe-playwright-python, for what keeps people out; with FUSEJOURNAL_TEST_SCREENSHOTS a
+picture of each is put into that directory."""
 
 import os
 import shutil
@@ -17,7 +17,10 @@ from tests.support.console_processes import PASSWORD, ConsoleProcesses
 
 _CHROMIUM = shutil.which("chromium")
 needs_browser = pytest.mark.skipif(
-    _CHROMIUM is None or find_spec("playwright") is None, reason="the browser is not here"
+    _CHROMIUM is None
+    or find_spec("playwright") is None
+    or find_spec("axe_playwright_python") is None,
+    reason="the browser is not here",
 )
 _ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
 _WIDTHS = (1280, 390)
@@ -87,13 +90,12 @@ def look_at(page: Any, name: str) -> None:
                 page.set_viewport_size({"width": width, "height": max(900, min(height, 6000))})
                 page.screenshot(path=f"{pictures}/{name}-{scheme}-{width}.png")
         page.set_viewport_size(was)
-        if find_spec("axe_playwright_python") is not None:
-            from axe_playwright_python.base import AXE_FILE_PATH
+        from axe_playwright_python.base import AXE_FILE_PATH
 
-            page.evaluate(AXE_FILE_PATH.read_text())
-            found = page.evaluate("axe.run()")["violations"]
-            told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
-            assert told == [], (name, scheme)
+        page.evaluate(AXE_FILE_PATH.read_text())
+        found = page.evaluate("axe.run()")["violations"]
+        told = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+        assert told == [], (name, scheme)
 
 
 def await_state(page: Any, state: str) -> None:

@@ -47,8 +47,12 @@ function away(is) {
 async function listenAgain() {
   stopListening();
   try {
-    await get("/api/session");
+    const found = await get("/api/session");
     away(false);
+    if (!found.name) {
+      end();
+      return;
+    }
   } catch (error) {
     if (error.status === 401) return;
     away(true);

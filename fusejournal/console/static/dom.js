@@ -4,12 +4,55 @@ export function h(tag, props, ...children) {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(props ?? {})) {
     if (value === undefined || value === null || value === false) continue;
-    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    if (key.startsWith("on")) handle(element, key.slice(2), value);
     else if (key === "value" || key === "checked" || key === "disabled" || key === "selected") element[key] = value;
     else element.setAttribute(key, value === true ? "" : String(value));
   }
   element.append(...children.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false));
   return element;
+}
+
+// What each element does on an event, by the event's name: refresh() gives it to another one.
+const HANDLERS = new WeakMap();
+
+function handle(element, type, act) {
+  if (!HANDLERS.has(element)) HANDLERS.set(element, {});
+  HANDLERS.get(element)[type] = act;
+  element.addEventListener(type, (event) => HANDLERS.get(element)[type]?.(event));
+}
+
+// Has *place* show *fresh*, and keeps each element that is the same: a button stays the one that is
+// pressed, or has the focus, while what is beside it changes. What is of another thing, by its
+// data-key, is another.
+export function refresh(place, ...fresh) {
+  const wanted = fresh.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false && one !== "");
+  const nodes = wanted.map((one) => (one instanceof Node ? one : document.createTextNode(one)));
+  const known = [...place.childNodes];
+  nodes.forEach((node, at) => {
+    if (at >= known.length) place.append(node);
+    else if (!isTaken(known[at], node)) known[at].replaceWith(node);
+  });
+  for (const left of known.slice(nodes.length)) left.remove();
+}
+
+// Returns true if *known* shows what *node* does now, and does the same.
+function isTaken(known, node) {
+  if (known.nodeType !== node.nodeType || known.nodeName !== node.nodeName) return false;
+  if (known.dataset?.key !== node.dataset?.key) return false;
+  if (known.nodeType === Node.TEXT_NODE) {
+    if (known.data !== node.data) known.data = node.data;
+    return true;
+  }
+  const [before, now] = [HANDLERS.get(known) ?? {}, HANDLERS.get(node) ?? {}];
+  if (Object.keys(before).join() !== Object.keys(now).join()) return false;
+  // What acts on something is the same only where all that it shows is: it never comes to act on another.
+  const acts = ["A", "BUTTON", "INPUT", "SELECT", "TEXTAREA"].includes(known.nodeName);
+  if (acts && (!known.isEqualNode(node) || known.disabled !== node.disabled)) return false;
+  for (const { name } of [...known.attributes]) if (!node.hasAttribute(name) && name !== "open") known.removeAttribute(name);
+  for (const { name, value } of node.attributes) if (known.getAttribute(name) !== value) known.setAttribute(name, value);
+  if (Object.keys(now).length) HANDLERS.set(known, now);
+  if (!acts) refresh(known, ...node.childNodes);
+  return true;
 }
 
 const SVG = "http://www.w3.org/2000/svg";

@@ -2,10 +2,12 @@
 
 import { get, post, may, encode } from "./api.js";
 import * as app from "./app.js";
-import { h, path, name, pill, number, size, time, command, failure, say, facts, spinner } from "./dom.js";
+import { h, path, name, pill, number, size, time, command, failure, refresh, say, facts, spinner } from "./dom.js";
 import { confirmTyped } from "./dialogs.js";
 import { begin } from "./timeline.js";
 
+const POLL_MS = 700;
+const AGAIN_MS = 3000;
 const KINDS = { done: "good", planned: "warning", stopped: "warning", failed: "bad" };
 
 function stateOf(job) {
@@ -74,19 +76,26 @@ export async function jobView(place, agent, id) {
     } catch (error) {
       if (fields.confirm !== undefined) throw error;
       say(error.message);
-      last = "";
-      await draw().catch(() => {});
+      await draw().catch(wait);
     }
   };
   let timer;
-  let last = "";
+  const problem = h("div", {});
+  const shown = h("div", {});
+  place.replaceChildren(problem, shown);
+  const later = (ms) => { if (!place.signal.aborted) timer = setTimeout(() => draw().catch(wait), ms); };
+  // A server or console that is away comes back: what is shown till then is from before.
+  const wait = (error) => {
+    if (error.name === "AbortError" || error.status === 401) return;
+    refresh(problem, failure(new Error(`How far it is, is not known now: ${error.message}`)));
+    later(AGAIN_MS);
+  };
   const draw = async () => {
     clearTimeout(timer);
     const job = await get(url, {}, place.signal);
-    const text = JSON.stringify(job);
-    if (text !== last) place.replaceChildren(...describe(job, agent, order));
-    last = text;
-    if (job.is_running && !place.signal.aborted) timer = setTimeout(() => draw().catch(() => {}), 700);
+    refresh(problem);
+    refresh(shown, ...describe(job, agent, order));
+    if (job.is_running) later(POLL_MS);
   };
   place.signal.addEventListener("abort", () => clearTimeout(timer));
   await draw();

@@ -4,11 +4,11 @@ import { get, post, may } from "./api.js";
 import * as app from "./app.js";
 import { shippingOf } from "./ships.js";
 import { pauseButton } from "./peers.js";
-import { h, pill, facts, number, size, ago, time, clock, plain, say, command } from "./dom.js";
+import { h, pill, facts, number, size, ago, time, clock, plain, refresh, say, command } from "./dom.js";
 
 export async function overviewView(place) {
   const draw = () => {
-    if (app.overview) place.replaceChildren(...describe(app.overview));
+    if (app.overview) refresh(place, ...describe(app.overview));
   };
   app.live.addEventListener("change", draw, { signal: place.signal });
   if (app.overview) draw();
@@ -36,7 +36,7 @@ function alertsOf(alerts, agents) {
   if (!alerts.length) {
     return [h("p", { class: "note good" }, `All is well: ${volumes} ${volumes === 1 ? "volume" : "volumes"} on ${agents.length} ${agents.length === 1 ? "server" : "servers"}.`)];
   }
-  return alerts.map((alert) => h("div", { class: `note ${alert.acknowledged || alert.silenced ? "warning" : alert.severity}` },
+  return alerts.map((alert) => h("div", { "data-key": alert.key, class: `note ${alert.acknowledged || alert.silenced ? "warning" : alert.severity}` },
     h("div", { class: "row" },
       h("div", {}, h("strong", {}, alert.volume ? [h("a", { href: app.link(["v", alert.agent, alert.volume, "timeline"]) }, `${alert.volume} on ${alert.agent}`), ": "] : `${alert.agent}: `), plain(alert.words),
         massLink(alert),
@@ -82,7 +82,7 @@ function channelsOf(channels) {
       say(error.message);
     }
   };
-  return h("section", { class: "card", "aria-label": "Alerts are told by" }, h("h2", {}, "Alerts are told by"), h("ul", { class: "plain" }, channels.map((one) => h("li", { class: "row" },
+  return h("section", { class: "card", "aria-label": "Alerts are told by" }, h("h2", {}, "Alerts are told by"), h("ul", { class: "plain" }, channels.map((one) => h("li", { "data-key": one.name, class: "row" },
     h("span", { class: "grow" }, one.name, " ", one.error ? h("span", { class: "refused" }, one.error) : h("span", { class: "soft" }, one.delivered_ns ? `delivered ${ago(one.delivered_ns)}` : "nothing delivered yet")),
     may("admin") ? h("button", { type: "button", "aria-label": `Try ${one.name}`, onclick: () => attempt(one.name) }, "Try it") : null))));
 }
@@ -106,7 +106,7 @@ function apart(agent) {
 
 function agentOf(agent) {
   const away = agent.error !== null;
-  return h("section", { "aria-label": agent.name, class: agent.volumes.length > 1 ? "many" : null },
+  return h("section", { "data-key": agent.name, "aria-label": agent.name, class: agent.volumes.length > 1 ? "many" : null },
     h("div", { class: "head" }, h("h2", {}, agent.name, agent.node && agent.node !== agent.name ? h("span", { class: "soft" }, ` (${agent.node})`) : null),
       away ? h("span", { class: "soft small" }, agent.seen_ns ? `as it was ${ago(agent.seen_ns)}` : "never seen") : null),
     agent.volumes.length
@@ -124,7 +124,7 @@ function health(volume, away) {
 function volumeOf(agent, volume, away) {
   const to = (view) => app.link(["v", agent.name, volume.name, view]);
   const { covered, version, replication } = volume;
-  return h("article", { class: "card" },
+  return h("article", { "data-key": volume.name, class: "card" },
     h("div", { class: "head" }, h("h3", {}, h("a", { href: to("timeline") }, volume.name)), health(volume, away)),
     volume.problems.map((one) => h("p", { class: `note ${one.severity} small` }, one.words)),
     facts([

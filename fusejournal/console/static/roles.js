@@ -3,7 +3,7 @@
 
 import { get, post, may, volumePath } from "./api.js";
 import * as app from "./app.js";
-import { h, number, command, failure, pill, facts, say } from "./dom.js";
+import { h, number, command, failure, pill, facts, refresh, say } from "./dom.js";
 import { heading } from "./volume.js";
 import { begin } from "./timeline.js";
 import { pairButtons, pauseButton } from "./peers.js";
@@ -12,19 +12,15 @@ export async function rolesView(place, agent, volume) {
   const overview = app.overview ?? await get("/api/overview", {}, place.signal);
   const result = h("div", {});
   place.replaceChildren(...heading(agent, volume, "roles"), result);
-  let last = "";
   let isBusy = false;
   const draw = async (told) => {
     if (isBusy) return;
     isBusy = true;
     try {
       const parts = await Promise.all(nodesOf(told, agent, volume).map((one) => standingOf(one, place.signal)));
-      const text = JSON.stringify(parts.map((one) => [one.agent, one.volume, one.error, one.away, essence(one.found)]));
-      // Drawn anew only where it differs: a button in use stays what it is.
-      if (text !== last) result.replaceChildren(...describe(parts));
-      last = text;
+      refresh(result, ...describe(parts));
     } catch (error) {
-      if (error.name !== "AbortError") result.replaceChildren(failure(error));
+      if (error.name !== "AbortError") refresh(result, failure(error));
     }
     isBusy = false;
   };
@@ -32,13 +28,6 @@ export async function rolesView(place, agent, volume) {
   const timer = setInterval(() => draw(app.overview ?? overview), 2000);
   place.signal.addEventListener("abort", () => clearInterval(timer));
   await draw(overview);
-}
-
-// What changes all the time and says nothing is left aside.
-function essence(found) {
-  if (!found) return null;
-  const peers = found.replication?.peers.map((one) => [one.name, one.state, one.lag_entries > 0 ? Math.round(one.lag_seconds) : 0, one.last_error, one.acked_seq === one.shipped_seq]);
-  return [found.role, found.state, found.reign, found.fence, found.position, found.parting, found.degraded, peers, found.replication?.mirror?.state, found.replication?.mirror?.trouble, found.peers.map((one) => [one.name, one.paused, one.needs_copy])];
 }
 
 function nodesOf(overview, agent, volume) {
@@ -77,14 +66,15 @@ function describe(parts) {
 
 function nodeOf(node) {
   const { found } = node;
+  const key = `${node.agent} ${node.volume}`;
   const view = { agent: node.agent, volume: node.volume };
   const title = h("h2", {}, h("a", { href: app.link(["v", node.agent, node.volume, "roles"]) }, `${node.volume} on ${node.agent}`));
-  if (!found) return h("article", { class: "card" }, title, h("p", { class: "note warning" }, node.error));
+  if (!found) return h("article", { "data-key": key, class: "card" }, title, h("p", { class: "note warning" }, node.error));
   const told = found.replication;
   const isPrimary = found.role === "primary";
   const isFenced = found.troubles?.some((one) => one.kind === "fenced") ?? found.degraded.length > 0; // an earlier agent has no kinds
   const isRunning = found.state === "running" || told !== null;
-  return h("article", { class: "card" }, h("div", { class: "head" }, title, pill(found.degraded.length ? "bad" : !isRunning ? "warning" : isPrimary ? "good" : "", `${found.role}, ${found.state}`)),
+  return h("article", { "data-key": key, class: "card" }, h("div", { class: "head" }, title, pill(found.degraded.length ? "bad" : !isRunning ? "warning" : isPrimary ? "good" : "", `${found.role}, ${found.state}`)),
     found.degraded.map((line) => h("p", { class: "note bad small" }, line)),
     found.parting ? h("p", { class: "note warning small" }, `Its journal parts from that of ${found.parting.peer}, which goes by reign ${found.parting.reign}: a rejoin brings it level.`) : null,
     facts([

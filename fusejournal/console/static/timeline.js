@@ -8,6 +8,8 @@ import { heading, operation, OPERATIONS, GROUP_NAMES, groupOf } from "./volume.j
 
 const PAGE = 100;
 const ROWS_MAX = 5000;
+// New entries that are added to a list; of more, it begins anew.
+const NEW_MAX = 1000;
 
 export async function timelineView(place, agent, volume, params) {
   const base = volumePath(agent, volume);
@@ -157,14 +159,37 @@ async function drawList(place, view) {
     if (head <= newest || isBusy || filter.until) return;
     isBusy = true;
     try {
-      const page = await get(`${base}/entries`, { ...filter, count: PAGE, from_seq: newest + 1 }, signal);
-      body.prepend(...page.entries.map(row));
-      newest = page.head_seq;
+      const { found, isWhole, headSeq } = await since(newest + 1, view);
+      if (isWhole && rows + found.length <= ROWS_MAX) {
+        body.prepend(...found.map(row));
+        rows += found.length;
+        newest = headSeq;
+      } else {
+        // More has come than a page shows: the list begins anew.
+        watcher.disconnect();
+        body.replaceChildren();
+        [rows, next] = [0, null];
+        await load();
+      }
     } catch (error) {
       wrong(error);
     }
     isBusy = false;
   }, { signal });
+}
+
+// The entries from *fromSeq* on, newest first; isWhole: all of them.
+async function since(fromSeq, { base, filter, signal }) {
+  const found = [];
+  let headSeq = null;
+  let before = null;
+  while (before !== undefined && found.length < NEW_MAX) {
+    const page = await get(`${base}/entries`, { ...filter, count: PAGE, from_seq: fromSeq, before_seq: before }, signal);
+    headSeq ??= page.head_seq;
+    found.push(...page.entries);
+    before = page.next_before_seq ?? undefined;
+  }
+  return { found, isWhole: before === undefined, headSeq };
 }
 
 function headOf({ agent, volume }) {

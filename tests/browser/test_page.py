@@ -55,7 +55,7 @@ def test_versions_and_a_restore_in_place(layer: Layer, processes: ConsoleProcess
         page.go_back()
         page.get_by_role("heading", name="2 versions").wait_for()
         page.get_by_role("button", name="Protect before").click()
-        page.get_by_text("protected", exact=True).wait_for()
+        page.get_by_role("table").get_by_text("protected", exact=True).wait_for()
         look_at(page, "versions")
         for box in page.get_by_role("checkbox").all():
             box.check()

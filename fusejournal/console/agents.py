@@ -33,8 +33,11 @@ _ANSWER_SECONDS: Final = 60.0
 _CALL_SECONDS: Final = 300.0
 """The time that an answer may take as a whole, however often a part of it comes."""
 _KEPT_MAX: Final = 4
-_CALLS_MAX: Final = 12
-"""Calls to one agent at a time: it takes no more connections of one console."""
+_QUESTIONS_MAX: Final = 8
+_DOWNLOADS_MAX: Final = 5
+"""Calls to one agent at a time, beside the overview, which has a place of its own: a download takes
+as long as its client does. With those that are kept they are fewer than an agent takes of one
+console."""
 
 
 class CallFailedError(FusejournalError):
@@ -133,17 +136,21 @@ class AgentLink:
         self._identity = identity
         self._kept: list[Connection] = []
         # A stream's parts may be taken by several tasks in turn, which a limiter would not allow.
-        self._places = trio.Semaphore(_CALLS_MAX)
+        self._question_places = trio.Semaphore(_QUESTIONS_MAX)
+        self._download_places = trio.Semaphore(_DOWNLOADS_MAX)
+        self._overview_place = trio.Semaphore(1)
 
     async def call(self, what: str, /, **fields: Any) -> dict[str, Any]:
         """Returns the answer to a call. Cancelling ends the connection; the agent may do what it
         was asked. Raises CallFailedError, WireError where it cannot be reached or does not
         answer."""
-        bytes_max = OVERVIEW_BYTES_MAX if what == "overview" else ANSWER_BYTES_MAX
+        bytes_max, places = ANSWER_BYTES_MAX, self._question_places
+        if what == "overview":
+            bytes_max, places = OVERVIEW_BYTES_MAX, self._overview_place
         content = bytearray()
         try:
             with trio.fail_after(_CALL_SECONDS):
-                async with aclosing(self.parts(what, **fields)) as parts:
+                async with aclosing(self._parts(places, what, fields)) as parts:
                     async for part in parts:
                         content += part
                         if len(content) > bytes_max:
@@ -153,11 +160,16 @@ class AgentLink:
             raise WireError(f"{self.agent.name}: {words}") from None
         return _answer_in(self.agent.name, content)
 
-    async def parts(self, what: str, /, **fields: Any) -> AsyncGenerator[bytes, None]:
-        """Yields the bytes of the answer as they come. Is cancelled, and raises, as
-        :meth:`call`."""
+    def parts(self, what: str, /, **fields: Any) -> AsyncGenerator[bytes, None]:
+        """Returns the bytes of a download, as they come. They are cancelled, and raise, as
+        :meth:`call` does."""
+        return self._parts(self._download_places, what, fields)
+
+    async def _parts(
+        self, places: trio.Semaphore, what: str, fields: dict[str, Any]
+    ) -> AsyncGenerator[bytes, None]:
         message = Call(CALLS_VERSION, what, json.dumps(fields).encode())
-        async with self._places:
+        async with places:
             connection, first = await self._ask(message)
             is_whole = False
             try:

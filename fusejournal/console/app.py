@@ -10,7 +10,7 @@ Source: OWASP's cheat sheet on HTTP headers."""
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Set
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.resources import files
@@ -54,6 +54,8 @@ _STATUSES: Final = {3: 404, 8: 403, 16: 404, 17: 404, 19: 404, 28: 404, 43: 404}
 """The statuses of agents' errors, by their exit codes; all others are 400."""
 _DOWNLOADS: Final = ("content", "archive", "version-content", "version-archive")
 _HEARTBEAT_SECONDS: Final = 15.0
+_TAKE_SECONDS: Final = 120.0
+"""The time in which a client has to take a part of a download: then its place is another's."""
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -142,6 +144,32 @@ def _answering(handler: RequestHandler) -> RequestHandler:
             return error_answer(500, f"the console's disk: {error.strerror}")
 
     return answer
+
+
+class DownloadResponse:
+    """The answer with the bytes of a download. It ends, and is not whole, where the client takes
+    nothing for long."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        self._pieces = pieces
+        # Never as what it may say it is: the page must not become what users wrote.
+        headers = {"content-disposition": "attachment", "content-security-policy": "sandbox"}
+        self._answer = StreamingResponse(
+            pieces, media_type="application/octet-stream", headers=headers
+        )
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Sends the answer. Cancelled, it closes what the bytes come from."""
+
+        async def send_in_time(message: Any) -> None:
+            with trio.fail_after(_TAKE_SECONDS):
+                await send(message)
+
+        async with aclosing(self._pieces):
+            try:
+                await self._answer(scope, receive, send_in_time)
+            except trio.TooSlowError:
+                log.info("a download was ended: its client took nothing for %g s", _TAKE_SECONDS)
 
 
 class _Secured:
@@ -319,15 +347,13 @@ class _Handlers:
         # The first part tells an error while the answer can still be one.
         first = await anext(parts, b"")
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncGenerator[bytes, None]:
             async with aclosing(parts):
                 yield first
                 async for part in parts:
                     yield part
 
-        # Never as what it may say it is: the page must not become what users wrote.
-        headers = {"content-disposition": "attachment", "content-security-policy": "sandbox"}
-        return StreamingResponse(pieces(), media_type="application/octet-stream", headers=headers)
+        return DownloadResponse(pieces())
 
 
 def _seen_by(asker: Asker, overview: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ and needs no right but to its own directory; what it shows it asks of agents."""
 
 import logging
 import signal
+import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Sockets
 from hypercorn.trio import serve
 
 from fusejournal.address import Address
@@ -35,6 +37,22 @@ _HEADER_SECONDS = 5.0
 """The time that a connection may be without a whole request's headers; as the last request ends,
 too."""
 _HANDSHAKE_SECONDS = 10.0
+_UNREAD_SECONDS = 120.0
+"""The time after which the kernel ends the connection of a client that reads nothing of what it is
+sent, or is gone: Hypercorn's sending to it cannot be cancelled."""
+
+
+class _ConsoleConfig(HypercornConfig):  # type: ignore[misc]  # it has no types
+    """Hypercorn's configuration, and what its sockets have besides."""
+
+    def create_sockets(self) -> Sockets:
+        """Returns the sockets that listen. What they accept inherits the option. Source: tcp(7)."""
+        made = super().create_sockets()
+        for one in (*made.secure_sockets, *made.insecure_sockets):
+            one.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * _UNREAD_SECONDS)
+            )
+        return made
 
 
 def is_loopback(host: str) -> bool:
@@ -135,7 +153,7 @@ async def _serve(
 
 
 def _configuration(address: Address, certificate: Path | None, key: Path | None) -> HypercornConfig:
-    config = HypercornConfig()
+    config = _ConsoleConfig()
     config.bind = [str(Address(address.host or "0.0.0.0", address.port))]
     config.graceful_timeout = _GRACE_SECONDS
     config.keep_alive_timeout = _HEADER_SECONDS

@@ -1,64 +1,17 @@
 """Clients that send slowly: their connections end, and others are served meanwhile."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
-from fusejournal.address import Address
 from fusejournal.console import serve, web_requests
-from fusejournal.console.agents import AgentBook, Agents
-from fusejournal.console.alerts import Alerts
-from fusejournal.console.app import ConsoleParts
-from fusejournal.console.audit import Audit
-from fusejournal.console.delivery import AlertDelivery
-from fusejournal.console.last_seen import LastSeen
-from fusejournal.console.tokens import TokenBook
-from fusejournal.console.users import UserBook
-from fusejournal.console.watch import Watch
-from fusejournal.wire.identity import load_or_make
+from tests.support.listening_console import listening_console
 
 _LOGIN = (
     b"POST /api/login HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n"
     b"Content-Length: 1000\r\n\r\n{"
 )
-
-
-@asynccontextmanager
-async def _listening(directory: Path) -> AsyncIterator[Address]:
-    """A console's server, without agents; its address."""
-    identity = load_or_make(directory / "identity", "console")
-    agents = Agents(AgentBook(directory / "agents.json"), identity)
-    told = AlertDelivery([], directory / "told.json")
-    stopping = trio.Event()
-    parts = ConsoleParts(
-        agents=agents,
-        users=UserBook(directory / "users.json"),
-        tokens=TokenBook(directory / "tokens.json"),
-        audit=Audit(directory / "audit.jsonl"),
-        watch=Watch(
-            agents, Alerts(directory / "alerts.json"), told, LastSeen(directory / "seen.json")
-        ),
-        is_tls=False,
-        stopping=stopping,
-    )
-    address = Address("127.0.0.1", 0)
-    ready: list[str] = []
-    is_ready = trio.Event()
-
-    def listens(url: str, _: str) -> None:
-        ready.append(url)
-        is_ready.set()
-
-    async with trio.open_nursery() as nursery:
-        config = serve._configuration(address, None, None)
-        nursery.start_soon(serve._serve, config, parts, address, "", listens)
-        await is_ready.wait()
-        yield Address("127.0.0.1", int(ready[0].rstrip("/").rpartition(":")[2]))
-        stopping.set()
-        nursery.cancel_scope.cancel()
 
 
 async def _drip(stream: trio.SocketStream, piece: bytes) -> bytes:
@@ -87,7 +40,7 @@ async def _drip(stream: trio.SocketStream, piece: bytes) -> bytes:
 async def test_slow_clients_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_HEADER_SECONDS", 0.5)
     monkeypatch.setattr(web_requests, "_BODY_SECONDS", 0.5)
-    async with _listening(tmp_path) as address:
+    async with listening_console(tmp_path) as address:
 
         async def slow(begin: bytes, piece: bytes) -> None:
             async with await trio.open_tcp_stream(address.host, address.port) as stream:

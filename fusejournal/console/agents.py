@@ -17,6 +17,7 @@ import trio
 from fusejournal.address import Address, check_peer_name, parse_remote
 from fusejournal.console.checked_overview import OVERVIEW_BYTES_MAX
 from fusejournal.console.place import console_name
+from fusejournal.console.routes import ROUTES
 from fusejournal.control.reply import Reply
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, read_object
@@ -38,6 +39,7 @@ _DOWNLOADS_MAX: Final = 5
 """Calls to one agent at a time, beside the overview, which has a place of its own: a download takes
 as long as its client does. With those that are kept they are fewer than an agent takes of one
 console."""
+_CHANGING_NOTHING: Final = {"overview"} | {one.call for one in ROUTES if one.method == "GET"}
 
 
 class CallFailedError(FusejournalError):
@@ -192,9 +194,10 @@ class AgentLink:
                         await connection.aclose()
 
     async def _ask(self, message: Call) -> tuple[Connection, CallPart]:
-        """Sends a call, and returns the connection and the first part of the answer. One that was
-        kept may be dead by now: then it goes by a new one."""
-        while self._kept:
+        """Sends a call, and returns the connection and the first part of the answer. A connection
+        that was kept may be dead by now: then a call that changes nothing goes by another; one that
+        changes something goes by a new one at once, because it is never sent twice."""
+        while self._kept and message.what in _CHANGING_NOTHING:
             connection = self._kept.pop()
             try:
                 await connection.send(message)
@@ -212,9 +215,12 @@ class AgentLink:
         try:
             await connection.send(message)
             return connection, await self._receive(connection)
-        except BaseException:
+        except BaseException as error:
             with trio.CancelScope(shield=True):
                 await connection.aclose()
+            if isinstance(error, PeerLostError) and message.what not in _CHANGING_NOTHING:
+                words = f"{error.reason}: what was asked for may have been done, or not"
+                raise PeerLostError(error.where, words) from None
             raise
 
     async def _receive(self, connection: Connection) -> CallPart:

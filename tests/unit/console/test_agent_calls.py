@@ -1,4 +1,4 @@
-"""Calls to an agent: who waits for whom."""
+"""Calls to an agent: who waits for whom, and what is sent again where a connection was lost."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -15,6 +15,7 @@ from fusejournal.console import app, serve
 from fusejournal.console.agents import AgentBook, AgentLink, Agents, KnownAgent
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import AccessRole
+from fusejournal.errors import PeerLostError
 from fusejournal.wire import listener
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Call, CallPart
@@ -176,3 +177,49 @@ async def test_a_download_ends_whose_client_takes_no_part(monkeypatch: pytest.Mo
         await response(scope, trio.sleep_forever, send)
     assert is_closed.is_set()
     assert [one.get("more_body") for one in sent] == [None, True, True]  # it is not whole
+
+
+async def _end_in_the_middle(connection: Connection, call: Call) -> None:
+    """Answers the first call, and ends the connection at the second."""
+    if call.what == "job-list":
+        await connection.send(_END)
+    else:
+        await connection.aclose()
+
+
+@pytest.mark.parametrize("what", ["job-create", "mark", "pair-open", "job-order"])
+async def test_a_change_is_never_asked_for_twice(tmp_path: Path, what: str) -> None:
+    """The agent may have done it before it ended."""
+    async with _agent(tmp_path, _end_in_the_middle) as agent:
+        await agent.link.call("job-list")
+        with pytest.raises(PeerLostError, match="may have been done"):
+            await agent.link.call(what)
+        assert agent.came[what] == 1
+
+
+async def test_a_change_is_done_after_the_agent_was_started_anew(tmp_path: Path) -> None:
+    """The connections that are kept are dead then."""
+
+    async def end_behind(connection: Connection, call: Call) -> None:
+        await connection.send(_END)
+        if call.what == "job-list":
+            await connection.aclose()
+
+    async with _agent(tmp_path, end_behind) as agent:
+        await agent.link.call("job-list")
+        await agent.ended.wait()
+        assert await agent.link.call("mark") == {}
+        assert agent.came["mark"] == 1
+
+
+async def test_a_question_is_asked_again_where_a_connection_was_lost(tmp_path: Path) -> None:
+    async def answer(connection: Connection, call: Call) -> None:
+        if agent.came[call.what] == 2:
+            await connection.aclose()
+        else:
+            await connection.send(_END)
+
+    async with _agent(tmp_path, answer) as agent:
+        await agent.link.call("job-list")
+        assert await agent.link.call("job-list") == {}
+        assert agent.came["job-list"] == 3

@@ -1,5 +1,8 @@
 """Alerts: each one cause, known by its key, from when it was first seen until it is gone. Since
-when it is there, and who acknowledged or silenced it, is kept on the disk."""
+when it is there, and who acknowledged or silenced it, is kept on the disk.
+
+A cause that is gone and comes back is as silenced as it was, until the silence ends, and within ten
+minutes as acknowledged as it was, too: a user who knows of it need not be told anew each time."""
 
 import json
 import time
@@ -12,6 +15,8 @@ from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
 from fusejournal.disk.json_records import checked, read_object
 from fusejournal.errors import UsageError
 
+BACK_NS: Final = 600 * 10**9
+"""The time after which a cause that was gone and came back is as a new one."""
 _HOUR_NS: Final = 3600 * 10**9
 HOURS_MAX: Final = 24 * 366
 KNOWN_BYTES_MAX: Final = 64 << 20
@@ -34,6 +39,7 @@ class _KnownAlert(NamedTuple):
     since_ns: int
     acknowledged: _Acknowledged | None
     silenced: _Silenced | None
+    gone_ns: int
 
 
 class Alerts:
@@ -43,7 +49,8 @@ class Alerts:
         """*path*: where what is known of them is kept."""
         self._path = path
         self._known: dict[str, dict[str, Any]] = {}
-        """The alerts by key: ``since_ns``, ``acknowledged``, ``silenced``."""
+        """The alerts by key: ``since_ns``, ``acknowledged``, ``silenced``, and ``gone_ns`` where it
+        is gone, and what users wanted of it still holds."""
         with suppress(OSError, *UNREADABLE_JSON):
             raw = read_object(path, KNOWN_BYTES_MAX)["alerts"]
             self._known = {key: _known_of(one) for key, one in raw.items()}
@@ -57,9 +64,18 @@ class Alerts:
         not answered this process, stays. Blocks; a full disk only has a later start forget."""
         now_ns = time.time_ns()
         by_key = {one["key"]: one for one in problems}
-        known = {key: one for key, one in self._known.items() if agent_of(key) in unanswered}
-        known |= {key: self._known.get(key) or {"since_ns": now_ns} for key in by_key}
-        has_changed = known.keys() != self._known.keys()
+        known: dict[str, dict[str, Any]] = {}
+        for key, one in self._known.items():
+            if "gone_ns" not in one and key not in by_key and agent_of(key) not in unanswered:
+                one = {**one, "gone_ns": now_ns}
+            if (left := _left_of(one, now_ns)) is not None:
+                known[key] = left
+        for key in by_key:
+            one = known.get(key, {})
+            if "gone_ns" in one or not one:
+                known[key] = {**one, "since_ns": now_ns}
+                known[key].pop("gone_ns", None)
+        has_changed = known != self._known
         self._known = known
         if has_changed:
             with suppress(OSError):
@@ -111,9 +127,25 @@ def _known_of(raw: dict[str, Any]) -> dict[str, Any]:
             raw["since_ns"],
             _Acknowledged(**by_user) if by_user is not None else None,
             _Silenced(**silenced) if silenced is not None else None,
+            raw.get("gone_ns", 0),
         )
     )
     return raw
+
+
+def _left_of(known: dict[str, Any], now_ns: int) -> dict[str, Any] | None:
+    """Returns what still holds of what is known of an alert; None for nothing of one that is
+    gone."""
+    gone_ns = known.get("gone_ns")
+    if gone_ns is None:
+        return known
+    silenced, acknowledged = known.get("silenced"), known.get("acknowledged")
+    left = {"since_ns": known["since_ns"], "gone_ns": gone_ns}
+    if silenced is not None and silenced["until_ns"] > now_ns:
+        left["silenced"] = silenced
+    if acknowledged is not None and now_ns - gone_ns < BACK_NS:
+        left["acknowledged"] = acknowledged
+    return left if len(left) > 2 else None
 
 
 def _standing(known: dict[str, Any], now_ns: int) -> dict[str, Any]:

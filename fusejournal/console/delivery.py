@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import trio
 
-from fusejournal.console.alerts import KNOWN_BYTES_MAX, agent_of
+from fusejournal.console.alerts import BACK_NS, KNOWN_BYTES_MAX, agent_of
 from fusejournal.console.channels import AlertChannel, DeliveryError, message_of
 from fusejournal.console.sessions import RateLimit
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
@@ -32,8 +32,6 @@ from fusejournal.errors import UsageError
 log = logging.getLogger(__name__)
 
 _SECOND_NS: Final = 10**9
-_BACK_NS: Final = 600 * _SECOND_NS
-"""The time after which a cause that was gone and came back is reported again."""
 _KEPT_CHARS_MAX: Final = 500
 _RETRY_SECONDS: Final = 5.0
 _RETRY_SECONDS_MAX: Final = 600.0
@@ -142,7 +140,7 @@ class AlertDelivery:
             if key not in by_key and "gone_ns" not in one and agent_of(key) not in unanswered
         ]
         for key, one in list(told.items()):
-            if key not in by_key and one.get("gone_ns", now_ns) < now_ns - _BACK_NS:
+            if key not in by_key and one.get("gone_ns", now_ns) < now_ns - BACK_NS:
                 del told[key]
         resolved = [told[key]["alert"] for key in gone] if channel.config.resolved else []
         if not raised and not resolved:
@@ -238,7 +236,7 @@ def _is_due(
     if told is None:
         return now_ns - int(alert["since_ns"]) >= config.after_seconds * _SECOND_NS
     if (gone_ns := told.get("gone_ns")) is not None:
-        return now_ns - max(int(gone_ns), int(alert["since_ns"])) >= _BACK_NS
+        return now_ns - max(int(gone_ns), int(alert["since_ns"])) >= BACK_NS
     if told["alert"]["severity"] != "bad" and alert["severity"] == "bad":
         return True  # it has become worse
     repeat_ns = config.repeat_hours * 3600 * _SECOND_NS

@@ -70,7 +70,8 @@ class Calls:
         self._node = node
         self._consoles = consoles
         self._overview = Overview(mass_files)
-        self._overview_turn = trio.Lock()
+        # Threads that hang, and leave no room for another, do not hold it up.
+        self._overview_turn = trio.CapacityLimiter(1)
         self._sums = Sums()
         self._volumes: OrderedDict[str, _Volume] = OrderedDict()
         self._of_volume: dict[str, OfVolume] = {
@@ -142,8 +143,9 @@ class Calls:
 
     async def _value(self, what: str, fields: Fields) -> dict[str, Any]:
         if what == "overview":
-            async with self._overview_turn:
-                volumes = await trio.to_thread.run_sync(self._overview.volumes)
+            volumes = await trio.to_thread.run_sync(
+                self._overview.volumes, limiter=self._overview_turn
+            )
             return {"node": self._node, "volumes": volumes}
         if what == "standing":
             state = await trio.to_thread.run_sync(find_named, fields.text("volume"))

@@ -8,8 +8,8 @@ from typing import Any
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.admin.status import volume_status
 from fusejournal.admin.stopped_journals import StoppedJournals
-from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.mass_changes import FILES, MassChanges
+from fusejournal.agent.newest_versions import NewestVersions
 from fusejournal.agent.problems import (
     Problem,
     nearly_full,
@@ -23,9 +23,6 @@ from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
 
 _KEPT_SECONDS = 1.0
-_VERSION_SECONDS = 60.0
-"""The time for which the newest version is kept: its store may be far away."""
-_STORE_SECONDS = 3.0
 _READERS_MAX = 32
 _MASS_SECONDS = 5.0
 """The time between two looks for mass changes."""
@@ -43,16 +40,20 @@ class Overview:
         self._volumes: list[dict[str, Any]] = []
         self._journals = StoppedJournals()
         self._readers: dict[str, JournalReader] = {}
-        self._versions: dict[str, tuple[float, dict[str, Any] | None]] = {}
+        self._versions = NewestVersions()
 
     def volumes(self) -> list[dict[str, Any]]:
         """Returns the state of each volume, by name."""
         if time.monotonic() > self._made + _KEPT_SECONDS:
-            self._volumes = [self._describe(state) for state in all_volumes()]
+            states = all_volumes()
+            versions = self._versions.find(states)
+            self._volumes = [
+                self._describe(state, versions.get(state.directory)) for state in states
+            ]
             self._made = time.monotonic()
         return self._volumes
 
-    def _describe(self, state: VolumeState) -> dict[str, Any]:
+    def _describe(self, state: VolumeState, version: dict[str, Any] | None) -> dict[str, Any]:
         try:
             status = volume_status(state, self._journals)
         except (FusejournalError, OSError) as error:
@@ -60,9 +61,9 @@ class Overview:
             return {"name": state.name, "state": "unknown", "problems": [problem.to_json()]}
         raw = status.to_json()
         raw["covered"] = _covered(state, status)
-        raw["version"] = self._version(state)
+        raw["version"] = version
         problems = problems_of(status)
-        problems += problems_of_versions(state, status, raw["version"])
+        problems += problems_of_versions(state, status, version)
         problems += self._mass_changes(state, status)
         with suppress(OSError):
             problems += nearly_full(state)
@@ -96,14 +97,6 @@ class Overview:
             del self._readers[next(iter(self._readers))]
         return JournalSource(source.name, known, source.state)
 
-    def _version(self, state: VolumeState) -> dict[str, Any] | None:
-        key, now = str(state.directory), time.monotonic()
-        made, version = self._versions.get(key, (float("-inf"), None))
-        if now > made + _VERSION_SECONDS:
-            version = _newest_version(state)
-            self._versions[key] = now, version
-        return version
-
 
 def _covered(state: VolumeState, status: VolumeStatus) -> dict[str, Any] | None:
     """Returns the first seq and time from which on every moment can be had."""
@@ -121,32 +114,4 @@ def _covered(state: VolumeState, status: VolumeStatus) -> dict[str, Any] | None:
         "first_time_ns": first.time_ns if first is not None else header.time_ns,
         "last_seq": status.head_seq,
         "newest_segment_time_ns": newest.time_ns,
-    }
-
-
-def _newest_version(state: VolumeState) -> dict[str, Any] | None:
-    if not state.has_versions:
-        return None
-    deadline = time.monotonic() + _STORE_SECONDS
-
-    def give_up() -> None:
-        if time.monotonic() > deadline:
-            raise FusejournalError("its store does not answer")
-
-    try:
-        found, unreadable = VolumeVersions(state.name, give_up).all()
-    except (FusejournalError, OSError) as error:
-        return {"error": str(error)}
-    if unreadable:
-        return {"error": str(unreadable[0].error)}
-    listed = [one for one in found if one.history != "lost"]
-    if not listed:
-        return {"count": 0}
-    version = listed[-1].version
-    return {
-        "count": len(listed),
-        "name": version.name,
-        "seq": int(version.seq),
-        "time_ns": version.time_ns,
-        "made_ns": version.made_ns,
     }

@@ -153,9 +153,9 @@ def problems_of_versions(
     state: VolumeState, status: VolumeStatus, version: dict[str, Any] | None
 ) -> Iterator[Problem]:
     """Yields what is wrong with a volume's versions, of which *version* tells the newest, and how
-    many there are. One is overdue by the policy in the configuration, if there is one, and only
-    where entries came since."""
-    if version is None:
+    many there are; nothing before the store's first answer. One is overdue by the policy in the
+    configuration, if there is one, and only where entries came since."""
+    if not version:
         return
     if (error := version.get("error")) is not None:
         yield Problem("store", f"its versions: {error}", True)

@@ -43,6 +43,7 @@ from tests.golden.state_files import PARTING
 from tests.golden.statuses import STATUSES
 from tests.golden.store_objects import STORE_ID
 from tests.support.entries import SAMPLES, UUID_OF_TESTS, Sample, write_samples
+from tests.support.patience import PATIENCE_SECONDS
 
 CALLS: dict[str, dict[str, Any]] = {
     "overview": {},
@@ -141,6 +142,7 @@ def _fixed(root: Path) -> ExitStack:
         mock.patch("fusejournal.agent.overview.volume_status", return_value=STATUSES["primary"]),
         mock.patch("fusejournal.agent.standing.volume_status", return_value=STATUSES["primary"]),
         mock.patch("fusejournal.agent.overview.nearly_full", return_value=[]),
+        mock.patch("fusejournal.agent.newest_versions._WAIT_SECONDS", PATIENCE_SECONDS),
         mock.patch("fusejournal.agent.calls.set_mark", return_value=made),
         mock.patch("fusejournal.agent.calls.pause_peer", return_value=changed),
         mock.patch("fusejournal.agent.calls.resume_peer", return_value=changed),

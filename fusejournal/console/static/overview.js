@@ -121,6 +121,15 @@ function health(volume, away) {
   return pill("good", `${volume.state}, all is well`);
 }
 
+// What a store that does not answer told last is shown beside that, with when.
+function versionOf(version) {
+  const { error, count, seen_ns: seen } = version;
+  if (error === undefined && count === undefined) return "its store was asked";
+  const newest = count ? [version.name || `of entry ${number(version.seq)}`, ", made ", time(version.made_ns)] : ["none yet"];
+  if (error === undefined) return h("span", {}, newest);
+  return h("span", {}, error, seen ? [". Before, ", time(seen), ": ", newest] : null);
+}
+
 function volumeOf(agent, volume, away) {
   const to = (view) => app.link(["v", agent.name, volume.name, view]);
   const { covered, version, replication } = volume;
@@ -133,7 +142,7 @@ function volumeOf(agent, volume, away) {
       ["head", volume.head_seq === undefined ? null : `entry ${number(volume.head_seq)}${volume.entries_per_second ? `, ${number(volume.entries_per_second)} a second` : ""}`],
       ["covered", covered ? h("span", {}, "every moment since ", time(covered.first_time_ns), ` (entry ${number(covered.first_seq)})`) : null],
       ["space", volume.disk_free_bytes === undefined ? null : `${size(volume.disk_free_bytes)} left, the journal has ${size(volume.journal_bytes)}${forecast(volume)}`],
-      ["version", version === undefined || version === null ? "none kept" : version.error ?? (version.count ? h("span", {}, version.name || `of entry ${number(version.seq)}`, ", made ", time(version.made_ns)) : "none yet")],
+      ["version", version === undefined || version === null ? "none kept" : versionOf(version)],
       ["scrub", scrubOf(volume.scrub)],
       ...peersOf(agent, volume, replication),
     ]),

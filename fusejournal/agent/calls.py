@@ -53,6 +53,7 @@ class _Volume:
         self.reader = source.reader
         self.scans = Scans()
         self.trees = TreeCache()
+        self.sums = Sums()
         self.turn = trio.Lock()
 
 
@@ -72,11 +73,9 @@ class Calls:
         self._overview = Overview(mass_files)
         # Threads that hang, and leave no room for another, do not hold it up.
         self._overview_turn = trio.CapacityLimiter(1)
-        self._sums = Sums()
         self._volumes: OrderedDict[str, _Volume] = OrderedDict()
         self._of_volume: dict[str, OfVolume] = {
             "entry": timeline.entry,
-            "histogram": self._sums.histogram,
             "life": browse.life,
             "difference": browse.difference,
             "line-difference": line_difference,
@@ -197,7 +196,13 @@ def _moments(volume: _Volume, source: JournalSource, fields: Fields) -> dict[str
     return browse.moments(source, fields, volume.trees)
 
 
-_OF_KEPT: Final = {"entries": _entries, "tree": _tree, "moments": _moments}
+def _histogram(volume: _Volume, source: JournalSource, fields: Fields) -> dict[str, Any]:
+    return volume.sums.histogram(source, fields)
+
+
+_OF_KEPT: Final = {
+    "entries": _entries, "tree": _tree, "moments": _moments, "histogram": _histogram,
+}  # fmt: skip
 """Questions about a volume that go on from what is kept of it."""
 
 

@@ -14,7 +14,6 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from fusejournal.admin.source import JournalSource
 from fusejournal.agent.accounts import account_names
@@ -117,10 +116,11 @@ class _SegmentSums:
 
 
 class Sums:
-    """The sums of all volumes' segments that were asked for. Not for two threads at a time."""
+    """The sums of the segments of one volume's journal, as they were asked for. Not for two threads
+    at a time."""
 
     def __init__(self) -> None:
-        self._segments: OrderedDict[tuple[UUID, Seq], _SegmentSums] = OrderedDict()
+        self._segments: OrderedDict[Seq, _SegmentSums] = OrderedDict()
 
     def histogram(self, source: JournalSource, fields: Fields) -> dict[str, Any]:
         """Returns the numbers of entries over time. Fields: ``since``, ``until`` (times or marks),
@@ -135,7 +135,7 @@ class Sums:
         left = self._count(source, first, end)
         chart = _Chart(*_bounds(source, first, end), bars)
         for span in source.lookup.segments(first, end):
-            sums = self._segments.get(_key(source, span))
+            sums = self._segments.get(span.first_seq)
             for time_ns, cell, count in sums.cells(chart.step_ns) if sums is not None else ():
                 is_asked = (not criteria.kinds or Kind(cell.kind) in criteria.kinds) and (
                     criteria.uid is None or cell.uid == criteria.uid
@@ -154,7 +154,7 @@ class Sums:
             sums = self._sums_of(source, span)
             last = Seq(min(span.end_seq, source.head_seq + 1))
             if sums.next_seq > last:  # entries that lost to another history were taken off
-                del self._segments[_key(source, span)]
+                del self._segments[span.first_seq]
                 sums = self._sums_of(source, span)
             while sums.next_seq < last and time.monotonic() < deadline:
                 sums.count(source.lookup, Seq(min(last, sums.next_seq + _PIECE)))
@@ -162,7 +162,7 @@ class Sums:
         return left
 
     def _sums_of(self, source: JournalSource, span: Span) -> _SegmentSums:
-        key = _key(source, span)
+        key = span.first_seq
         sums = self._segments.get(key)
         if sums is None:
             step_ns = _SECOND_NS
@@ -175,11 +175,6 @@ class Sums:
         while len(self._segments) > _SEGMENTS_MAX:
             self._segments.popitem(last=False)
         return sums
-
-
-def _key(source: JournalSource, span: Span) -> tuple[UUID, Seq]:
-    assert source.reader.uuid is not None
-    return source.reader.uuid, span.first_seq
 
 
 def _bounds(source: JournalSource, first: Seq, end: Seq) -> tuple[int, int]:

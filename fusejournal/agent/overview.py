@@ -66,7 +66,7 @@ class Overview:
         problems += problems_of_versions(state, status, version)
         problems += self._mass_changes(state, status)
         with suppress(OSError):
-            problems += nearly_full(state)
+            problems += nearly_full(state, problems)
         raw["problems"] = [one.to_json() for one in problems]
         return raw
 

@@ -4,7 +4,7 @@ change meanwhile. Consoles make alerts of them."""
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,6 +31,11 @@ _OVERDUE: Final = (
 )
 """The hours after which a version is overdue where a policy keeps one of each hour, day and so on:
 twice its time, and some."""
+_STOPPING: Final = {
+    TroubleKind.PEER_AWAY, TroubleKind.DIVERGED, TroubleKind.REFUSED, TroubleKind.NEEDS_COPY,
+    TroubleKind.PEER_FULL, TroubleKind.PEER_FAILED, TroubleKind.PAUSED,
+}  # fmt: skip
+"""Troubles with a peer that have it fall behind: its lag is no problem of its own then."""
 _MIRROR_AWAY: Final = {MirrorState.WAITING, MirrorState.CONNECTING}
 
 
@@ -83,10 +88,14 @@ def _seen_in(status: VolumeStatus) -> Iterator[Problem]:
     yield from _problems_of_space(status)
     if (told := status.replication) is not None:
         in_trouble = {one.about for one in status.troubles}
+        stopped = {one.about for one in status.troubles if one.kind in _STOPPING}
         for peer in told.peers:
-            yield from _problems_of_peer(peer, is_in_trouble=peer.name in in_trouble)
+            yield from _problems_of_peer(
+                peer, is_in_trouble=peer.name in in_trouble, is_stopped=peer.name in stopped
+            )
         if told.mirror is not None:
-            yield from _problems_of_mirror(told.mirror)
+            is_away = status.has(TroubleKind.PRIMARY_AWAY)
+            yield from _problems_of_mirror(told.mirror, is_away=is_away)
 
 
 def _key_of(trouble: Trouble) -> str:
@@ -107,44 +116,46 @@ def _each_once(problems: list[Problem]) -> Iterator[Problem]:
 def _problems_of_space(status: VolumeStatus) -> Iterator[Problem]:
     if status.disk_free_bytes < _FREE_BYTES_LOW:
         words = f"only {status.disk_free_bytes >> 20} MiB are left for the journal"
-        yield Problem("space", words, True)
+        yield Problem(TroubleKind.LOW_SPACE, words, True)
     free = status.backing_free_bytes
     if free is not None and free < _FREE_BYTES_LOW:
         yield Problem("backing-space", f"only {free >> 20} MiB are left in the backing", False)
 
 
-def nearly_full(state: VolumeState) -> Iterator[Problem]:
-    """Yields the problem of a disk with the journal that is nearly full, and has more than what is
-    reported as a problem in any case. Raises OSError."""
+def nearly_full(state: VolumeState, others: Collection[Problem]) -> Iterator[Problem]:
+    """Yields the problem of a disk with the journal that is nearly full, where none of *others* is
+    that it is, or is worse. Raises OSError."""
+    if any(one.key == TroubleKind.LOW_SPACE for one in others):
+        return
     usage = shutil.disk_usage(state.directory)
-    if usage.free >= _FREE_BYTES_LOW and usage.free < usage.total * _FREE_SHARE_LOW:
+    if usage.free < usage.total * _FREE_SHARE_LOW:
         share = 100 * usage.free / usage.total
         words = f"the disk with the journal is nearly full: {share:.1f} % are left"
-        yield Problem("nearly-full", words, False)
+        # (The key of what it is going to be: then the same alert becomes worse.)
+        yield Problem(TroubleKind.LOW_SPACE, words, False)
 
 
-def _problems_of_peer(peer: PeerStatus, *, is_in_trouble: bool) -> Iterator[Problem]:
+def _problems_of_peer(
+    peer: PeerStatus, *, is_in_trouble: bool, is_stopped: bool
+) -> Iterator[Problem]:
     is_failing = peer.last_error and (peer.lag_entries or peer.state == PeerState.CONNECTING)
     if is_failing and not is_in_trouble:
         words = f"peer {peer.name}: {peer.last_error}"
         # (The key of what it is going to be, if it lasts: then the same alert becomes worse.)
         key = f"{TroubleKind.PEER_AWAY}:{peer.name}"
         yield Problem(key, words, False, peer.advice or "")
-    if peer.lag_seconds > _LAG_SECONDS:
+    if peer.lag_seconds > _LAG_SECONDS and not is_failing and not is_stopped:
         words = f"peer {peer.name} is behind by {peer.lag_seconds:.0f} s"
         yield Problem(f"lag:{peer.name}", words, False)
 
 
-def _problems_of_mirror(mirror: MirrorStatus) -> Iterator[Problem]:
-    # (What keeps it from taking anything is among the troubles.)
-    if (
-        not mirror.trouble
-        and mirror.state in _MIRROR_AWAY
-        and (mirror.heard_seconds_ago or 0) > _SILENT_SECONDS
-    ):
+def _problems_of_mirror(mirror: MirrorStatus, *, is_away: bool) -> Iterator[Problem]:
+    if mirror.trouble or is_away:
+        return  # What keeps it from taking anything is among the troubles, and its lag comes of it.
+    if mirror.state in _MIRROR_AWAY and (mirror.heard_seconds_ago or 0) > _SILENT_SECONDS:
         words = f"its primary was heard last {mirror.heard_seconds_ago:.0f} s ago"
-        yield Problem("primary-away", words, False)
-    if mirror.lag_seconds > _LAG_SECONDS:
+        yield Problem(TroubleKind.PRIMARY_AWAY, words, False)
+    elif mirror.lag_seconds > _LAG_SECONDS:
         words = f"behind its primary by {mirror.lag_seconds:.0f} s"
         yield Problem("lag", words, False)
 

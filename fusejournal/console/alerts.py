@@ -2,7 +2,8 @@
 when it is there, and who acknowledged or silenced it, is kept on the disk.
 
 A cause that is gone and comes back is as silenced as it was, until the silence ends, and within ten
-minutes as acknowledged as it was, too: a user who knows of it need not be told anew each time."""
+minutes as acknowledged as it was, too: a user who knows of it need not be told anew each time. An
+acknowledgement of a warning ends where the same cause becomes bad."""
 
 import json
 import time
@@ -28,6 +29,8 @@ _ACTIONS: Final = ("acknowledge", "silence", "unsilence")
 class _Acknowledged(NamedTuple):
     user: str
     time_ns: int
+    severity: str | None = None
+    """The severity that the user has seen: that, and a milder one, is acknowledged."""
 
 
 class _Silenced(NamedTuple):
@@ -54,7 +57,8 @@ class Alerts:
         with suppress(OSError, *UNREADABLE_JSON):
             raw = read_object(path, KNOWN_BYTES_MAX)["alerts"]
             self._known = {key: _known_of(one) for key, one in raw.items()}
-        self._now: list[dict[str, Any]] = []
+        self._severities: dict[str, str] = {}
+        """The severities of those that there are now, by key."""
 
     def update(
         self, problems: list[dict[str, Any]], unanswered: Collection[str] = ()
@@ -75,6 +79,7 @@ class Alerts:
             if "gone_ns" in one or not one:
                 known[key] = {**one, "since_ns": now_ns}
                 known[key].pop("gone_ns", None)
+            known[key] = _unless_worse(known[key], by_key[key].get("severity", "bad"))
         has_changed = known != self._known
         self._known = known
         if has_changed:
@@ -82,7 +87,7 @@ class Alerts:
                 self._save()
         found = [{**one, **_standing(self._known[key], now_ns)} for key, one in by_key.items()]
         found.sort(key=lambda one: (one["severity"] != "bad", -one["since_ns"]))
-        self._now = found
+        self._severities = {key: one["severity"] for key, one in by_key.items()}
         return found
 
     def act(self, key: str, action: str, user: str, hours: int) -> None:
@@ -95,7 +100,9 @@ class Alerts:
         now_ns = time.time_ns()
         one = dict(self._known[key])
         if action == "acknowledge":
-            one["acknowledged"] = {"user": user, "time_ns": now_ns}
+            one["acknowledged"] = {
+                "user": user, "time_ns": now_ns, "severity": self._severities.get(key),
+            }  # fmt: skip
         elif action == "unsilence":
             one["silenced"] = None
         elif not 0 < hours <= HOURS_MAX:
@@ -146,6 +153,17 @@ def _left_of(known: dict[str, Any], now_ns: int) -> dict[str, Any] | None:
     if acknowledged is not None and now_ns - gone_ns < BACK_NS:
         left["acknowledged"] = acknowledged
     return left if len(left) > 2 else None
+
+
+def _unless_worse(known: dict[str, Any], severity: str) -> dict[str, Any]:
+    """Returns what is known of an alert that has *severity* now, without the acknowledgement of a
+    milder one."""
+    acknowledged = known.get("acknowledged")
+    if acknowledged is None:
+        return known
+    seen = acknowledged.get("severity") or severity
+    is_worse = severity == "bad" and seen != "bad"
+    return {**known, "acknowledged": None if is_worse else {**acknowledged, "severity": seen}}
 
 
 def _standing(known: dict[str, Any], now_ns: int) -> dict[str, Any]:

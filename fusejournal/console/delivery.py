@@ -233,12 +233,12 @@ def _is_due(
         return False
     if alert["acknowledged"] is not None or alert["silenced"] is not None:
         return False
-    if told is None:
+    is_bad = alert["severity"] == "bad"
+    has_risen = is_bad and told is not None and told["alert"]["severity"] != "bad"
+    if told is None or has_risen:
         return now_ns - int(alert["since_ns"]) >= config.after_seconds * _SECOND_NS
     if (gone_ns := told.get("gone_ns")) is not None:
         return now_ns - max(int(gone_ns), int(alert["since_ns"])) >= BACK_NS
-    if told["alert"]["severity"] != "bad" and alert["severity"] == "bad":
-        return True  # it has become worse
     repeat_ns = config.repeat_hours * 3600 * _SECOND_NS
     return bool(repeat_ns) and now_ns - int(told["told_ns"]) >= repeat_ns
 

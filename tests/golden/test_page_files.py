@@ -100,7 +100,9 @@ def test_alerts_and_what_was_told_are_read(tmp_path: Path) -> None:
         first, second = alerts.update(list(PROBLEMS))
     assert (first["since_ns"], second["since_ns"]) == (NOW_NS, NOW_NS)
     assert first["silenced"] == {"user": "anna", "until_ns": NOW_NS + 5 * 3600 * 10**9}
-    assert second["acknowledged"] == {"user": "otto", "time_ns": NOW_NS}
+    assert second["acknowledged"] == {
+        "user": "otto", "time_ns": NOW_NS, "severity": "warning",
+    }  # fmt: skip
     _put(tmp_path / "told.json", golden("console-told-v1"))
     (told,) = delivery(tmp_path)._told.values()
     assert {key: "gone_ns" in one for key, one in told.items()} == {

@@ -1,17 +1,26 @@
 """The problems of a volume, and the keys that alerts are known by."""
 
+import shutil
+from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from fusejournal.agent.problems import Problem, problems_of
+from fusejournal.agent.problems import Problem, nearly_full, problems_of
+from fusejournal.node.state_dir import load_state
 from fusejournal.node.volume_status import Condition, VolumeStatus
-from fusejournal.replication.states import PeerState
+from fusejournal.replication.states import MirrorState, PeerState
+from fusejournal.replication.status import MirrorStatus, PeerStatus
 from fusejournal.volume.trouble import Trouble, TroubleKind
 from tests.golden.statuses import MIRROR, MIRROR_NODE, PEER, PRIMARY, REPLICATION, STATUSES
+from tests.support.nodes import make_volume
 
 _ALONE: Final = replace(PRIMARY, replication=None, troubles=())
+
+
+_Usage = namedtuple("_Usage", ("total", "used", "free"))
 
 
 def _keys(status: VolumeStatus) -> list[str]:
@@ -95,6 +104,50 @@ def test_a_peer_that_stays_away_is_one_alert_that_becomes_worse() -> None:
         [("peer-away:east", False, "is it mounted?")],
         [("peer-away:east", True, "is it mounted?")],
     ]
+
+
+def test_a_peer_that_takes_nothing_has_no_lag_of_its_own() -> None:
+    """It is one cause."""
+    behind = replace(PEER, lag_seconds=70.0)
+    streaming = replace(behind, state=PeerState.STREAMING, last_error=None)
+
+    def keys(peer: PeerStatus, *troubles: Trouble) -> list[str]:
+        replication = replace(REPLICATION, peers=(peer,))
+        return _keys(replace(_ALONE, replication=replication, troubles=troubles))
+
+    assert keys(streaming) == ["lag:east"]
+    assert keys(behind) == ["peer-away:east"]
+    for kind in (TroubleKind.PEER_AWAY, TroubleKind.PEER_FULL, TroubleKind.PAUSED):
+        assert keys(streaming, Trouble(kind, "it is away", "east")) == [f"{kind}:east"]
+        assert "lag:east" in keys(streaming, Trouble(kind, "it is away", "west"))
+    assert "lag:east" in keys(streaming, Trouble(TroubleKind.CLOCK, "its clock", "east"))
+
+
+def test_a_mirror_whose_primary_is_away_has_no_lag_of_its_own() -> None:
+    def keys(mirror: MirrorStatus, *troubles: Trouble) -> list[str]:
+        replication = replace(REPLICATION, peers=(), mirror=mirror)
+        return _keys(replace(MIRROR_NODE, replication=replication, troubles=troubles))
+
+    away = replace(MIRROR, state=MirrorState.CONNECTING, heard_seconds_ago=70.0)
+    assert keys(MIRROR) == ["lag"]
+    assert keys(away) == ["primary-away"]
+    assert keys(away, Trouble(TroubleKind.PRIMARY_AWAY, "it is away")) == ["primary-away"]
+    assert keys(replace(MIRROR, trouble="no space")) == []
+
+
+def test_a_disk_that_fills_up_is_one_problem_that_becomes_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_volume(tmp_path / "state", "data")
+    state = load_state(tmp_path / "state")
+    for free_mib, is_bad in ((40_000, None), (3000, False), (1025, False), (1023, True), (0, True)):
+        usage = _Usage(100 << 30, 0, free_mib << 20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        found = problems_of(replace(_ALONE, disk_free_bytes=usage.free))
+        found += nearly_full(state, found)
+        assert [(one.key, one.is_bad) for one in found] == (
+            [] if is_bad is None else [("space", is_bad)]
+        )
 
 
 def test_what_is_a_trouble_and_a_figure_is_one_problem() -> None:

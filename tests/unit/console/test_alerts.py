@@ -1,5 +1,6 @@
 """Silences and acknowledgements hold while an alert's cause comes and goes, and no longer."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -97,3 +98,51 @@ def test_nothing_is_known_of_what_is_over(tmp_path: Path, clock: _Clock) -> None
     alerts.update([])
     assert alerts._known == {}
     assert Alerts(tmp_path / "alerts.json")._known == {}
+
+
+async def test_an_acknowledged_warning_that_becomes_bad_is_told(
+    tmp_path: Path, clock: _Clock
+) -> None:
+    alerts, pager = Alerts(tmp_path / "alerts.json"), _Pager(tmp_path)
+    worse = {**_LAG, "severity": "bad"}
+
+    async def told_of(problem: dict[str, str]) -> int:
+        clock.now_ns += 40 * _SECOND_NS
+        await pager.delivery.deliver(alerts.update([problem]))
+        return pager.count
+
+    await told_of(_LAG)
+    alerts.act(_KEY, "acknowledge", "anna", 0)
+    assert await told_of(_LAG) == 0
+    alerts = Alerts(tmp_path / "alerts.json")
+    assert await told_of(worse) == 1
+    # One that was acknowledged as bad is not told again, whatever becomes of it.
+    alerts.act(_KEY, "acknowledge", "anna", 0)
+    for problem in (worse, _LAG, worse):
+        assert await told_of(problem) == 1
+    (alert,) = alerts.update([worse])
+    assert alert["acknowledged"]["user"] == "anna"
+
+
+async def test_a_rise_is_told_also_where_the_cause_was_gone_for_a_moment(
+    tmp_path: Path, clock: _Clock
+) -> None:
+    alerts, pager = Alerts(tmp_path / "alerts.json"), _Pager(tmp_path)
+    for problems, count in (([_LAG], 0), ([_LAG], 1), ([], 2), ([_LAG], 2), ([_LAG], 2)):
+        await pager.delivery.deliver(alerts.update(problems))
+        assert pager.count == count
+        clock.now_ns += 40 * _SECOND_NS
+    await pager.delivery.deliver(alerts.update([{**_LAG, "severity": "bad"}]))
+    assert pager.count == 3
+
+
+def test_an_acknowledgement_of_before_goes_by_how_bad_it_is_now(
+    tmp_path: Path, clock: _Clock
+) -> None:
+    """The file had no severity."""
+    known = {"since_ns": 1, "acknowledged": {"user": "anna", "time_ns": 1}}
+    (tmp_path / "alerts.json").write_text(json.dumps({"alerts": {_KEY: known}}))
+    alerts = Alerts(tmp_path / "alerts.json")
+    for severity in ("warning", "bad"):
+        (alert,) = alerts.update([{**_LAG, "severity": severity}])
+        assert (alert["acknowledged"] is None) == (severity == "bad")

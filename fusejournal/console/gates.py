@@ -28,6 +28,10 @@ from fusejournal.console.web_requests import (
 
 COOKIE: Final = "fusejournal_session"
 CSRF_HEADER: Final = "x-csrf-token"
+_POLL_HEADER: Final = "x-poll"
+"""A header of what the page asks by itself, again and again."""
+_STREAM: Final = "/api/events"
+"""The stream of events, which the page opens by itself."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,9 @@ class Gates:
 
     async def _session(self, request: Request) -> WebSession:
         users = await trio.to_thread.run_sync(self._users.all)
-        session = self._sessions.find(request.cookies.get(COOKIE, ""), users, trio.current_time())
+        is_poll = _POLL_HEADER in request.headers or request.url.path == _STREAM
+        token, now = request.cookies.get(COOKIE, ""), trio.current_time()
+        session = self._sessions.find(token, users, now, is_poll=is_poll)
         if session is None:
             raise RefusedRequestError(401, "you are not logged in: log in first")
         return session

@@ -2,7 +2,8 @@
 a console that starts anew has everybody log in again.
 
 A session's token is only in the browser's cookie; here is its hash. It ends after an hour without a
-request, after twelve in any case, when its user logs out, is removed or gets another role."""
+request of its user, after twelve in any case, when the user logs out, is removed or gets another
+role. What a page that is left open asks by itself is no request of a user."""
 
 import hashlib
 import hmac
@@ -51,9 +52,12 @@ class Sessions:
             self._sessions.popitem(last=False)
         return token, session
 
-    def find(self, token: str, user_of: dict[str, ConsoleUser], now: float) -> WebSession | None:
+    def find(
+        self, token: str, user_of: dict[str, ConsoleUser], now: float, *, is_poll: bool = False
+    ) -> WebSession | None:
         """Returns the session with *token*, of a user who is still there with the same role and
-        password; None where there is none any more."""
+        password; None where there is none any more. *is_poll*: the page asks by itself, which
+        does not have the session last longer."""
         key = _hash(token)
         session = self._sessions.get(key)
         if session is None:
@@ -64,7 +68,8 @@ class Sessions:
         if is_over or is_other:
             del self._sessions[key]
             return None
-        session.seen = now
+        if not is_poll:
+            session.seen = now
         return session
 
     def end(self, token: str) -> None:

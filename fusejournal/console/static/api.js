@@ -58,6 +58,11 @@ export function get(path, params, signal) {
   return answer(fetch(path + query(params), { signal, headers: { accept: "application/json" } }));
 }
 
+// Asks as the page does by itself, again and again: a session that only this uses ends.
+export function poll(path, params, signal) {
+  return answer(fetch(path + query(params), { signal, headers: { accept: "application/json", "x-poll": "1" } }));
+}
+
 export function post(path, body) {
   return answer(fetch(path, {
     method: "POST",

@@ -1,6 +1,6 @@
 // The page's frame: who is logged in, which view is shown, and the overview as it changes.
 
-import { get, post, restoreSession, session, may, encode } from "./api.js";
+import { poll, post, restoreSession, session, may, encode } from "./api.js";
 import { h, clock, failure, spinner } from "./dom.js";
 import { loginView } from "./login.js";
 import { overviewView } from "./overview.js";
@@ -47,7 +47,7 @@ function away(is) {
 async function listenAgain() {
   stopListening();
   try {
-    const found = await get("/api/session");
+    const found = await poll("/api/session");
     away(false);
     if (!found.name) {
       end();

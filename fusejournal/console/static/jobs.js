@@ -1,6 +1,6 @@
 // Recovery: the jobs of all agents, and one of them with its plan, its progress and its results.
 
-import { get, post, may, encode } from "./api.js";
+import { get, poll, post, may, encode } from "./api.js";
 import * as app from "./app.js";
 import { h, path, name, pill, number, size, time, command, failure, refresh, say, facts, spinner } from "./dom.js";
 import { confirmTyped } from "./dialogs.js";
@@ -83,16 +83,16 @@ export async function jobView(place, agent, id) {
   const problem = h("div", {});
   const shown = h("div", {});
   place.replaceChildren(problem, shown);
-  const later = (ms) => { if (!place.signal.aborted) timer = setTimeout(() => draw().catch(wait), ms); };
+  const later = (ms) => { if (!place.signal.aborted) timer = setTimeout(() => draw(poll).catch(wait), ms); };
   // A server or console that is away comes back: what is shown till then is from before.
   const wait = (error) => {
     if (error.name === "AbortError" || error.status === 401) return;
     refresh(problem, failure(new Error(`How far it is, is not known now: ${error.message}`)));
     later(AGAIN_MS);
   };
-  const draw = async () => {
+  const draw = async (ask = get) => {
     clearTimeout(timer);
-    const job = await get(url, {}, place.signal);
+    const job = await ask(url, {}, place.signal);
     refresh(problem);
     refresh(shown, ...describe(job, agent, order));
     if (job.is_running) later(POLL_MS);

@@ -1,6 +1,6 @@
 // The peers of a volume's node: pairing two by a code, and pausing and resuming one.
 
-import { get, post, encode, volumePath } from "./api.js";
+import { poll, post, encode, volumePath } from "./api.js";
 import { h, say, failure, facts, field, command, period } from "./dom.js";
 import { confirmed } from "./dialogs.js";
 
@@ -77,7 +77,7 @@ function showCode(view, opened) {
   const look = async () => {
     if (isOver) return;
     try {
-      const now = await get(`${url(view)}/${opened.id}`);
+      const now = await poll(`${url(view)}/${opened.id}`);
       isOver ||= now.state !== "waiting";
       if (now.state === "paired") state.replaceChildren(h("strong", {}, `Paired with ${now.peer.name}`), `: ${now.peer.fingerprint}`);
       else if (now.state !== "waiting") state.textContent = ENDED[now.state] ?? `The code is ${now.state}.`;

@@ -1,7 +1,7 @@
 // Who is primary of a volume: its nodes on all servers that the console knows, as they are now, what
 // changes it, and how two of them become peers. The volume is one by its UUID, whatever its name is on each server.
 
-import { get, post, may, volumePath } from "./api.js";
+import { get, poll, post, may, volumePath } from "./api.js";
 import * as app from "./app.js";
 import { h, number, command, failure, pill, facts, refresh, say } from "./dom.js";
 import { heading } from "./volume.js";
@@ -13,11 +13,11 @@ export async function rolesView(place, agent, volume) {
   const result = h("div", {});
   place.replaceChildren(...heading(agent, volume, "roles"), result);
   let isBusy = false;
-  const draw = async (told) => {
+  const draw = async (told, ask = poll) => {
     if (isBusy) return;
     isBusy = true;
     try {
-      const parts = await Promise.all(nodesOf(told, agent, volume).map((one) => standingOf(one, place.signal)));
+      const parts = await Promise.all(nodesOf(told, agent, volume).map((one) => standingOf(one, place.signal, ask)));
       refresh(result, ...describe(parts));
     } catch (error) {
       if (error.name !== "AbortError") refresh(result, failure(error));
@@ -27,7 +27,7 @@ export async function rolesView(place, agent, volume) {
   app.live.addEventListener("change", () => draw(app.overview), { signal: place.signal });
   const timer = setInterval(() => draw(app.overview ?? overview), 2000);
   place.signal.addEventListener("abort", () => clearInterval(timer));
-  await draw(overview);
+  await draw(overview, get);
 }
 
 function nodesOf(overview, agent, volume) {
@@ -42,10 +42,10 @@ function nodesOf(overview, agent, volume) {
   return found.length ? found : [{ agent, volume, away: null }];
 }
 
-async function standingOf(node, signal) {
+async function standingOf(node, signal, ask) {
   if (node.away !== null) return { ...node, error: `cannot be reached: ${node.away}` };
   try {
-    return { ...node, found: await get(`${volumePath(node.agent, node.volume)}/standing`, {}, signal) };
+    return { ...node, found: await ask(`${volumePath(node.agent, node.volume)}/standing`, {}, signal) };
   } catch (error) {
     if (error.name === "AbortError") throw error;
     return { ...node, error: error.message };

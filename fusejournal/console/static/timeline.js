@@ -1,6 +1,6 @@
 // The timeline of a volume: a chart, the entries as a list, and what is chosen in it.
 
-import { get, post, may, volumePath, userNames } from "./api.js";
+import { get, poll, post, may, volumePath, userNames } from "./api.js";
 import * as app from "./app.js";
 import { chart } from "./chart.js";
 import { h, user, path, name, number, size, time, command, failure, spinner, say, facts, clock } from "./dom.js";
@@ -63,10 +63,10 @@ async function drawChart(place, base, filter, params, agent, volume, signal) {
   const byUser = params.by === "user";
   const choose = (from, to) => app.go(["v", agent, volume, "timeline"],
     { ...filter, by: params.by, since: `@${(from / 1e9).toFixed(0)}`, until: `@${(to / 1e9).toFixed(0)}` });
-  for (;;) {
+  for (let ask = get; ; ask = poll) {
     let found;
     try {
-      found = await get(`${base}/histogram`, { ...rest, bars: 120 }, signal);
+      found = await ask(`${base}/histogram`, { ...rest, bars: 120 }, signal);
     } catch (error) {
       if (error.name !== "AbortError") place.replaceChildren(failure(error));
       return;

@@ -14,6 +14,8 @@ from fusejournal.console.app import static_directory
 from fusejournal.console.gates import COOKIE
 from fusejournal.console.routes import ROUTES
 from fusejournal.console.serve import is_loopback
+from fusejournal.console.sessions import Sessions, WebSession
+from fusejournal.console.users import ConsoleUser
 from tests.support.consoles import ODD_NAMES, RunningConsole, make_story, running_console
 
 pytestmark = pytest.mark.mount
@@ -58,6 +60,36 @@ async def test_the_page_and_its_headers(console: RunningConsole) -> None:
     assert (await console.client.get("/static/../app.py")).status_code == 404
     wrong = await console.client.get("/", headers={"host": "evil.example"})
     assert wrong.status_code == 421
+
+
+async def test_a_page_that_is_left_open_keeps_no_session(
+    console: RunningConsole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions: list[WebSession] = []
+    begin = Sessions.begin
+
+    def begin_and_note(self: Sessions, user: ConsoleUser, now: float) -> tuple[str, WebSession]:
+        token, session = begin(self, user, now)
+        sessions.append(session)
+        return token, session
+
+    monkeypatch.setattr(Sessions, "begin", begin_and_note)
+    await console.log_in("viewer")
+    (session,) = sessions
+    begun = session.seen
+    for path in ("/api/session", "/api/overview"):
+        assert (await console.client.get(path, headers={"x-poll": "1"})).status_code == 200
+    look = console.watch.overview
+
+    async def look_once() -> dict[str, Any]:
+        console.stopping.set()
+        return await look()
+
+    monkeypatch.setattr(console.watch, "overview", look_once)
+    assert "event: overview" in (await console.client.get("/api/events")).text
+    assert session.seen == begun
+    await console.get("/api/overview")
+    assert session.seen > begun
 
 
 async def test_logins(console: RunningConsole) -> None:

@@ -69,6 +69,7 @@ def test_sessions_end(book: UserBook) -> None:
     token, session = sessions.begin(users["anna"], 0.0)
     assert sessions.find(token, users, 3000.0) == session
     assert sessions.find("other", users, 0.0) is None
+    assert sessions.find(token, users, 6000.0, is_poll=True) == session
     assert (session.is_csrf(session.csrf), session.is_csrf("")) == (True, False)
     assert sessions.find(token, users, 3000.0 + 3601) is None  # idle
     token, _ = sessions.begin(users["anna"], 0.0)

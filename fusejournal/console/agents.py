@@ -30,6 +30,7 @@ from fusejournal.wire.pairing import Paired
 from fusejournal.wire.transport import connect, connect_for_pairing
 
 _CONNECT_SECONDS: Final = 5.0
+_PAIR_SECONDS: Final = 20.0
 _ANSWER_SECONDS: Final = 60.0
 _CALL_SECONDS: Final = 300.0
 """The time that an answer may take as a whole, however often a part of it comes."""
@@ -121,7 +122,7 @@ async def pair_agent(
     Cancelling may leave this console known there, and the agent not here: then pair anew. Raises
     UsageError, PairingError, WireError, OSError."""
     check_peer_name(name)
-    connection = await connect_for_pairing(address, identity, timeout_seconds=_CONNECT_SECONDS)
+    connection = await connect_for_pairing(address, identity, timeout_seconds=_PAIR_SECONDS)
     async with connection:
         with trio.move_on_after(_ANSWER_SECONDS):
             paired = await pairing.ask(connection, code, console_name(), identity, lambda _: None)

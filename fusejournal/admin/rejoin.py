@@ -136,6 +136,12 @@ class RejoinRequest:
 
     # -- planning ----------------------------------------------------------------------------------
 
+    @property
+    def is_begun(self) -> bool:
+        """True if a rejoin here was begun and stopped: only that can be gone on with. Reading it
+        raises FusejournalError, OSError."""
+        return load_intent(self._state.directory) is not None
+
     def plan(self) -> Rejoined:
         """Returns what would be done; mounted or not, nothing is changed. Raises FusejournalError,
         OSError."""

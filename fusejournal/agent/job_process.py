@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fusejournal.agent.job_kinds import check_request
+from fusejournal.agent.job_kinds import KINDS, check_request
 from fusejournal.agent.job_progress import JobProgress, JobStoppedError
 from fusejournal.agent.job_states import JobState
 from fusejournal.errors import FusejournalError
@@ -27,7 +27,9 @@ class Job:
         """Does what is ordered, and leaves the outcome in the progress."""
         try:
             check_request(self._job.request)
-            self._work(do_it=self._job.order() != "plan")
+            # What the admin has not seen is planned first, whatever the order.
+            can_do = self._job.has_plan or not KINDS[self._job.request["kind"]].plans
+            self._work(do_it=can_do and self._job.order() != "plan")
         except (JobStoppedError, KeyboardInterrupt):
             self._job.save(JobState.STOPPED, words="stopped as told: 'do' goes on with it")
         except (FusejournalError, OSError) as error:

@@ -1,8 +1,10 @@
 """A job as its process keeps it on the disk: its request, its orders, and its progress."""
 
+import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +14,16 @@ from fusejournal.disk.files import Outlives, write_atomically
 
 _STEP_SECONDS: Final = 0.2
 _PAUSE_SECONDS: Final = 0.1
+
+
+def essence_of(items: Iterable[Any]) -> dict[str, Any]:
+    """Returns what identifies a plan, of the JSON values *items*: their ``count`` and
+    ``hash``, however many they are."""
+    found, count = hashlib.blake2b(digest_size=32), 0
+    for item in items:
+        found.update(json.dumps(item).encode() + b"\n")
+        count += 1
+    return {"count": count, "hash": found.hexdigest()}
 
 
 class JobStoppedError(Exception):
@@ -73,10 +85,17 @@ class JobProgress:
         if self.order() == "stop":
             raise JobStoppedError
 
-    def plan_again(self, essence: Any) -> bool:
-        """Returns True if what is to be done is not what the admin has seen: *essence* is compared
-        with that of the plan before, and kept in its place. Call it for each plan."""
-        approved = self.values.get("essence")
-        found = json.loads(json.dumps(essence))
-        self.values["essence"] = found
-        return approved is not None and approved != found
+    @property
+    def has_plan(self) -> bool:
+        """True if a plan was shown, which the admin may have approved since."""
+        return self.values.get("essence") is not None
+
+    def is_approved(self, essence: dict[str, Any]) -> bool:
+        """Returns True if the plan of *essence* (:func:`essence_of`) is the one that was shown
+        last: who has the job done then has seen it."""
+        return self.has_plan and self.values["essence"] == essence
+
+    def show_plan(self, essence: dict[str, Any], **values: Any) -> None:
+        """Shows the plan of *essence*, which *values* have for people, and has it wait. Only from
+        here on is it what an order to do it means. Raises OSError."""
+        self.save(JobState.PLANNED, essence=essence, **values)

@@ -35,7 +35,7 @@ from fusejournal.node.registry import find_named
 
 _JOBS_MAX: Final = 200
 _FILE_BYTES_MAX: Final = 64 << 20
-"""More than a plan has: its actions are bounded, and each has at most three paths."""
+"""More than a plan has: what is kept of its lists is bounded."""
 _LIST_BYTES_MAX: Final = 3 << 20
 """The most that is returned of a plan's actions, changes or conflicts, each."""
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
@@ -161,7 +161,7 @@ class JobBook:
         job = self._describe(path)
         for key in ("actions", "changes", "conflicts"):
             if key in job:
-                job[key] = _first_of(job[key])
+                job[key] = first_of(job[key], _LIST_BYTES_MAX)
         return job
 
     def _describe(self, path: Path) -> dict[str, Any]:
@@ -183,6 +183,7 @@ class JobBook:
             "state": state,
             "words": words,
             "is_running": is_running,
+            "has_plan": progress.get("essence") is not None,
             "is_readable": kind is not None,
             "is_confirmed": kind is not None and kind.is_confirmed,
             "access": kind.access if kind is not None else "operator",
@@ -190,9 +191,9 @@ class JobBook:
         }
 
 
-def _first_of(found: list[Any]) -> list[Any]:
-    """Returns so many of the first of *found* as an answer can have."""
-    left = _LIST_BYTES_MAX
+def first_of(found: list[Any], bytes_max: int) -> list[Any]:
+    """Returns so many of the first of *found* as have *bytes_max* bytes as JSON."""
+    left = bytes_max
     kept: list[Any] = []
     for one in found:
         left -= len(json.dumps(one)) + 2

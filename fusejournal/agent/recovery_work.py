@@ -12,8 +12,9 @@ from fusejournal.admin.source import open_source
 from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent.command_lines import command_line
-from fusejournal.agent.job_progress import JobProgress, JobStoppedError
+from fusejournal.agent.job_progress import JobProgress, JobStoppedError, essence_of
 from fusejournal.agent.job_states import JobState
+from fusejournal.agent.jobs import first_of
 from fusejournal.errors import FusejournalError
 from fusejournal.history.json_values import exact_or_none
 from fusejournal.history.query import Criteria, find
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 _ACTIONS_MAX: Final = 5000
 """The most actions of a plan that are kept for the page; all are done."""
+_ACTIONS_BYTES_MAX: Final = 3 << 20
+"""The most of them by size: the progress is written again and again."""
+_ESSENTIAL: Final = ("what", "fid", "path", "new_path", "taken_path", "because_of")
 _CHANGED_WORDS: Final = "the volume has changed since the plan: look at the new one"
 
 
@@ -47,24 +51,24 @@ class UndoWork:
 
     def run(self, *, do_it: bool) -> None:
         """Plans it, or does it. Raises FusejournalError, OSError, JobStoppedError."""
-        approved = self._job.values.get("actions")
         self._job.save(JobState.PLANNING, words="", done=0, total=None)
         planned = self._plan(do_apply=do_it)
         actions, conflicts = _actions(planned), [one.to_json() for one in planned.plan.conflicts]
         self._job.keep(
-            actions=actions[:_ACTIONS_MAX], action_count=len(actions),
-            conflicts=conflicts[:_ACTIONS_MAX], conflict_count=len(conflicts),
+            actions=_first_of(actions), action_count=len(actions),
+            conflicts=_first_of(conflicts), conflict_count=len(conflicts),
             chosen=len(planned.plan.chosen), kept=planned.plan.kept,
         )  # fmt: skip
+        essence = essence_of([*map(_essence, actions), conflicts, planned.plan.kept])
         # One that was begun has less to do.
         is_begun = bool(self._job.values.get("pids"))
-        if not do_it or not (is_begun or approved is None or _is_same(approved, actions)):
+        if not do_it or not (is_begun or self._job.is_approved(essence)):
             words = _CHANGED_WORDS if do_it else ""
             if conflicts:
                 words = f"{len(conflicts):,} later changes are in the way"
             elif not planned.plan.chosen:
                 words = "nothing was found to take back"
-            self._job.save(JobState.PLANNED, words=words)
+            self._job.show_plan(essence, words=words)
             return
         planned.check()
         self._job.save(
@@ -142,7 +146,6 @@ def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
     it does is journaled: stopped, it can be gone on with or undone. Raises FusejournalError,
     OSError, JobStoppedError."""
     request = job.request
-    is_begun = bool(job.values.get("pids"))  # it has less to do
     job.save(JobState.PLANNING, words="", done=0, total=None)
     moment = Moment(to_version=request["version"], to_seq=request["at"])
     path = request["path"] or None
@@ -152,15 +155,18 @@ def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
         plan = planned.to_json(None)
         changes = plan["changes"]
         job.keep(
-            changes=changes[:_ACTIONS_MAX], change_count=len(changes),
+            changes=_first_of(changes), change_count=len(changes),
             bytes=plan["bytes"], is_empty=planned.plan.is_empty,
         )  # fmt: skip
-        is_other = job.plan_again([[one["action"], one["path"]] for one in changes])
-        if not do_it or (is_other and not is_begun) or planned.plan.is_empty:
+        wanted = [plan["as_of_seq"], plan["from_version"], plan["path"]]
+        moves = ([one["action"], one["path"], one["old_path"]] for one in changes)
+        essence = essence_of([wanted, *moves])
+        is_other = not job.is_approved(essence)
+        if not do_it or is_other or planned.plan.is_empty:
             words = _CHANGED_WORDS if do_it and is_other else ""
             if planned.plan.is_empty:
                 words = f"all is as it was after entry {planned.seq}: there is nothing to do"
-            job.save(JobState.PLANNED, words=words)
+            job.show_plan(essence, words=words)
             return
         job.save(JobState.DOING, words="", pids=[*job.values.get("pids", []), os.getpid()])
         try:
@@ -202,15 +208,12 @@ def _actions(planned: PlannedUndo) -> list[dict[str, Any]]:
     ]
 
 
-def _is_same(approved: list[dict[str, Any]], actions: list[dict[str, Any]]) -> bool:
-    """Returns True if a plan is what the admin has seen."""
-    seen = [_essence(one) for one in approved]
-    found = [_essence(one) for one in actions[:_ACTIONS_MAX]]
-    return seen == found
+def _first_of(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return first_of(found[:_ACTIONS_MAX], _ACTIONS_BYTES_MAX)
 
 
-def _essence(action: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(action[key] for key in ("what", "fid", "path", "new_path", "because_of"))
+def _essence(action: dict[str, Any]) -> list[Any]:
+    return [action[key] for key in _ESSENTIAL]
 
 
 def _paths_reached(planned: PlannedUndo, done: DoneEntries) -> set[str | None]:

@@ -10,12 +10,13 @@ from fusejournal.admin.live import live_status
 from fusejournal.admin.peers import list_peers
 from fusejournal.admin.promote import plan_promotion, promote, store_hint
 from fusejournal.admin.rejoin import RejoinRequest
-from fusejournal.agent.job_progress import JobProgress
+from fusejournal.agent.job_progress import JobProgress, essence_of
 from fusejournal.agent.job_states import JobState
 from fusejournal.errors import PromotionRefusedError, UnknownPeerError, UsageError
 from fusejournal.node.registry import find_volume
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import VolumeStatus
+from fusejournal.replication.states import PeerState
 from fusejournal.replication.status import PeerStatus
 from fusejournal.roles.plan import HandoffProgress
 
@@ -40,8 +41,9 @@ def change_role_of(job: JobProgress, *, do_it: bool) -> None:
 
 
 def hand_over_to(job: JobProgress, *, do_it: bool) -> None:
-    """Reports how a peer stands, or hands over to it. Asked to stop before the peer reigns, all
-    goes on here. Raises FusejournalError, KeyboardInterrupt where it was stopped."""
+    """Reports how a peer stands, or hands over to it, if it stands as the admin has seen. Asked to
+    stop before the peer reigns, all goes on here. Raises FusejournalError, KeyboardInterrupt where
+    it was stopped."""
     state, peer = _begin(job), job.request["peer"]
     status = live_status(state)
     found = {one.name: one for one in _peers(status)}
@@ -49,8 +51,10 @@ def hand_over_to(job: JobProgress, *, do_it: bool) -> None:
         raise UsageError(f"{state.name} is a {status.role} here: hand over where it is primary")
     if peer not in found:
         raise UnknownPeerError(peer, f": there is {', '.join(sorted(found)) or 'none'}")
-    if not do_it:
-        job.save(JobState.PLANNED, words="", rows=[*_own_rows(status), _peer_row(found[peer])])
+    essence = essence_of([_reign(status), _standing(found[peer])])
+    if not do_it or not job.is_approved(essence):
+        rows = [*_own_rows(status), _peer_row(found[peer])]
+        job.show_plan(essence, words=_OTHER_PLAN if do_it else "", rows=rows)
         return
     job.save(JobState.DOING, words="")
 
@@ -78,10 +82,11 @@ def promote_here(job: JobProgress, *, do_it: bool) -> None:
     plan = plan_promotion(state)
     refusal = "" if force else plan.refusal
     roles = [[one.peer, one.role, one.held_seq] for one in plan.peers]
-    is_other = job.plan_again([plan.reign, plan.missing, plan.primary, roles, bool(plan.refusal)])
-    if not do_it or is_other:
-        job.save(
-            JobState.PLANNED, words=_OTHER_PLAN if do_it else "", rows=plan.rows(), refusal=refusal,
+    case = [plan.reign, plan.missing, plan.primary, roles, bool(plan.refusal)]
+    essence = essence_of(case)
+    if not do_it or not job.is_approved(essence):
+        job.show_plan(
+            essence, words=_OTHER_PLAN if do_it else "", rows=plan.rows(), refusal=refusal,
             objection=plan.refusal,
         )  # fmt: skip
         return
@@ -102,15 +107,16 @@ def promote_here(job: JobProgress, *, do_it: bool) -> None:
 
 
 def demote_here(job: JobProgress, *, do_it: bool) -> None:
-    """Reports how the mirrors stand, or makes the primary here a mirror. Raises
-    FusejournalError."""
+    """Reports how the mirrors stand, or makes the primary here a mirror, if they stand as the admin
+    has seen. Raises FusejournalError."""
     state = _begin(job)
     status = live_status(state)
     if status.role != "primary":
         raise UsageError(f"{state.name} is a {status.role} here already")
-    if not do_it:
+    essence = essence_of([_reign(status), *sorted(map(_standing, _peers(status)))])
+    if not do_it or not job.is_approved(essence):
         rows = [*_own_rows(status), *map(_peer_row, _peers(status))]
-        job.save(JobState.PLANNED, words="", rows=rows)
+        job.show_plan(essence, words=_OTHER_PLAN if do_it else "", rows=rows)
         return
     job.save(JobState.DOING, words="")
     _, words = demote_in_words(
@@ -126,11 +132,11 @@ def rejoin_here(job: JobProgress, *, do_it: bool) -> None:
     state = _begin(job)
     request = RejoinRequest(state, job.request["peer"], None, insecure=False)
     plan = request.plan().to_json()
-    # What was begun is not what was planned any more.
-    is_other = job.plan_again([plan["source"], plan["parted"], plan["own_entries"]])
-    is_begun = bool(job.values.get("is_begun"))
-    if not do_it or (is_other and not is_begun):
-        job.save(JobState.PLANNED, words=_OTHER_PLAN if do_it else "", rejoin=plan)
+    essence = essence_of([plan["source"], plan["parted"], plan["own_entries"]])
+    # What was begun is not what was planned any more, and can only be gone on with.
+    goes_on = bool(job.values.get("is_begun")) and request.is_begun
+    if not do_it or not (goes_on or job.is_approved(essence)):
+        job.show_plan(essence, words=_OTHER_PLAN if do_it else "", rejoin=plan)
         return
     job.save(JobState.DOING, words="", is_begun=True)
     told = request.run(_JobReporter(job), job.check)
@@ -163,6 +169,17 @@ def _begin(job: JobProgress) -> VolumeState:
 
 def _peers(status: VolumeStatus) -> tuple[PeerStatus, ...]:
     return status.replication.peers if status.replication is not None else ()
+
+
+def _reign(status: VolumeStatus) -> str | None:
+    return str(status.replication.reign) if status.replication is not None else None
+
+
+def _standing(peer: PeerStatus) -> list[str]:
+    """Returns what an admin goes by of a peer. How far behind it is changes all the time: the
+    change of the role waits for it."""
+    follows = peer.state in (PeerState.STREAMING, PeerState.CATCHING_UP)
+    return [peer.name, "follows" if follows else peer.state.value]
 
 
 def _own_rows(status: VolumeStatus) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fusejournal.admin.prune import PrunePlan, Pruning
 from fusejournal.admin.versions import VolumeVersions
-from fusejournal.agent.job_progress import JobProgress
+from fusejournal.agent.job_progress import JobProgress, essence_of
 from fusejournal.agent.job_states import JobState
 from fusejournal.disk.process import lower_priority
 
@@ -61,13 +61,13 @@ def prune(job: JobProgress, *, do_it: bool) -> None:
     job.save(JobState.PLANNING, words="", done=0, total=None)
     work = Pruning(job.request["volume"], None, job.check)
     plan = work.plan()
-    is_other = job.plan_again(_essence(plan))
-    if not do_it or is_other:
+    essence = essence_of(_essence(plan))
+    if not do_it or not job.is_approved(essence):
         found = plan.to_json(work.would_free(plan, job.step))
         words = "what would go is another by now: look at the new plan" if do_it else ""
         is_empty = not plan.going and not plan.journal.segments
-        job.save(
-            JobState.PLANNED,
+        job.show_plan(
+            essence,
             words=words,
             prune=found,
             remarks=work.remarks(plan),

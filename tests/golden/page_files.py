@@ -11,7 +11,7 @@ import trio
 from fusejournal.agent.consoles import ConsoleBook
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_kinds import KINDS
-from fusejournal.agent.job_progress import JobProgress
+from fusejournal.agent.job_progress import JobProgress, essence_of
 from fusejournal.agent.job_states import JobState
 from fusejournal.agent.jobs import _write
 from fusejournal.console.agents import AgentBook, KnownAgent
@@ -84,7 +84,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 """The fields that a console asks for a job of each kind with."""
 PROGRESS: dict[str, Any] = {
     "state": JobState.PLANNED, "words": "", "done": 1, "total": 2, "pids": [4711],
-    "results": {"4711": [20, 22]}, "essence": [["write", "docs/a"]],
+    "results": {"4711": [20, 22]}, "essence": essence_of([["write", "docs/a"]]),
 }  # fmt: skip
 
 

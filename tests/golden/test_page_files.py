@@ -70,7 +70,7 @@ def test_a_job_is_read(tmp_path: Path, kind: str) -> None:
     progress = JobProgress(job)
     assert progress.values == {**PROGRESS, "changed_ns": NOW_NS}
     assert progress.order() == "do"
-    assert not progress.plan_again(PROGRESS["essence"])
+    assert progress.is_approved(PROGRESS["essence"])
 
 
 def test_users_and_tokens_are_read(tmp_path: Path) -> None:

@@ -152,7 +152,9 @@ function buttons(job, agent, order) {
   }
   const found = [];
   if (job.state === "planned" && isDoable(job)) found.push(start(DO[job.kind]?.(job) ?? "Do it"));
-  if (job.state === "stopped" || (job.state === "failed" && job.kind !== "undo")) found.push(start(job.state === "stopped" ? "Go on" : "Try again"));
+  // What has a plan goes on once that was seen: without one it is planned first.
+  const canGoOn = job.has_plan || !DO[job.kind];
+  if (canGoOn && (job.state === "stopped" || (job.state === "failed" && job.kind !== "undo"))) found.push(start(job.state === "stopped" ? "Go on" : "Try again"));
   if (DO[job.kind] && job.state !== "done") found.push(button("Plan it anew", "", () => order("plan")));
   if ((job.refusal || job.state === "failed") && ["promote", "demote"].includes(job.kind) && !job.force) {
     found.push(button("Plan it by force", "danger", () => begin({ agent }, { kind: job.kind, volume: job.volume, force: true })));

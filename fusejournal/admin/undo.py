@@ -3,6 +3,7 @@ The CLI shows what is returned here."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fusejournal.admin.live import live_status
@@ -14,7 +15,7 @@ from fusejournal.errors import (
     UsageError,
 )
 from fusejournal.history.json_values import exact_or_none
-from fusejournal.history.query import Criteria, find, parse_ranges
+from fusejournal.history.query import Criteria, SeqRange, find, parse_ranges
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.replay.divergence import NAME_TAKEN
 from fusejournal.replay.undo_plan import Action, OnUndoConflict, Undo, UndoPlan, begun_undos
@@ -155,6 +156,7 @@ class UndoRequest:
         until: str | None = None,
         without: Sequence[str] = (),
         resumed: Sequence[int] = (),
+        window: SeqRange | None = None,
         do_apply: bool,
     ) -> None:
         """Raises UsageError, VolumeNotFoundError, NoSuchSeqError, NoSuchMomentError,
@@ -165,6 +167,8 @@ class UndoRequest:
             seqs: seqs or ranges of them, both ends included.
             paths, ops, uid, pid, since, until, without: as in :meth:`JournalSource.criteria`.
             resumed: processes whose stopped undos are gone on with.
+            window: what ``since`` and ``until`` meant when they were asked first, which holds in
+                their place: a time such as "2 hours ago" means another moment each time.
             do_apply: whether it is to be carried out, which takes a running volume and root."""
         if not (seqs or paths or ops or uid is not None or pid is not None or since or until):
             raise UsageError("say which: seqs, or --path, --op, --uid, --pid, --since, --until")
@@ -172,13 +176,15 @@ class UndoRequest:
         for one in parse_ranges(seqs):
             source.check_seq(one.from_seq)
             source.check_seq(one.to_seq - 1)
-        if since is not None:
+        if since is not None and window is None:
             source.check_since(since)
+        elif since is not None and window is not None and window.from_seq < source.reader.first_seq:
+            source.check_seq(window.from_seq)
         self._state = _running(source) if do_apply else None
         criteria = source.criteria(
             from_seq=source.reader.first_seq,
-            since=since,
-            until=until,
+            since=since if window is None else None,
+            until=until if window is None else None,
             ops=ops,
             uid=uid,
             pid=pid,
@@ -186,6 +192,14 @@ class UndoRequest:
             only=seqs,
             without=without,
         )
+        if window is not None:
+            criteria = replace(
+                criteria,
+                from_seq=Seq(max(criteria.from_seq, window.from_seq)),
+                to_seq=Seq(min(criteria.to_seq, window.to_seq)),
+            )
+        self.window = SeqRange(criteria.from_seq, Seq(min(criteria.to_seq, source.head_seq + 1)))
+        """The seqs that are chosen from: none after the head, as it is now."""
         self._work = Undo(
             source.lookup, criteria, source.head_seq, unfinished=_done_by(source, resumed)
         )

@@ -95,6 +95,12 @@ class JobProgress:
         last: who has the job done then has seen it."""
         return self.has_plan and self.values["essence"] == essence
 
+    def has_aim(self, essence: dict[str, Any]) -> bool:
+        """Returns True if the plan that was shown last has the ``aim`` of *essence*: what is left
+        of it, once it was begun."""
+        shown = self.values.get("essence")
+        return isinstance(shown, dict) and "aim" in shown and shown["aim"] == essence["aim"]
+
     def show_plan(self, essence: dict[str, Any], **values: Any) -> None:
         """Shows the plan of *essence*, which *values* have for people, and has it wait. Only from
         here on is it what an order to do it means. Raises OSError."""

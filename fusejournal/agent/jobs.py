@@ -38,6 +38,8 @@ _FILE_BYTES_MAX: Final = 64 << 20
 """More than a plan has: what is kept of its lists is bounded."""
 _LIST_BYTES_MAX: Final = 3 << 20
 """The most that is returned of a plan's actions, changes or conflicts, each."""
+_INTERNAL: Final = frozenset({"essence", "window"})
+"""Values that a job's process keeps for itself."""
 _ID_CHARS: Final = frozenset("0123456789abcdef-")
 _ID_CHARS_MAX: Final = 64
 
@@ -175,7 +177,7 @@ class JobBook:
             state = JobState.STOPPED
             words = words or "its process ended before it was done: 'do' goes on with it"
         order = read_json(path / "order.json").get("order")
-        told = {key: value for key, value in progress.items() if key != "essence"}
+        told = {key: value for key, value in progress.items() if key not in _INTERNAL}
         return {
             "id": path.name,
             **request,

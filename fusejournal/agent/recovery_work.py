@@ -17,7 +17,8 @@ from fusejournal.agent.job_states import JobState
 from fusejournal.agent.jobs import first_of
 from fusejournal.errors import FusejournalError
 from fusejournal.history.json_values import exact_or_none
-from fusejournal.history.query import Criteria, find
+from fusejournal.history.query import Criteria, SeqRange, find
+from fusejournal.journal.reader import END
 from fusejournal.replay.undo_plan import begun_undos
 from fusejournal.types import Seq
 
@@ -48,27 +49,30 @@ class UndoWork:
 
     def __init__(self, job: JobProgress) -> None:
         self._job = job
+        self._window = SeqRange(Seq(1), END)
+        """The seqs that are chosen from."""
+        self._is_begun = False
 
     def run(self, *, do_it: bool) -> None:
         """Plans it, or does it. Raises FusejournalError, OSError, JobStoppedError."""
         self._job.save(JobState.PLANNING, words="", done=0, total=None)
-        planned = self._plan(do_apply=do_it)
+        planned = self._plan(do_it=do_it)
         actions, conflicts = _actions(planned), [one.to_json() for one in planned.plan.conflicts]
         self._job.keep(
             actions=_first_of(actions), action_count=len(actions),
             conflicts=_first_of(conflicts), conflict_count=len(conflicts),
             chosen=len(planned.plan.chosen), kept=planned.plan.kept,
         )  # fmt: skip
-        essence = essence_of([*map(_essence, actions), conflicts, planned.plan.kept])
-        # One that was begun has less to do.
-        is_begun = bool(self._job.values.get("pids"))
-        if not do_it or not (is_begun or self._job.is_approved(essence)):
+        essence = self._essence(planned, actions, conflicts)
+        # One that was begun has less to do, of the same entries.
+        is_approved = self._job.has_aim if self._is_begun else self._job.is_approved
+        if not do_it or not is_approved(essence):
             words = _CHANGED_WORDS if do_it else ""
             if conflicts:
                 words = f"{len(conflicts):,} later changes are in the way"
             elif not planned.plan.chosen:
                 words = "nothing was found to take back"
-            self._job.show_plan(essence, words=words)
+            self._job.show_plan(essence, words=words, window=self._window)
             return
         planned.check()
         self._job.save(
@@ -82,8 +86,15 @@ class UndoWork:
         self._note_results(planned, is_done=True)
         self._job.save(JobState.DONE, words="" if overlapped is None else str(overlapped))
 
-    def _plan(self, *, do_apply: bool) -> PlannedUndo:
+    def _plan(self, *, do_it: bool) -> PlannedUndo:
         request = self._job.request
+        begun = self._begun_pids()
+        self._is_begun = bool(begun)
+        kept = self._job.values.get("window")
+        window = SeqRange(*map(Seq, kept)) if kept is not None else None
+        if window is not None and request["until"] is None and not (do_it or begun):
+            # Planned anew: what came since then is looked at, too.
+            window = SeqRange(window.from_seq, END)
         undo = UndoRequest(
             request["volume"],
             request["seqs"],
@@ -94,17 +105,33 @@ class UndoWork:
             until=request["until"],
             without=request["without"],
             # Those of its own processes that were stopped.
-            resumed=self._begun_pids() if do_apply else (),
-            do_apply=do_apply,
+            resumed=begun,
+            window=window,
+            do_apply=do_it,
         )
+        self._window = undo.window
+        if kept is None:
+            # The first plan says what "2 hours ago" means.
+            self._job.keep(window=self._window)
         return undo.plan(self._job.step, request["on_conflict"])
 
     def _begun_pids(self) -> list[int]:
         """Returns those of the job's processes that have begun to undo, by the journal's word: one
         that was killed could not write it down."""
-        pids = [int(pid) for pid in self._job.values.get("pids", [])]
+        pids = dict.fromkeys(int(pid) for pid in self._job.values.get("pids", []))
         begun = begun_undos(open_source(self._job.request["volume"]).lookup) if pids else {}
-        return [pid for pid in pids if pid in begun]
+        # (What an undo of before has done, whose process had the same number, is not its own.)
+        _, first_seq = self._job.values.get("window", (1, 1))
+        return [pid for pid in pids if pid in begun and begun[pid].from_seq >= first_seq]
+
+    def _essence(
+        self, planned: PlannedUndo, actions: list[dict[str, Any]], conflicts: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Returns what identifies the plan; its aim: the entries that it takes back, those
+        of the job's own processes aside, which are after the window."""
+        aim = sorted(seq for seq in planned.plan.chosen if seq < self._window.to_seq)
+        whole = essence_of([*map(_essence, actions), conflicts, planned.plan.kept])
+        return {**whole, "aim": essence_of(aim)}
 
     def _note_results(self, planned: PlannedUndo, *, is_done: bool) -> None:
         """Keeps which entries this process made, and what became of each action."""

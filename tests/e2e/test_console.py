@@ -136,11 +136,16 @@ def test_a_killed_job_is_gone_on_with(layer: Layer, browser: Browser) -> None:
     job = browser.post("/api/agents/hall/jobs", kind="undo", volume="volume", op=["unlink,rmdir"])
     path = f"/api/agents/hall/jobs/{job['id']}"
     browser.await_job(path, lambda job: job["state"] == "planned" and not job["is_running"])
+    # What fits the filter later was not planned.
+    (layer.mountpoint / "other").write_text("other")
+    (layer.mountpoint / "other").unlink()
     browser.post(path, order="do")
     doing = browser.await_job(path, lambda job: job["state"] == "doing" and job["done"] > 0)
     os.kill(doing["pids"][-1], signal.SIGKILL)
     stopped = browser.await_job(path, lambda job: not job["is_running"])
     assert (stopped["state"], "'do' goes on" in stopped["words"]) == ("stopped", True)
+    (layer.mountpoint / "later").write_text("later")
+    (layer.mountpoint / "later").unlink()
     browser.post(path, order="do")
     done = browser.await_job(path, lambda job: not job["is_running"])
     assert (done["state"], done["words"]) == ("done", "")

@@ -1,14 +1,16 @@
 """Plans of jobs: a job without one, or with another by now, plans, and does only what was shown."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fusejournal.admin.restore_in_place import PlannedInPlace
-from fusejournal.admin.undo import PlannedUndo
+from fusejournal.admin.undo import DoneEntries, PlannedUndo
 from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent import job_progress, recovery_work, role_work
 from fusejournal.agent.fields import Fields
@@ -16,6 +18,7 @@ from fusejournal.agent.job_process import Job
 from fusejournal.agent.jobs import JobBook, read_json
 from fusejournal.errors import NotRunningError
 from fusejournal.replication.states import PeerState
+from fusejournal.types import Seq
 from tests.golden.statuses import PRIMARY
 from tests.support.consoles import make_story
 
@@ -106,6 +109,47 @@ def test_a_plan_is_compared_as_a_whole(root: Path, monkeypatch: pytest.MonkeyPat
     changed = _order(root, job, "do")
     assert (changed["state"], changed["action_count"]) == ("planned", 5)
     assert "look at the new one" in changed["words"]
+    assert done == []
+
+
+def test_the_window_is_that_of_the_first_plan(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusejournal.admin.undo._running", lambda source: source.state)
+    done: list[set[Seq]] = []
+    monkeypatch.setattr(
+        PlannedUndo, "carry_out", lambda planned, _: done.append(planned.plan.chosen)
+    )
+    monkeypatch.setattr(PlannedUndo, "done", lambda _: DoneEntries(Seq(2), Seq(1), 4711))
+    job = _create(root, kind="undo", uid=1001, since="2 hours ago")
+    Job(job).run()
+    chosen = read_json(job / "progress.json")["chosen"]
+    # Three hours later it is another time, and another has been at work.
+    later = SimpleNamespace(time_ns=lambda: time.time_ns() + 3 * 3600 * 10**9)
+    with monkeypatch.context() as patched:
+        patched.setattr("fusejournal.history.moments.time", later)
+        # A process of it was stopped before its first step.
+        progress = read_json(job / "progress.json")
+        told = {**progress, "state": "stopped", "pids": [4711]}
+        (job / "progress.json").write_text(json.dumps(told))
+        shown = _order(root, job, "do")
+    assert (shown["state"], shown["words"]) == ("done", "")
+    assert [len(one) for one in done] == [chosen] == [6]
+
+
+def test_what_was_begun_takes_back_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusejournal.admin.undo._running", lambda source: source.state)
+    done: list[int] = []
+    monkeypatch.setattr(
+        PlannedUndo, "carry_out", lambda planned, _: done.append(len(planned.actions))
+    )
+    job = _create(root, kind="undo", seqs=["24-27"])
+    Job(job).run()
+    progress = read_json(job / "progress.json")
+    told = {**progress, "state": "stopped", "pids": [4711]}
+    (job / "progress.json").write_text(json.dumps(told))
+    request = read_json(job / "request.json")
+    (job / "request.json").write_text(json.dumps({**request, "seqs": ["22-27"]}))
+    shown = _order(root, job, "do")
+    assert (shown["state"], "look at the new one" in shown["words"]) == ("planned", True)
     assert done == []
 
 

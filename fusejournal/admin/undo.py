@@ -151,7 +151,7 @@ class UndoRequest:
         paths: Sequence[str] = (),
         ops: Sequence[str] = (),
         uid: int | None = None,
-        pid: int | None = None,
+        pids: Sequence[int] = (),
         since: str | None = None,
         until: str | None = None,
         without: Sequence[str] = (),
@@ -165,12 +165,13 @@ class UndoRequest:
         Args:
             volume: its name, mountpoint or state directory; to plan alone, a copy of its journal.
             seqs: seqs or ranges of them, both ends included.
-            paths, ops, uid, pid, since, until, without: as in :meth:`JournalSource.criteria`.
+            paths, ops, uid, since, until, without: as in :meth:`JournalSource.criteria`.
+            pids: of the callers that asked for it; none: any.
             resumed: processes whose stopped undos are gone on with.
             window: what ``since`` and ``until`` meant when they were asked first, which holds in
                 their place: a time such as "2 hours ago" means another moment each time.
             do_apply: whether it is to be carried out, which takes a running volume and root."""
-        if not (seqs or paths or ops or uid is not None or pid is not None or since or until):
+        if not (seqs or paths or ops or uid is not None or pids or since or until):
             raise UsageError("say which: seqs, or --path, --op, --uid, --pid, --since, --until")
         self._source = source = open_source(volume)
         for one in parse_ranges(seqs):
@@ -187,7 +188,6 @@ class UndoRequest:
             until=until if window is None else None,
             ops=ops,
             uid=uid,
-            pid=pid,
             paths=paths,
             only=seqs,
             without=without,
@@ -200,9 +200,9 @@ class UndoRequest:
             )
         self.window = SeqRange(criteria.from_seq, Seq(min(criteria.to_seq, source.head_seq + 1)))
         """The seqs that are chosen from: none after the head, as it is now."""
-        self._work = Undo(
-            source.lookup, criteria, source.head_seq, unfinished=_done_by(source, resumed)
-        )
+        first, *others = [replace(criteria, pid=pid) for pid in dict.fromkeys(pids)] or [criteria]
+        unfinished = [*others, *_done_by(source, resumed)]
+        self._work = Undo(source.lookup, first, source.head_seq, unfinished=unfinished)
 
     def plan(self, progress: Progress, on_conflict: OnUndoConflict) -> PlannedUndo:
         """Find out what it comes to. Raises JournalError, JournalDamagedError."""

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable
+from typing import Any
 
 
 def command_line(*words: str, options: Iterable[tuple[str, object]] = ()) -> str:
@@ -17,6 +18,20 @@ def command_line(*words: str, options: Iterable[tuple[str, object]] = ()) -> str
     if at < len(words):
         found += ["--", *words[at:]]
     return " ".join(_quoted(word) for word in found)
+
+
+def note_way_back(job: dict[str, Any], volume: str, head_seq: int | None = None) -> None:
+    """Puts the ``undo_command`` of a job into its values *job*: the command line that takes back
+    what all of its processes did. *head_seq*: the last entry, where one of them was killed."""
+    pids, ranges = [], []
+    for pid, (first, last) in job.get("results", {}).items():
+        end = head_seq if last is None else last
+        if end is not None and end >= first:
+            pids.append(("--pid", pid))
+            ranges.append(f"{first}-{end}")
+    if ranges:
+        options: list[tuple[str, object]] = [*pids, ("--apply", True)]
+        job["undo_command"] = command_line("undo", volume, *ranges, options=options)
 
 
 def _quoted(word: str) -> str:

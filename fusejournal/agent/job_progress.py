@@ -42,15 +42,41 @@ class JobProgress:
         self._stamp = 0
         """The time of the last order that was looked at."""
 
-    def save(self, state: JobState | None = None, **changed: Any) -> None:
-        """Keeps *state* (None: as it is) and *changed* in ``values``, and these on the disk. Raises
-        OSError."""
+    def save(
+        self,
+        state: JobState | None = None,
+        *,
+        outlives: Outlives = Outlives.PROCESS,
+        **changed: Any,
+    ) -> None:
+        """Keeps *state* (None: as it is) and *changed* in ``values``, and these on the disk, as
+        *outlives* has it. Raises OSError."""
         if state is not None:
             changed = {"state": state.value, **changed}
         self.values |= {**changed, "changed_ns": time.time_ns()}
         content = json.dumps(self.values).encode()
         path = self._directory / "progress.json"
-        write_atomically("agent.progress", path, content, Outlives.PROCESS)
+        write_atomically("agent.progress", path, content, outlives)
+
+    def begin_changes(self, after_seq: int) -> None:
+        """Keeps on the disk, before the first change of this process, that its entries come after
+        entry *after_seq*. Those of an earlier one that was killed are not after that. Raises
+        OSError."""
+        pid = str(os.getpid())
+        results = {key: [first, after_seq if last is None else last]
+                   for key, (first, last) in self.values.get("results", {}).items()}  # fmt: skip
+        self.save(
+            JobState.DOING,
+            outlives=Outlives.MACHINE,
+            words="",
+            pids=[*self.values.get("pids", []), os.getpid()],
+            results={**results, pid: [results.get(pid, [after_seq + 1])[0], None]},
+        )
+
+    def end_changes(self, to_seq: int) -> None:
+        """Keeps that the entries of this process end with *to_seq*, to be on the disk with the next
+        :meth:`save`."""
+        self.values["results"][str(os.getpid())][1] = to_seq
 
     def keep(self, **values: Any) -> None:
         """Keeps *values* among the others, to be on the disk with the next :meth:`save`."""

@@ -21,16 +21,19 @@ import shutil
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from fusejournal.admin.source import open_source
+from fusejournal.agent.command_lines import note_way_back
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_kinds import KINDS, check_access, kind_of
 from fusejournal.agent.job_states import RESTING, WORKING, JobState
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
 from fusejournal.disk.json_records import read_object
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
-from fusejournal.errors import UsageError
+from fusejournal.errors import FusejournalError, UsageError
 from fusejournal.node.registry import find_named
 
 _JOBS_MAX: Final = 200
@@ -161,6 +164,10 @@ class JobBook:
 
     def _tell(self, path: Path) -> dict[str, Any]:
         job = self._describe(path)
+        if not job["is_running"] and _has_open_end(job):
+            # A process that was killed has left entries, and not said where they end.
+            with suppress(FusejournalError, OSError, *UNREADABLE_JSON):
+                note_way_back(job, job["volume"], open_source(job["volume"]).head_seq)
         for key in ("actions", "changes", "conflicts"):
             if key in job:
                 job[key] = first_of(job[key], _LIST_BYTES_MAX)
@@ -191,6 +198,12 @@ class JobBook:
             "access": kind.access if kind is not None else "operator",
             "paused": is_running and order == "pause",
         }
+
+
+def _has_open_end(job: dict[str, Any]) -> bool:
+    results = job.get("results")
+    found = results.values() if isinstance(results, dict) else ()
+    return any(isinstance(one, list) and one[1:] == [None] for one in found)
 
 
 def first_of(found: list[Any], bytes_max: int) -> list[Any]:

@@ -1,8 +1,6 @@
 """The work of jobs that recover: undo, restore aside, restore in place."""
 
 import logging
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +9,7 @@ from fusejournal.admin.restore_in_place import Moment, PlannedInPlace, planned_i
 from fusejournal.admin.source import open_source
 from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
 from fusejournal.admin.versions import VolumeVersions
-from fusejournal.agent.command_lines import command_line
+from fusejournal.agent.command_lines import note_way_back
 from fusejournal.agent.job_progress import JobProgress, JobStoppedError, essence_of
 from fusejournal.agent.job_states import JobState
 from fusejournal.agent.jobs import first_of
@@ -58,11 +56,6 @@ class UndoWork:
         self._job.save(JobState.PLANNING, words="", done=0, total=None)
         planned = self._plan(do_it=do_it)
         actions, conflicts = _actions(planned), [one.to_json() for one in planned.plan.conflicts]
-        self._job.keep(
-            actions=_first_of(actions), action_count=len(actions),
-            conflicts=_first_of(conflicts), conflict_count=len(conflicts),
-            chosen=len(planned.plan.chosen), kept=planned.plan.kept,
-        )  # fmt: skip
         essence = self._essence(planned, actions, conflicts)
         # One that was begun has less to do, of the same entries.
         is_approved = self._job.has_aim if self._is_begun else self._job.is_approved
@@ -72,12 +65,16 @@ class UndoWork:
                 words = f"{len(conflicts):,} later changes are in the way"
             elif not planned.plan.chosen:
                 words = "nothing was found to take back"
-            self._job.show_plan(essence, words=words, window=self._window)
+            self._job.show_plan(
+                essence, words=words, window=self._window,
+                actions=_first_of([*actions, *self._done_before(actions)]),
+                action_count=len(actions),
+                conflicts=_first_of(conflicts), conflict_count=len(conflicts),
+                chosen=len(planned.plan.chosen), kept=planned.plan.kept,
+            )  # fmt: skip
             return
         planned.check()
-        self._job.save(
-            JobState.DOING, words="", pids=[*self._job.values.get("pids", []), os.getpid()]
-        )
+        self._job.begin_changes(planned.plan.head_seq)
         try:
             overlapped = planned.carry_out(self._job.step)
         except (JobStoppedError, FusejournalError, OSError):
@@ -85,6 +82,16 @@ class UndoWork:
             raise
         self._note_results(planned, is_done=True)
         self._job.save(JobState.DONE, words="" if overlapped is None else str(overlapped))
+
+    def _done_before(self, actions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns the actions that the job's processes have done already, and that are none of
+        *actions*."""
+        paths = {one["new_path"] or one["path"] for one in actions}
+        return [
+            one
+            for one in self._job.values.get("actions", [])
+            if one["result"].startswith("done") and (one["new_path"] or one["path"]) not in paths
+        ]
 
     def _plan(self, *, do_it: bool) -> PlannedUndo:
         request = self._job.request
@@ -136,18 +143,20 @@ class UndoWork:
     def _note_results(self, planned: PlannedUndo, *, is_done: bool) -> None:
         """Keeps which entries this process made, and what became of each action."""
         done = planned.done()
-        results = self._job.values.setdefault("results", {})
-        if done.to_seq >= done.from_seq:
-            results[str(os.getpid())] = [int(done.from_seq), int(done.to_seq)]
+        self._job.end_changes(int(done.to_seq))
+        again = {exact_or_none(one.new_path or one.path) for one in planned.actions}
         reached = set() if is_done else _paths_reached(planned, done)
         overlaps = {exact_or_none(path) for path, _, _ in planned.overlap_paths()}
         for action in self._job.values["actions"]:
             path = action["new_path"] or action["path"]
-            action["result"] = "done" if is_done or path in reached else "not reached"
+            if is_done or path in reached:
+                action["result"] = "done"
+            elif path in again or not action["result"]:
+                # One of before was to be done again with the rest.
+                action["result"] = "not reached"
             if path in overlaps:
                 action["result"] = "done, and changed by others at the same moment"
-        if done.to_seq >= done.from_seq:
-            self._job.values["undo_command"] = undo_command(planned.source.name, done)
+        note_way_back(self._job.values, planned.source.name)
 
 
 def restore_aside(job: JobProgress) -> None:
@@ -195,29 +204,21 @@ def restore_in_place(job: JobProgress, *, do_it: bool) -> None:
                 words = f"all is as it was after entry {planned.seq}: there is nothing to do"
             job.show_plan(essence, words=words)
             return
-        job.save(JobState.DOING, words="", pids=[*job.values.get("pids", []), os.getpid()])
+        job.begin_changes(planned.source.head_seq)
         try:
             overlapped = planned.carry_out(job.step)
         finally:
-            _note_way_back(job, planned)
+            _note_end(job, planned)
         job.save(JobState.DONE, words="" if overlapped is None else str(overlapped))
 
 
-def _note_way_back(job: JobProgress, planned: PlannedInPlace) -> None:
+def _note_end(job: JobProgress, planned: PlannedInPlace) -> None:
     try:
         done = planned.done()
     except FusejournalError:
         return  # its layer has ended: the error of the work says more
-    if done.to_seq < done.from_seq:
-        return
-    job.values.setdefault("results", {})[str(done.pid)] = [int(done.from_seq), int(done.to_seq)]
-    job.values["undo_command"] = undo_command(planned.source.name, done)
-
-
-def undo_command(volume: str, done: DoneEntries) -> str:
-    """Returns the command line that takes back what a job did."""
-    options: Sequence[tuple[str, object]] = [("--pid", done.pid), ("--apply", True)]
-    return command_line("undo", volume, f"{done.from_seq}-{done.to_seq}", options=options)
+    job.end_changes(int(done.to_seq))
+    note_way_back(job.values, planned.source.name)
 
 
 def _actions(planned: PlannedUndo) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ _SHOWN = 40
 @click.option("--path", "paths", multiple=True, help="Only what is about this path or pattern.")
 @OPS
 @click.option("--uid", type=int, help="Only what this user asked for.")
-@click.option("--pid", type=int, help="Only what this process asked for.")
+@click.option("--pid", "pids", type=int, multiple=True, metavar="PID", help="Only of this process.")
 @click.option("--since", metavar="TIME", help="Only at or after a time or mark.")
 @click.option("--until", metavar="TIME", help="Only up to a time or mark.")
 @click.option("--except", "without", multiple=True, metavar="SEQ|A-B", help="But not these.")
@@ -58,7 +58,7 @@ def undo(
     paths: tuple[str, ...],
     ops: tuple[str, ...],
     uid: int | None,
-    pid: int | None,
+    pids: tuple[int, ...],
     since: str | None,
     until: str | None,
     without: tuple[str, ...],
@@ -96,7 +96,7 @@ def undo(
         paths=paths,
         ops=ops,
         uid=uid,
-        pid=pid,
+        pids=pids,
         since=since,
         until=until,
         without=without,

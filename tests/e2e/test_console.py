@@ -146,11 +146,16 @@ def test_a_killed_job_is_gone_on_with(layer: Layer, browser: Browser) -> None:
     assert (stopped["state"], "'do' goes on" in stopped["words"]) == ("stopped", True)
     (layer.mountpoint / "later").write_text("later")
     (layer.mountpoint / "later").unlink()
+    assert f"--pid {doing['pids'][-1]} --apply" in stopped["undo_command"]
     browser.post(path, order="do")
     done = browser.await_job(path, lambda job: not job["is_running"])
     assert (done["state"], done["words"]) == ("done", "")
     assert difference(was, image(tree)) == ""
     assert [one.name for one in layer.mountpoint.iterdir()] == ["project"]
+    # The way back from it is that from both processes.
+    assert done["undo_command"].count("--pid") == 2
+    assert "done, as entries" in layer.run(*done["undo_command"].split()[1:]).stdout
+    assert list(layer.mountpoint.iterdir()) == []
 
 
 def test_the_console_listens_elsewhere_only_by_tls(

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from fusejournal.agent.command_lines import note_way_back
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_process import Job
+from fusejournal.agent.job_progress import JobProgress
 from fusejournal.agent.jobs import JobBook, read_json
 from fusejournal.errors import UsageError, VolumeNotFoundError
 from fusejournal.wire.frames import ANSWER_BYTES_MAX
@@ -119,6 +121,34 @@ def test_a_job_heeds_its_orders_between_two_steps(root: Path) -> None:
     )
     book.order(Fields({"id": job["id"], "order": "do"}))
     assert _run(book, job, root)["state"] == "done"
+
+
+def test_the_way_back_is_that_of_all_processes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entries of a killed one end where the next one began, or with the last entry."""
+    book = _HereBook(root)
+    job = book.create(Fields({"kind": "undo", "volume": "data", "uid": 1001}))
+    path = root / "jobs" / job["id"]
+    monkeypatch.setattr("os.getpid", lambda: 4711)
+    JobProgress(path).begin_changes(19)
+    shown = book.show(Fields({"id": job["id"]}))
+    assert shown["undo_command"] == "fusejournal undo data 20-28 --pid 4711 --apply"
+    monkeypatch.setattr("os.getpid", lambda: 4712)
+    second = JobProgress(path)
+    second.begin_changes(22)
+    second.end_changes(25)
+    second.save()
+    monkeypatch.setattr("os.getpid", lambda: 4713)
+    third = JobProgress(path)
+    third.begin_changes(25)
+    third.end_changes(25)  # it made none
+    note_way_back(third.values, "data")
+    third.save()
+    assert third.values["results"] == {"4711": [20, 22], "4712": [23, 25], "4713": [26, 25]}
+    assert third.values["pids"] == [4711, 4712, 4713]
+    shown = book.show(Fields({"id": job["id"]}))
+    assert shown["undo_command"] == (
+        "fusejournal undo data 20-22 23-25 --pid 4711 --pid 4712 --apply"
+    )
 
 
 def test_what_cannot_be_a_job(root: Path) -> None:

@@ -216,7 +216,7 @@ def test_where_it_listens_is_remembered_if_the_command_line_says_it(layer: Layer
     layer.reconfigure("")
     assert listens_at(*layer.mount_arguments()) is None
     # An address that is not this machine's is not remembered, either.
-    assert "192.0.2.7" in fails(layer, 1, *again, "--listen", "192.0.2.7:47710")
+    assert "192.0.2.7" in fails(layer, 38, *again, "--listen", "192.0.2.7:47710")
     assert listens_at(*again) is None
     assert listens_at(*again, "--listen", of_options) == of_options
     assert listens_at(*again) == of_options

@@ -239,13 +239,14 @@ class CatalogStore:
         self._env.close()
 
     def _reserve(self) -> None:
-        """Allocate blocks past the end of the data file, so that the commit's writes cannot meet a
-        full disk."""
+        """Lengthen the data file by blocks past its last page, so that the commit's writes cannot
+        meet a full disk. Of pages that a transaction both takes and frees LMDB writes nothing:
+        without that the file could be shorter than its last page, as one that was cut is."""
+        end = (self._env.info()["last_pgno"] + 1) * _PAGE_BYTES
+        # LMDB writes every page it changes anew, but none twice.
+        need = min(self.changes * _CHANGED_BYTES, end) + self.changes * _ADDED_BYTES
         with open(self._data_path, "r+b", buffering=0) as data:
-            size = data.seek(0, os.SEEK_END)
-            # LMDB writes every page it changes anew, but none twice.
-            need = min(self.changes * _CHANGED_BYTES, size) + self.changes * _ADDED_BYTES
-            calls.fallocate("catalog.reserve", data.fileno(), size, _SPARE_BYTES + need)
+            calls.fallocate("catalog.reserve", data.fileno(), end, _SPARE_BYTES + need, flags=0)
 
     def _meta(self, word: str) -> int:
         value = self._txn.get(word.encode(), db=self._meta_db)

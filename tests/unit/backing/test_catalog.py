@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -228,3 +229,28 @@ def test_it_fits_where_address_space_is_small(tmp_path: Path) -> None:
     program = [sys.executable, "-c", _OPEN_TWICE, str(tmp_path / "catalog")]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_pages_that_came_and_went_are_no_cut(tmp_path: Path) -> None:
+    """LMDB writes nothing of a page that a transaction takes at the end of the file and frees."""
+    for seed in (19, 75, 178, 277):
+        driver = Driver(tmp_path / f"catalog {seed}")
+        random = Random(seed)
+        names: list[tuple[bytes, int]] = []
+        fid = 1
+        for _ in range(5):
+            for _ in range(random.choice([1, 5, 50, 500, 2000])):
+                if names and random.random() < random.choice([0.2, 0.5, 0.8]):
+                    name, gone = names.pop(random.randrange(len(names)))
+                    driver.record(Unlink(Fid(gone), Fid(1), name))
+                else:
+                    fid += 1
+                    name = b"%d" % random.randrange(1 << 40) + b"x" * random.randrange(100)
+                    names.append((name, fid))
+                    driver.create(fid, 1, name)
+            driver.catalog.commit()
+            left = driver.names(1)
+            driver.catalog.close()
+            driver.catalog = Catalog(driver.directory)
+            assert driver.names(1) == left
+        driver.catalog.close()

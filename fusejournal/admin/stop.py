@@ -67,8 +67,10 @@ def stop_volume(
     try:
         if exports.is_served(state.mountpoint):
             _stop_served(state, lazy, force, reporter)
+        elif lazy:
+            ask(state.directory, "stop", lazy=True)
         else:
-            ask(state.directory, "stop", lazy=lazy)
+            _stop_unserved(state, reporter)
     except NotRunningError:
         if state.holder() is None:
             if mounts.device_of(state.mountpoint):
@@ -157,6 +159,35 @@ def _clear(state: VolumeState) -> bool:
         raise FusejournalError(f"{state.mountpoint}: {error.strerror}") from None
 
 
+def _stop_unserved(state: VolumeState, reporter: StopReporter) -> None:
+    """Stop a volume that is not exported. If it was until just now, nfsd's cache of open files may
+    hold it for some seconds more, which nothing shows. Raises VolumeBusyError, NotRunningError,
+    RemoteError."""
+    deadline = time.monotonic() + _LET_GO_SECONDS
+    told = False
+    while (refusal := _try_to_stop(state)) is not None:
+        if time.monotonic() > deadline or not nfsd.threads():
+            raise refusal
+        _check_unused(state.mountpoint)
+        if not told:
+            reporter.waiting(f"waiting for nfsd to let go of {state.mountpoint}")
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _check_unused(mountpoint: Path) -> None:
+    """Refuse where a mount inside or a process of this machine uses it."""
+    for other in mounts.mounts():
+        if other.mountpoint != mountpoint and other.mountpoint.is_relative_to(mountpoint):
+            raise VolumeBusyError(
+                f"{other.mountpoint} is mounted inside {mountpoint}: unmount that first"
+            )
+    if users := mounts.users(mountpoint):
+        raise VolumeBusyError(
+            f"{mountpoint} is in use by {', '.join(users[:5])}: stop that, or use --lazy"
+        )
+
+
 # -- exported volumes ------------------------------------------------------------------------------
 
 
@@ -184,15 +215,7 @@ def _stop_served(state: VolumeState, lazy: bool, force: bool, reporter: StopRepo
 def _check_unheld(state: VolumeState, force: bool, reporter: StopReporter) -> None:
     """Refuse while it is in use: local users, and clients if they are not to be forced."""
     mountpoint = state.mountpoint
-    for other in mounts.mounts():
-        if other.mountpoint != mountpoint and other.mountpoint.is_relative_to(mountpoint):
-            raise VolumeBusyError(
-                f"{other.mountpoint} is mounted inside {mountpoint}: unmount that first"
-            )
-    if users := mounts.users(mountpoint):
-        raise VolumeBusyError(
-            f"{mountpoint} is in use by {', '.join(users[:5])}: stop that, or use --lazy"
-        )
+    _check_unused(mountpoint)
     handle_key = _handle_key(state)
     found = nfsd.recall(mountpoint, handle_key, 0 if force else _RECALL_SECONDS)
     if found and not force:

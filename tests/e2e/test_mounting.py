@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -156,6 +157,30 @@ def test_umount_says_who_uses_it(layer: Layer) -> None:
         layer.run("umount", "volume", "--lazy")
     assert layer.wait() == 0
     assert layer.entries()[-1]["op"] == "clean"
+
+
+def test_umount_waits_for_what_nfsd_lets_go_of(layer: Layer) -> None:
+    """It may keep files open for some seconds after their export is gone, and says nothing of it.
+    Here a file that only the kernel holds: it is on its way between two sockets."""
+    layer.start()
+    layer.export_to_nobody()
+    root = Path(layer.environment["FUSEJOURNAL_NFS_ROOT"])
+    (root / "etc/exports").write_text("")
+    threads = root / "proc/fs/nfsd/threads"
+    threads.parent.mkdir(parents=True)
+    threads.write_text("8\n")
+    here, there = socket.socketpair()
+    with here, there:
+        with open(layer.mountpoint / "f", "w") as file:
+            socket.send_fds(here, [b"x"], [file.fileno()])
+        ending = subprocess.Popen(
+            layer.command("umount", "volume"), env=layer.environment, stderr=subprocess.PIPE
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            ending.wait(3)
+        assert layer.is_mounted()
+    _, said = ending.communicate(timeout=60)
+    assert (said, ending.returncode, layer.wait(), layer.is_mounted()) == (b"", 0, 0, False)
 
 
 def test_lazy_umount_in_the_midst_of_requests(layer: Layer) -> None:

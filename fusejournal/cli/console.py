@@ -85,28 +85,31 @@ def user() -> None:
 @click.option(
     "--role",
     type=click.Choice(["viewer", "operator", "admin"]),
-    default="viewer",
-    show_default=True,
-    help="viewer: all but the contents of files; operator: these, and recovery; admin: all.",
+    help="viewer: all but the contents of files; operator: these, and recovery; admin: all. "
+    "Without it a new user is a viewer, and one that is there keeps the role.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def add_user(name: str, role: str, as_json: bool) -> None:
-    """Add the user NAME, or give one another role and a new code. The one-time code that is shown
-    is good for a day: with it the person chooses a password on the page.
+def add_user(name: str, role: str | None, as_json: bool) -> None:
+    """Add the user NAME, or give one that is there a new code, and another role if you name one.
+    The one-time code that is shown is good for a day: with it the person chooses a password on the
+    page. The last admin stays one.
 
     \b
     Example:
       fusejournal console user add anna --role admin
     """
     from fusejournal.console.place import console_directory
-    from fusejournal.console.users import UserAdded, UserBook, parse_access_role
+    from fusejournal.console.users import UserBook, parse_access_role
 
-    code = UserBook(console_directory() / "users.json").add(name, parse_access_role(role))
+    book = UserBook(console_directory() / "users.json")
+    added = book.add(name, parse_access_role(role) if role is not None else None)
     if as_json:
-        text.echo_json(UserAdded(name=name, role=role, code=code).to_json())
+        text.echo_json(added.to_json())
         return
-    text.echo(f"user {name}, {role}")
-    text.echo(f"one-time code, for a day: {code}")
+    words = {None: f"user {name}, {added.role}", added.role: f"user {name} stays {added.role}"}
+    was = f"user {name} is {added.role} now, and was {added.previous_role}"
+    text.echo(words.get(added.previous_role, was))
+    text.echo(f"one-time code, for a day: {added.code}")
     text.echo("On the page: 'I have a one-time code'")
     _warn_of_missing()
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +17,11 @@ import trio
 from fusejournal.address import Address, check_peer_name, parse_remote
 from fusejournal.console.checked_overview import OVERVIEW_BYTES_MAX
 from fusejournal.console.place import console_name
+from fusejournal.console.record_books import RecordBook
 from fusejournal.console.routes import ROUTES
 from fusejournal.control.reply import Reply
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
-from fusejournal.disk.json_records import checked, read_object
+from fusejournal.disk.json_records import checked
 from fusejournal.errors import FusejournalError, PairingError, PeerLostError, UsageError, WireError
 from fusejournal.wire import pairing
 from fusejournal.wire.connection import Connection
@@ -74,45 +75,29 @@ class AgentPaired(Reply):
     fingerprint: str
 
 
-class AgentBook:
-    """The agents in one file, which is read anew when it has changed. Blocks."""
+class AgentBook(RecordBook[KnownAgent]):
+    """The agents in one file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._agents: dict[str, KnownAgent] = {}
-        self._stamp: tuple[int, int] | None = None
+        super().__init__(path, "agents")
 
-    def all(self) -> dict[str, KnownAgent]:
-        """Returns the agents by name. Raises FusejournalError where the file cannot be read."""
-        try:
-            found = self._path.stat()
-            stamp = found.st_ino, found.st_mtime_ns
-            if stamp != self._stamp:
-                raw = read_object(self._path)
-                agents = [checked(KnownAgent(**one)) for one in raw["agents"]]
-                self._agents = {agent.name: agent for agent in agents}
-                self._stamp = stamp
-        except FileNotFoundError:
-            self._agents, self._stamp = {}, None
-        except (OSError, *UNREADABLE_JSON) as error:
-            raise FusejournalError(f"{self._path}: cannot be read: {error}") from None
-        return self._agents
+    def _record_of(self, raw: dict[str, Any]) -> KnownAgent:
+        return checked(KnownAgent(**raw))
+
+    def _write(self, content: bytes) -> None:
+        write_atomically("console.agents", self._path, content, Outlives.MACHINE)
 
     def put(self, agent: KnownAgent) -> None:
         """Keeps an agent; one of the same name is replaced. Raises FusejournalError, OSError."""
-        self._save({**self.all(), agent.name: agent})
+        with self._changing() as agents:
+            agents[agent.name] = agent
 
     def remove(self, name: str) -> None:
         """Forgets an agent. Raises UsageError where there is none, FusejournalError, OSError."""
-        agents = self.all()
-        if name not in agents:
-            raise UsageError(f"there is no agent {name!r}: 'fusejournal console agents'")
-        self._save({key: agent for key, agent in agents.items() if key != name})
-
-    def _save(self, agents: dict[str, KnownAgent]) -> None:
-        raw = {"agents": [asdict(agents[name]) for name in sorted(agents)]}
-        content = json.dumps(raw, indent=1).encode()
-        write_atomically("console.agents", self._path, content, Outlives.MACHINE)
+        with self._changing() as agents:
+            if name not in agents:
+                raise UsageError(f"there is no agent {name!r}: 'fusejournal console agents'")
+            del agents[name]
 
 
 async def pair_agent(

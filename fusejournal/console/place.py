@@ -10,7 +10,8 @@ with a dot.
     .console/tokens.json   the hashes of API tokens, and what each may
     .console/alerts.json   the alerts there are: since when, acknowledged and silenced by whom
     .console/told.json     which of them were told by which channel
-    .console/seen.json     what each agent answered last, and when"""
+    .console/seen.json     what each agent answered last, and when
+    .console/lock          locked by whatever changes the agents, users or tokens"""
 
 import os
 import socket

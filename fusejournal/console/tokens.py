@@ -6,20 +6,20 @@ hash keeps it as well as a slow one would. The file is read anew when it has cha
 request."""
 
 import hashlib
-import json
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
 from fusejournal.address import check_peer_name
+from fusejournal.console.record_books import RecordBook
 from fusejournal.console.users import AccessRole, parse_access_role
 from fusejournal.control.reply import Reply
-from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
-from fusejournal.disk.json_records import checked, read_object
-from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.disk.files import Outlives, write_atomically
+from fusejournal.disk.json_records import checked
+from fusejournal.errors import UsageError
 
 _PREFIX: Final = "fjt_"
 _DAY_SECONDS: Final = 86400
@@ -65,34 +65,20 @@ class TokenMade(Reply):
     token: str
 
 
-class TokenBook:
-    """The tokens in one file. Blocks; any thread may call it."""
+class TokenBook(RecordBook[ApiToken]):
+    """The tokens in one file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._tokens: dict[str, ApiToken] = {}
-        self._stamp: tuple[int, int] | None = None
+        super().__init__(path, "tokens")
 
-    def all(self) -> dict[str, ApiToken]:
-        """Returns the tokens by name. Raises FusejournalError where the file cannot be read."""
-        try:
-            found = self._path.stat()
-            stamp = found.st_ino, found.st_mtime_ns
-            if stamp != self._stamp:
-                raw = read_object(self._path)
-                tokens = [
-                    checked(ApiToken(**{**one, "volumes": tuple(one["volumes"])}))
-                    for one in raw["tokens"]
-                ]
-                if not all(token.role.upper() in AccessRole.__members__ for token in tokens):
-                    raise ValueError("a role that is none")
-                self._tokens = {token.name: token for token in tokens}
-                self._stamp = stamp
-        except FileNotFoundError:
-            self._tokens, self._stamp = {}, None
-        except (OSError, *UNREADABLE_JSON) as error:
-            raise FusejournalError(f"{self._path}: cannot be read: {error}") from None
-        return self._tokens
+    def _record_of(self, raw: dict[str, Any]) -> ApiToken:
+        token = checked(ApiToken(**{**raw, "volumes": tuple(raw["volumes"])}))
+        if token.role.upper() not in AccessRole.__members__:
+            raise ValueError("a role that is none")
+        return token
+
+    def _write(self, content: bytes) -> None:
+        write_atomically("console.tokens", self._path, content, Outlives.MACHINE)
 
     def create(self, name: str, role: AccessRole, days: int, volumes: tuple[str, ...]) -> str:
         """Makes a token, and returns it, this once. Raises UsageError, also where there is one of
@@ -103,20 +89,20 @@ class TokenBook:
         for one in volumes:
             if one.count("/") != 1 or one.startswith("/") or one.endswith("/"):
                 raise UsageError(f"{one!r} names no volume: say AGENT/VOLUME, or 'AGENT/*'")
-        tokens = self.all()
-        if name in tokens:
-            raise UsageError(f"there is a token {name!r} already: revoke it first")
         text, now = _PREFIX + secrets.token_urlsafe(32), time.time()
         made = ApiToken(name, role.label, _hash(text), now, now + days * _DAY_SECONDS, volumes)
-        self._save({**tokens, name: made})
+        with self._changing() as tokens:
+            if name in tokens:
+                raise UsageError(f"there is a token {name!r} already: revoke it first")
+            tokens[name] = made
         return text
 
     def revoke(self, name: str) -> None:
         """Forgets a token. Raises UsageError where there is none, FusejournalError, OSError."""
-        tokens = self.all()
-        if name not in tokens:
-            raise UsageError(f"there is no token {name!r}: 'fusejournal console token list'")
-        self._save({key: token for key, token in tokens.items() if key != name})
+        with self._changing() as tokens:
+            if name not in tokens:
+                raise UsageError(f"there is no token {name!r}: 'fusejournal console token list'")
+            del tokens[name]
 
     def find(self, text: str) -> ApiToken | None:
         """Returns the token that *text* is, unless it has expired. Raises FusejournalError."""
@@ -124,11 +110,6 @@ class TokenBook:
         return next(
             (one for one in self.all().values() if one.hash == given and now < one.expires), None
         )
-
-    def _save(self, tokens: dict[str, ApiToken]) -> None:
-        raw = {"tokens": [asdict(token) for token in tokens.values()]}
-        content = json.dumps(raw, indent=1).encode()
-        write_atomically("console.tokens", self._path, content, Outlives.MACHINE)
 
 
 def _hash(text: str) -> str:

@@ -1,26 +1,25 @@
 """The users of the console: names, roles, and passwords as scrypt makes them.
 
 A user is added with a one-time code, by which the person chooses a password on the page: no
-password is ever typed into a shell. The file is read anew when it has changed, so that ``console
-user`` works beside a console that runs.
+password is ever typed into a shell.
 
 Source: RFC 7914 (scrypt); OWASP's Password Storage Cheat Sheet for its parameters."""
 
 import hashlib
 import hmac
-import json
 import secrets
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
 from fusejournal.address import check_peer_name
+from fusejournal.console.record_books import RecordBook
 from fusejournal.control.reply import Reply
-from fusejournal.disk.files import UNREADABLE_JSON, Outlives, write_atomically
-from fusejournal.disk.json_records import checked, read_object
-from fusejournal.errors import FusejournalError, UsageError
+from fusejournal.disk.files import Outlives, write_atomically
+from fusejournal.disk.json_records import checked
+from fusejournal.errors import UsageError
 from fusejournal.wire.pairing import new_code, parse_code
 
 LOGIN_CODE_SECONDS: Final = 24 * 3600
@@ -79,60 +78,55 @@ class ConsoleUser:
 
 @dataclass(frozen=True, kw_only=True)
 class UserAdded(Reply):
-    """A user that was added, with the one-time code that is shown this once."""
+    """A user that was added, or got a new one-time code, which is shown this once.
+    ``previous_role``: that of a user who was there already; None for a new one."""
 
     name: str
     role: str
     code: str
+    previous_role: str | None = None
 
 
-class UserBook:
-    """The users in one file. Blocks; any thread may call it."""
+class UserBook(RecordBook[ConsoleUser]):
+    """The users in one file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._users: dict[str, ConsoleUser] = {}
-        self._stamp: tuple[int, int] | None = None
+        super().__init__(path, "users")
 
-    def all(self) -> dict[str, ConsoleUser]:
-        """Returns the users by name. Raises FusejournalError where the file cannot be read."""
-        try:
-            found = self._path.stat()
-            stamp = found.st_ino, found.st_mtime_ns
-            if stamp != self._stamp:
-                raw = read_object(self._path)
-                users = [_checked_user(ConsoleUser(**one)) for one in raw["users"]]
-                self._users = {user.name: user for user in users}
-                self._stamp = stamp
-        except FileNotFoundError:
-            self._users, self._stamp = {}, None
-        except (OSError, *UNREADABLE_JSON) as error:
-            raise FusejournalError(f"{self._path}: cannot be read: {error}") from None
-        return self._users
+    def _record_of(self, raw: dict[str, Any]) -> ConsoleUser:
+        return _checked_user(ConsoleUser(**raw))
 
-    def add(self, name: str, role: AccessRole) -> str:
-        """Adds a user, or gives one that is there another role and a new code. Returns the code.
-        Raises UsageError, FusejournalError, OSError."""
+    def _write(self, content: bytes) -> None:
+        write_atomically("console.users", self._path, content, Outlives.MACHINE)
+
+    def add(self, name: str, role: AccessRole | None = None) -> UserAdded:
+        """Adds a user, or gives one that is there a new code. *role*: without any, a user keeps
+        the role they have, and a new one is a viewer. Returns the code with the roles. Raises
+        UsageError, also where no admin would be left; FusejournalError, OSError."""
         check_peer_name(name)
         code = new_code()
-        user = ConsoleUser(
-            name,
-            role.label,
-            code=_hash_code(code),
-            code_until=time.time() + LOGIN_CODE_SECONDS,
-        )
-        before = self.all().get(name)
-        if before is not None:
-            user = replace(user, salt=before.salt, password=before.password)
-        self._put(user)
-        return code
+        with self._changing() as users:
+            before = users.get(name)
+            known = before.access if before is not None else AccessRole.VIEWER
+            chosen = role or known
+            admins = {one.name for one in users.values() if one.access is AccessRole.ADMIN}
+            if chosen is not AccessRole.ADMIN and admins == {name}:
+                raise UsageError(f"{name} is the last admin: add another one first")
+            users[name] = replace(
+                before or ConsoleUser(name, chosen.label),
+                role=chosen.label,
+                code=_hash_code(code),
+                code_until=time.time() + LOGIN_CODE_SECONDS,
+            )
+        previous = before.role if before is not None else None
+        return UserAdded(name=name, role=chosen.label, code=code, previous_role=previous)
 
     def remove(self, name: str) -> None:
         """Removes a user. Raises UsageError where there is none, FusejournalError, OSError."""
-        users = self.all()
-        if name not in users:
-            raise UsageError(f"there is no user {name!r}: 'fusejournal console user list'")
-        self._save({key: user for key, user in users.items() if key != name})
+        with self._changing() as users:
+            if name not in users:
+                raise UsageError(f"there is no user {name!r}: 'fusejournal console user list'")
+            del users[name]
 
     def check(self, name: str, password: str) -> ConsoleUser | None:
         """Returns the user if the password is theirs. Takes as long where there is none. Raises
@@ -153,26 +147,27 @@ class UserBook:
             raise UsageError(
                 f"a password has {PASSWORD_CHARS_MIN} to {_PASSWORD_CHARS_MAX} characters"
             )
-        user = self.all().get(name)
         given = _hash_code(code)
-        if user is None or not user.code or time.time() > user.code_until:
+        if not _has_code(self.all().get(name), given):
             return None
-        if not hmac.compare_digest(user.code, given):
-            return None
+        # Made before the others wait: it takes its time.
         salt = secrets.token_bytes(_SALT_BYTES)
-        changed = replace(
-            user, salt=salt.hex(), password=_scrypt(password, salt).hex(), code="", code_until=0.0
-        )
-        self._put(changed)
+        made = _scrypt(password, salt)
+        with self._changing() as users:
+            user = users.get(name)
+            if user is None or not _has_code(user, given):
+                return None  # used, or taken back, meanwhile
+            users[name] = changed = replace(
+                user, salt=salt.hex(), password=made.hex(), code="", code_until=0.0
+            )
         return changed
 
-    def _put(self, user: ConsoleUser) -> None:
-        self._save({**self.all(), user.name: user})
 
-    def _save(self, users: dict[str, ConsoleUser]) -> None:
-        raw: dict[str, Any] = {"users": [asdict(user) for user in users.values()]}
-        content = json.dumps(raw, indent=1).encode()
-        write_atomically("console.users", self._path, content, Outlives.MACHINE)
+def _has_code(user: ConsoleUser | None, given: str) -> bool:
+    """Returns True if *given* is the hash of the code of *user*, which is still good."""
+    if user is None or not user.code or time.time() > user.code_until:
+        return False
+    return hmac.compare_digest(user.code, given)
 
 
 def _checked_user(user: ConsoleUser) -> ConsoleUser:

@@ -150,7 +150,7 @@ REPLIES: tuple[Reply, ...] = (
         state=CodeState.PAIRED, console="hall-console", fingerprint="SHA256:abc",
     ),
     *(ConsoleList(consoles=("hall-console",)), ConsoleRemoved(removed="hall-console")),
-    UserAdded(name="anna", role="admin", code=CODE),
+    UserAdded(name="anna", role="admin", code=CODE, previous_role="viewer"),
     TokenMade(name="backup", role="operator", token="fjt_token"),
     AgentPaired(agent="cellar", node="cellar-agent", fingerprint="SHA256:abc"),
     StoreInitialized(

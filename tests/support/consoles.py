@@ -77,7 +77,7 @@ class RunningConsole:
 
     async def log_in(self, role: str) -> None:
         """Log in as a new user with *role*."""
-        code = self.users.add(f"user-{role}", AccessRole[role.upper()])
+        code = self.users.add(f"user-{role}", AccessRole[role.upper()]).code
         body = {"name": f"user-{role}", "code": code, "password": PASSWORD}
         answer = await self.client.post("/api/password", json=body)
         assert answer.status_code == 200, answer.text

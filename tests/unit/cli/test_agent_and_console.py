@@ -44,6 +44,12 @@ def test_users() -> None:
         {"name": "anna", "role": "admin", "has_password": False},
         {"name": "bert", "role": "viewer", "has_password": False},
     ]
+    assert "user anna stays admin\n" in _console("user", "add", "anna")
+    assert "user bert is operator now, and was viewer\n" in _console(
+        "user", "add", "bert", "--role", "operator"
+    )
+    with pytest.raises(UsageError, match="anna is the last admin"):
+        _console("user", "add", "anna", "--role", "viewer")
     assert _console("user", "remove", "anna") == "user anna is removed\n"
     with pytest.raises(UsageError, match="no user"):
         _console("user", "remove", "anna")

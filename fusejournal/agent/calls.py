@@ -20,6 +20,7 @@ from fusejournal.admin.peers import pause_peer, resume_peer
 from fusejournal.admin.source import JournalSource, open_source
 from fusejournal.agent import browse, kept_versions, pairing_calls, timeline
 from fusejournal.agent.command_lines import command_line
+from fusejournal.agent.disk_errors import disk_error_words
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.line_difference import line_difference
 from fusejournal.agent.mass_changes import FILES
@@ -111,8 +112,7 @@ class Calls:
             except FusejournalError as error:
                 await _send_error(connection, str(error), error.exit_code)
             except OSError as error:
-                where = f"{error.filename}: " if error.filename else ""
-                await _send_error(connection, f"{where}{error.strerror or error}", 1)
+                await _send_error(connection, disk_error_words(error), 1)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 log.exception("the call %s failed on a bug", message.what)
                 await _send_error(connection, f"the agent failed to do it: {error!r}", 1)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fusejournal.agent.disk_errors import disk_error_words
 from fusejournal.agent.job_kinds import KINDS, check_request
 from fusejournal.agent.job_progress import JobProgress, JobStoppedError
 from fusejournal.agent.job_states import JobState
@@ -24,16 +25,19 @@ class Job:
         self._job = JobProgress(directory)
 
     def run(self) -> None:
-        """Does what is ordered, and leaves the outcome in the progress."""
+        """Does what is ordered, and leaves the outcome in the progress. Raises OSError where no
+        outcome can be kept."""
         try:
             check_request(self._job.request)
             # What the admin has not seen is planned first, whatever the order.
             can_do = self._job.has_plan or not KINDS[self._job.request["kind"]].plans
             self._work(do_it=can_do and self._job.order() != "plan")
         except (JobStoppedError, KeyboardInterrupt):
-            self._job.save(JobState.STOPPED, words="stopped as told: 'do' goes on with it")
-        except (FusejournalError, OSError) as error:
-            self._job.save(JobState.FAILED, words=str(error))
+            self._job.end(JobState.STOPPED, "stopped as told: 'do' goes on with it")
+        except FusejournalError as error:
+            self._job.end(JobState.FAILED, str(error))
+        except OSError as error:
+            self._job.end(JobState.FAILED, disk_error_words(error))
 
     def _work(self, *, do_it: bool) -> None:
         # Only the work of its kind: a job should not wait for the others to load.

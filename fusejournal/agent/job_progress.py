@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from fusejournal.agent.job_end import JobEnd, keep_end
 from fusejournal.agent.job_states import JobState
 from fusejournal.agent.jobs import read_json
 from fusejournal.disk.files import Outlives, write_atomically
@@ -56,7 +57,18 @@ class JobProgress:
         self.values |= {**changed, "changed_ns": time.time_ns()}
         content = json.dumps(self.values).encode()
         path = self._directory / "progress.json"
-        write_atomically("agent.progress", path, content, outlives)
+        try:
+            write_atomically("agent.progress", path, content, outlives)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+    def end(self, state: JobState, words: str) -> None:
+        """Keeps *state* and *words* as what the process leaves, on a full disk too. Raises
+        OSError."""
+        try:
+            self.save(state, words=words)
+        except OSError:
+            keep_end(self._directory, JobEnd(state, words))
 
     def begin_changes(self, after_seq: int) -> None:
         """Keeps on the disk, before the first change of this process, that its entries come after

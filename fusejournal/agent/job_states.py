@@ -18,7 +18,7 @@ class JobState(ReportedState):
     STOPPED = "stopped"
     """Stopped by an order, or because its process died; ``do`` goes on with it."""
     FAILED = "failed"
-    """Impossible, for the reason in ``words``."""
+    """Impossible for now, for the reason in ``words``; ``do`` tries again."""
     REMOVED = "removed"
     """Gone: only the answer to that order has it."""
 

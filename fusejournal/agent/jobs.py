@@ -6,6 +6,7 @@ A job is a directory, which both sides read and each file of which one side writ
     request.json    what was asked, by whom and when: by the agent, once
     order.json      what it is to do now: plan, do, pause or stop: by the agent
     progress.json   its state, plan and results: by its process
+    end.json        its state, where a full disk kept that from progress.json (job_end.py)
     lock            locked while its process runs
     log             what its process reported
 
@@ -28,6 +29,7 @@ from typing import Any, Final
 from fusejournal.admin.source import open_source
 from fusejournal.agent.command_lines import note_way_back
 from fusejournal.agent.fields import Fields
+from fusejournal.agent.job_end import kept_end, make_room_for_end
 from fusejournal.agent.job_kinds import KINDS, check_access, kind_of
 from fusejournal.agent.job_states import RESTING, WORKING, JobState
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
@@ -84,8 +86,12 @@ class JobBook:
         request["command"] = kind.command(request)
         path = self._jobs / job
         path.mkdir(mode=0o700)
-        _write(path / "request.json", request)
-        self._begin(path, "plan" if kind.plans else "do")
+        try:
+            _write(path / "request.json", request)
+            self._begin(path, "plan" if kind.plans else "do")
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)  # what nothing was begun of is no job
+            raise
         return self._tell(path)
 
     def list_all(self, fields: Fields) -> dict[str, Any]:
@@ -132,8 +138,12 @@ class JobBook:
         return self._tell(path)
 
     def _begin(self, path: Path, order: str) -> None:
-        """Starts a process for the job. What it has done so far stays known to it."""
+        """Has a process begin the job. What it has done so far stays known to it."""
+        make_room_for_end(path)
         _write(path / "order.json", {"order": order})
+        self._start(path)
+
+    def _start(self, path: Path) -> None:
         with open(path / "log", "ab") as log:
             child = subprocess.Popen(
                 python_module("fusejournal.agent.job_process", str(path)),
@@ -180,7 +190,9 @@ class JobBook:
         state = JobState(str(progress.get("state", JobState.PLANNING)))
         words = str(progress.get("words", ""))
         kind = KINDS.get(str(request.get("kind")))
-        if state in WORKING and not is_running:
+        if (end := kept_end(path)) is not None and not is_running:
+            state, words = end
+        elif state in WORKING and not is_running:
             state = JobState.STOPPED
             words = words or "its process ended before it was done: 'do' goes on with it"
         order = read_json(path / "order.json").get("order")

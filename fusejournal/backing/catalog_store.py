@@ -171,9 +171,12 @@ class CatalogStore:
 
     def __init__(self, directory: Path, on_commit_due: Callable[[], None] = lambda: None) -> None:
         """*on_commit_due* is called when COMMIT_CHANGES entries were recorded since a commit.
-        Raises CatalogSpoiltError when what is there is no catalog."""
+        Raises CatalogSpoiltError when what is there is no catalog, OSError."""
         directory.mkdir(mode=0o700, exist_ok=True)
         self._data_path = directory / "data.mdb"
+        with open(self._data_path, "ab", buffering=0) as data:
+            if not data.tell():  # LMDB would leave half of a new one on a full disk
+                calls.fallocate("catalog.begin", data.fileno(), 0, 32 * _PAGE_BYTES)
         try:
             self._env = _open_environment(directory)
             pages = self._env.info()["last_pgno"] + 1
@@ -183,11 +186,11 @@ class CatalogStore:
             # Reading beyond the end of a mapped file would end the process.
             self._env.close()
             raise CatalogSpoiltError(f"{directory}: shorter than it says")
-        self._nodes_db = self._env.open_db(b"nodes")
-        self._names_db = self._env.open_db(b"names")
-        self._order_db = self._env.open_db(b"order")
-        self._links_db = self._env.open_db(b"links")
-        self._meta_db = self._env.open_db(b"meta")
+        with _as_os_error():
+            self._nodes_db, self._names_db, self._order_db, self._links_db, self._meta_db = (
+                self._env.open_db(name)
+                for name in (b"nodes", b"names", b"order", b"links", b"meta")
+            )
         self._txn = self._env.begin(write=True)
         self._nodes: dict[Fid, CatalogNode] = {}
         self._dirty: dict[Fid, CatalogNode] = {}

@@ -10,6 +10,7 @@ import trio
 
 from fusejournal.agent.consoles import ConsoleBook
 from fusejournal.agent.fields import Fields
+from fusejournal.agent.job_end import JobEnd, keep_end
 from fusejournal.agent.job_kinds import KINDS
 from fusejournal.agent.job_progress import JobProgress, essence_of
 from fusejournal.agent.job_states import JobState
@@ -88,6 +89,9 @@ PROGRESS: dict[str, Any] = {
 }  # fmt: skip
 
 
+END = JobEnd(JobState.FAILED, "progress.json: No space left on device: make room")
+
+
 def _read(path: Path) -> Any:
     return json.loads(path.read_text())
 
@@ -105,7 +109,7 @@ def make_consoles(directory: Path) -> object:
 
 def make_jobs(directory: Path) -> object:
     """The files of jobs: the request of each kind, with the command line that does the same; an
-    order, and a job's progress."""
+    order, a job's progress, and the end of one that found no room for it."""
     requests = {}
     for name, fields in REQUESTS.items():
         made = KINDS[name].make(Fields(fields), Path("/restored/job"))
@@ -115,7 +119,9 @@ def make_jobs(directory: Path) -> object:
     _write(directory / "order.json", {"order": "do"})
     with mock.patch("time.time_ns", return_value=NOW_NS):
         JobProgress(directory).save(**PROGRESS)
-    found = {name: _read(directory / name) for name in ("order.json", "progress.json")}
+    keep_end(directory, END)
+    names = ("order.json", "progress.json", "end.json")
+    found = {name: _read(directory / name) for name in names}
     return {"request.json": requests, **found}
 
 

@@ -21,6 +21,7 @@ from fusejournal.console.users import UserBook
 from tests.golden.files import NOW_NS, golden
 from tests.golden.page_files import (
     CODE,
+    END,
     PASSWORD,
     PROBLEMS,
     PROGRESS,
@@ -63,6 +64,9 @@ def test_a_job_is_read(tmp_path: Path, kind: str) -> None:
         _put(job / name, raw)
     check_request(request)
     assert KINDS[kind].command(request) == request["command"]
+    told = book.show(Fields({"id": "1-a"}))
+    assert (told["state"], told["words"]) == END
+    (job / "end.json").unlink()
     told = book.show(Fields({"id": "1-a"}))
     assert (told["state"], told["is_readable"], told["command"]) == (
         *("planned", True, request["command"]),

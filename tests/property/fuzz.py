@@ -95,6 +95,7 @@ def seeds(name: str) -> list[bytes]:
         ],
         "job_request": lambda: list(map(_json, golden("agent-jobs-v1")["request.json"].values())),
         "job_progress": lambda: [_json(golden("agent-jobs-v1")["progress.json"])],
+        "job_end": lambda: [_json(golden("agent-jobs-v1")["end.json"])],
         "channels": lambda: [_CHANNELS],
         "audit": lambda: ["\n".join(golden("console-audit-v1")).encode()],
         "call": _calls,

@@ -355,6 +355,7 @@ RECORD_DECODERS = {
     "consoles": Decoding(_file("consoles.json", _consoles), _REFUSED),
     "job_request": Decoding(_file("request.json", _job("request.json")), _REFUSED),
     "job_progress": Decoding(_file("progress.json", _job("progress.json")), _REFUSED),
+    "job_end": Decoding(_file("end.json", _job("end.json")), _REFUSED),
     "agents": Decoding(_file("agents.json", _agents), _REFUSED),
     "users": Decoding(_file("users.json", _users), _REFUSED),
     "tokens": Decoding(_file("tokens.json", _tokens), _REFUSED),

@@ -24,12 +24,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from fusejournal.console.agents import Agents, CallFailedError
+from fusejournal.console.agents import AgentLink, Agents, CallFailedError
 from fusejournal.console.audit import Audit
 from fusejournal.console.channels import DeliveryError
 from fusejournal.console.gates import Asker, Gates
 from fusejournal.console.openapi import describe_api
 from fusejournal.console.routes import ROUTES, ApiRoute
+from fusejournal.console.token_sight import has_agent, seen_by_token
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import AccessRole, UserBook
 from fusejournal.console.viewer_sight import seen_by_viewer
@@ -300,6 +301,18 @@ class _Handlers:
             return lambda request: self._download(route, request)
         return lambda request: self._ask(route, request)
 
+    async def _link(self, asker: Asker, agent: str) -> AgentLink:
+        """Returns the link to an agent. A token for some volumes alone gets no word of one that it
+        is not for, also where there is none."""
+        token = asker.token
+        if token is not None and not has_agent(token, agent, ()):
+            agents = (await self._parts.watch.overview())["agents"]
+            there = [each["name"] for one in agents if one["name"] == agent
+                     for each in one["volumes"]]  # fmt: skip
+            if not has_agent(token, agent, there):
+                raise RefusedRequestError(403, f"the token is for no volume on {agent!r:.80}")
+        return await self._parts.agents.link(agent)
+
     async def _ask(self, route: ApiRoute, request: Request) -> Response:
         fields = query_fields(route, request)
         has_data = route.call == "line-difference" or (route.call == "entry" and fields.get("data"))
@@ -308,10 +321,10 @@ class _Handlers:
         if has_data:
             await self._gates.note(asker.name, request, f"{route.call} data", **where_of(request))
         agent = request.path_params["agent"]
-        link = await self._parts.agents.link(agent)
+        link = await self._link(asker, agent)
         answer = await link.call(route.call, **fields)
         if route.call == "job-show":
-            asker.check_volume(agent, str(answer.get("volume")))
+            _check_job(asker, agent, answer)
         elif route.call == "job-list" and asker.token is not None:
             token = asker.token
             answer["jobs"] = [
@@ -327,12 +340,11 @@ class _Handlers:
             raise RefusedRequestError(400, f"{unknown[0]!r:.80} is not known here")
         fields = {**body, **path_fields(request)}
         agent = request.path_params["agent"]
-        link = await self._parts.agents.link(agent)
         if route.call == "job-create":
             asker.check_volume(agent, str(body.get("volume")))
-        elif route.call == "job-order" and asker.token is not None:
-            job = await link.call("job-show", id=fields["id"])
-            asker.check_volume(agent, str(job.get("volume")))
+        link = await self._link(asker, agent)
+        if route.call == "job-order" and asker.token is not None:
+            _check_job(asker, agent, await link.call("job-show", id=fields["id"]))
         noted = {**where_of(request), **without_secrets(route, body)}
         await self._gates.note(asker.name, request, route.call, **noted)
         fields |= {"user": asker.name, "access": asker.role.label}
@@ -342,7 +354,7 @@ class _Handlers:
         fields = query_fields(route, request)
         asker = await self._gates.admit(request, route.access)
         await self._gates.note(asker.name, request, "download", **where_of(request), **fields)
-        link = await self._parts.agents.link(request.path_params["agent"])
+        link = await self._link(asker, request.path_params["agent"])
         parts = link.parts(route.call, **fields)
         # The first part tells an error while the answer can still be one.
         first = await anext(parts, b"")
@@ -356,17 +368,11 @@ class _Handlers:
         return DownloadResponse(pieces())
 
 
+def _check_job(asker: Asker, agent: str, job: dict[str, Any]) -> None:
+    """Raises RefusedRequestError for a token that is not for a job's volume, which is not named."""
+    if asker.token is not None and not asker.token.is_for(agent, str(job.get("volume"))):
+        raise RefusedRequestError(403, "the token is not for the volume of this job")
+
+
 def _seen_by(asker: Asker, overview: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a token for some volumes alone may see of the overview."""
-    token = asker.token
-    if token is None or not token.volumes:
-        return overview
-    agents = [
-        {
-            **one,
-            "volumes": [each for each in one["volumes"] if token.is_for(one["name"], each["name"])],
-        }
-        for one in overview["agents"]
-    ]
-    alerts = [one for one in overview["alerts"] if token.is_for(one["agent"], one["volume"])]
-    return {"agents": agents, "alerts": alerts, "channels": []}
+    return overview if asker.token is None else seen_by_token(asker.token, overview)

@@ -30,7 +30,7 @@ class Job:
         try:
             check_request(self._job.request)
             # What the admin has not seen is planned first, whatever the order.
-            can_do = self._job.has_plan or not KINDS[self._job.request["kind"]].plans
+            can_do = self._job.has_plan_of_order or not KINDS[self._job.request["kind"]].plans
             self._work(do_it=can_do and self._job.order() != "plan")
         except (JobStoppedError, KeyboardInterrupt):
             self._job.end(JobState.STOPPED, "stopped as told: 'do' goes on with it")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fusejournal.agent.job_end import JobEnd, keep_end
 from fusejournal.agent.job_states import JobState
-from fusejournal.agent.jobs import read_json
+from fusejournal.agent.jobs import plan_of, read_json
 from fusejournal.disk.files import Outlives, write_atomically
 
 _STEP_SECONDS: Final = 0.2
@@ -127,6 +127,12 @@ class JobProgress:
     def has_plan(self) -> bool:
         """True if a plan was shown, which the admin may have approved since."""
         return self.values.get("essence") is not None
+
+    @property
+    def has_plan_of_order(self) -> bool:
+        """True if a plan was shown, and it is the one that the order names, if it names one."""
+        ordered = read_json(self._directory / "order.json").get("plan")
+        return self.has_plan and ordered in (None, plan_of(self.values))
 
     def is_approved(self, essence: dict[str, Any]) -> bool:
         """Returns True if the plan of *essence* (:func:`essence_of`) is the one that was shown

@@ -4,7 +4,8 @@ process of its own (job_process.py), which goes on when the page is closed and w
 A job is a directory, which both sides read and each file of which one side writes::
 
     request.json    what was asked, by whom and when: by the agent, once
-    order.json      what it is to do now: plan, do, pause or stop: by the agent
+    order.json      what it is to do now: plan, do, pause or stop; and for do, by the hash that
+                    identifies it, the plan that was seen, if that is known: by the agent
     progress.json   its state, plan and results: by its process
     end.json        its state, where a full disk kept that from progress.json (job_end.py)
     lock            locked while its process runs
@@ -49,12 +50,25 @@ _ID_CHARS: Final = frozenset("0123456789abcdef-")
 _ID_CHARS_MAX: Final = 64
 
 
+class OtherPlanError(FusejournalError):
+    """An order to do a plan that the job does not have, or no longer."""
+
+    exit_code = 51
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in *path*; empty where there is none that can be read."""
     try:
         return read_object(path, _FILE_BYTES_MAX)
     except (OSError, *UNREADABLE_JSON):
         return {}
+
+
+def plan_of(progress: dict[str, Any]) -> str | None:
+    """Returns the hash of the plan that was shown last; None without one."""
+    essence = progress.get("essence")
+    found = essence.get("hash") if isinstance(essence, dict) else None
+    return found if isinstance(found, str) else None
 
 
 class JobBook:
@@ -110,9 +124,10 @@ class JobBook:
     def order(self, fields: Fields) -> dict[str, Any]:
         """Has the job ``id`` do what ``order`` says: plan (again), do, pause, resume, stop, or
         remove. A kind that cannot be taken back is done only with the volume's name as ``confirm``.
-        Raises UsageError, ForbiddenJobError, OSError."""
+        With ``plan``, the one that the user has seen, that alone is done. Raises UsageError,
+        OtherPlanError, ForbiddenJobError, OSError."""
         path, order = self._path(fields), fields.text("order")
-        job = self._describe(path)
+        job, seen = self._describe(path), fields.text_or_none("plan")
         state, is_idle = job["state"], not job["is_running"]
         if job["is_readable"]:
             kind = kind_of(job["kind"])
@@ -121,6 +136,8 @@ class JobBook:
                 raise UsageError(
                     f"this cannot be taken back: confirm it by the volume's name, {job['volume']}"
                 )
+            if order == "do" and seen not in (None, job["plan"]):
+                raise OtherPlanError("the plan is another one by now: look at it before it is done")
             if order == "plan" and not kind.plans:
                 raise UsageError(f"a job of the kind {job['kind']} has no plan")
         if order == "remove":
@@ -129,7 +146,7 @@ class JobBook:
             shutil.rmtree(path)
             return {"id": path.name, "state": JobState.REMOVED}
         if order in ("do", "plan") and state in RESTING and is_idle:
-            self._begin(path, order)
+            self._begin(path, order, seen)
         elif order in ("pause", "resume", "stop") and not is_idle:
             word = "do" if order == "resume" else order
             _write(path / "order.json", {"order": word})
@@ -137,10 +154,11 @@ class JobBook:
             raise UsageError(f"a job that is {state} cannot be told to {order}")
         return self._tell(path)
 
-    def _begin(self, path: Path, order: str) -> None:
-        """Has a process begin the job. What it has done so far stays known to it."""
+    def _begin(self, path: Path, order: str, plan: str | None = None) -> None:
+        """Has a process begin the job. What it has done so far stays known to it. It looks at the
+        *plan* to be done once more, when no other process can change it."""
         make_room_for_end(path)
-        _write(path / "order.json", {"order": order})
+        _write(path / "order.json", {"order": order} | ({"plan": plan} if plan else {}))
         self._start(path)
 
     def _start(self, path: Path) -> None:
@@ -205,6 +223,7 @@ class JobBook:
             "words": words,
             "is_running": is_running,
             "has_plan": progress.get("essence") is not None,
+            "plan": plan_of(progress),
             "is_readable": kind is not None,
             "is_confirmed": kind is not None and kind.is_confirmed,
             "access": kind.access if kind is not None else "operator",

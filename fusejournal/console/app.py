@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 _AUDIT_LINES: Final = 500
 _STREAMS_MAX: Final = 64
-_STATUSES: Final = {3: 404, 8: 403, 16: 404, 17: 404, 19: 404, 28: 404, 43: 404}
+_STATUSES: Final = {3: 404, 8: 403, 16: 404, 17: 404, 19: 404, 28: 404, 43: 404, 51: 409}
 """The statuses of agents' errors, by their exit codes; all others are 400."""
 _DOWNLOADS: Final = ("content", "archive", "version-content", "version-archive")
 _HEARTBEAT_SECONDS: Final = 15.0

@@ -99,6 +99,7 @@ def _operation(
         "403": {"description": "The user may not."},
         "404": {"description": "There is no such volume, path, entry, version or peer."},
         "408": {"description": "The request took too long to come."},
+        "409": {"description": "The job has another plan than the one that is to be done."},
         "413": {"description": "The request is too long."},
         "415": {"description": "A change is asked for in JSON."},
         "429": {"description": "Too often."},

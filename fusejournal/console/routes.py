@@ -248,6 +248,11 @@ ROUTES: Final = (
                 "confirm", "string",
                 "do: the volume's name, for what cannot be taken back (is_confirmed).",
             ),
+            Parameter(
+                "plan", "string",
+                "do: the plan of the job that was looked at; another one is not done, but "
+                "answered with 409. Without it, the plan that is there is done.",
+            ),
         ),
     ),
 )  # fmt: skip

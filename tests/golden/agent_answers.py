@@ -65,7 +65,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "job-create": {"kind": "undo", "user": "anna", "access": "operator", **REQUESTS["undo"]},
     "job-list": {},
     "job-show": {},
-    "job-order": {"order": "remove", "access": "operator"},
+    "job-order": {"order": "remove", "plan": "0a1b", "access": "operator"},
 }
 """The fields of each call, but for the volume and the job, in an order in which they can come."""
 _OF_THURSDAY = 14
@@ -77,8 +77,8 @@ _OF_THE_MACHINE = {"made_by": "NODE", "added_bytes": 0, "users": {"UID": "NAME"}
 class _WaitingBook(JobBook):
     """Jobs whose process does not come to them."""
 
-    def _begin(self, path: Path, order: str) -> None:
-        (path / "order.json").write_text(json.dumps({"order": order}))
+    def _start(self, path: Path) -> None:
+        pass
 
 
 def _without_machine(value: Any, directory: Path) -> Any:

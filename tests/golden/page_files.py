@@ -116,7 +116,7 @@ def make_jobs(directory: Path) -> object:
         request = {**made, "kind": name, "volume": "data", "user": "anna", "made_ns": NOW_NS}
         _write(directory / "request.json", {**request, "command": KINDS[name].command(request)})
         requests[name] = _read(directory / "request.json")
-    _write(directory / "order.json", {"order": "do"})
+    _write(directory / "order.json", {"order": "do", "plan": PROGRESS["essence"]["hash"]})
     with mock.patch("time.time_ns", return_value=NOW_NS):
         JobProgress(directory).save(**PROGRESS)
     keep_end(directory, END)

@@ -263,7 +263,7 @@ def _consoles(directory: Path) -> object:
 class _HereBook(JobBook):
     """A book that begins no process."""
 
-    def _begin(self, path: Path, order: str) -> None:
+    def _start(self, path: Path) -> None:
         return
 
 

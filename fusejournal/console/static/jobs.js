@@ -74,9 +74,9 @@ export async function jobView(place, agent, id) {
       if (job.state === "removed") { app.go(["jobs"]); return; }
       await draw();
     } catch (error) {
+      await draw().catch(wait);
       if (fields.confirm !== undefined) throw error;
       say(error.message);
-      await draw().catch(wait);
     }
   };
   let timer;
@@ -141,11 +141,13 @@ function isDoable(job) {
 
 function buttons(job, agent, order) {
   const button = (words, kind, act) => h("button", { type: "button", class: kind, onclick: (event) => { event.target.disabled = true; act(); } }, words);
+  // What is done is the plan that is shown here, and not another that it has by now.
+  const seen = job.plan ? { plan: job.plan } : {};
   const confirm = () => confirmTyped({
     title: titleOf(job).map((one) => one?.textContent ?? one ?? "").join(""), words: WARNINGS[job.kind], wanted: job.volume, button: DO[job.kind](job), command: job.command,
-    act: (typed) => order("do", { confirm: typed }),
+    act: (typed) => order("do", { ...seen, confirm: typed }),
   });
-  const start = (words) => (job.is_confirmed ? h("button", { type: "button", class: "danger", onclick: confirm }, `${words}…`) : button(words, "main", () => order("do")));
+  const start = (words) => (job.is_confirmed ? h("button", { type: "button", class: "danger", onclick: confirm }, `${words}…`) : button(words, "main", () => order("do", seen)));
   if (job.is_running) {
     return [CAN_PAUSE.has(job.kind) ? (job.paused ? button("Go on", "main", () => order("resume")) : button("Pause", "", () => order("pause"))) : null,
       CAN_STOP.has(job.kind) ? button("Stop", "danger", () => order("stop")) : null];

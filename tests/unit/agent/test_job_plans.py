@@ -15,7 +15,7 @@ from fusejournal.admin.versions import VolumeVersions
 from fusejournal.agent import job_progress, recovery_work, role_work
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_process import Job
-from fusejournal.agent.jobs import JobBook, read_json
+from fusejournal.agent.jobs import JobBook, OtherPlanError, read_json
 from fusejournal.errors import NotRunningError
 from fusejournal.replication.states import PeerState
 from fusejournal.types import Seq
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.mount
 class _HereBook(JobBook):
     """A book whose jobs a test does itself."""
 
-    def _begin(self, path: Path, order: str) -> None:
-        (path / "order.json").write_text(json.dumps({"order": order}))
+    def _start(self, path: Path) -> None:
+        pass
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def _create(root: Path, **fields: Any) -> Path:
     return root / "jobs" / str(job["id"])
 
 
-def _order(root: Path, job: Path, order: str) -> dict[str, Any]:
+def _order(root: Path, job: Path, order: str, **more: str) -> dict[str, Any]:
     fields = {"id": job.name, "order": order, "access": "admin", "confirm": "data"}
-    _HereBook(root).order(Fields(fields))
+    _HereBook(root).order(Fields(fields | more))
     Job(job).run()
     return _HereBook(root).show(Fields({"id": job.name}))
 
@@ -151,6 +151,33 @@ def test_what_was_begun_takes_back_the_same(root: Path, monkeypatch: pytest.Monk
     shown = _order(root, job, "do")
     assert (shown["state"], "look at the new one" in shown["words"]) == ("planned", True)
     assert done == []
+
+
+def test_a_plan_that_was_not_seen_is_not_done(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pages show a job; by one it is planned anew."""
+    monkeypatch.setattr("fusejournal.admin.undo._running", lambda source: source.state)
+    done: list[int] = []
+    monkeypatch.setattr(
+        PlannedUndo, "carry_out", lambda planned, _: done.append(len(planned.actions))
+    )
+    monkeypatch.setattr(PlannedUndo, "done", lambda _: DoneEntries(Seq(2), Seq(1), 4711))
+    job = _create(root, kind="undo", seqs=["24-27"])
+    Job(job).run()
+    book = _HereBook(root)
+    seen = book.show(Fields({"id": job.name}))["plan"]
+    request = read_json(job / "request.json")
+    (job / "request.json").write_text(json.dumps({**request, "seqs": ["22-27"]}))
+    assert _order(root, job, "plan")["plan"] != seen
+    refused = Fields({"id": job.name, "order": "do", "access": "operator", "plan": seen})
+    with pytest.raises(OtherPlanError, match="another one by now"):
+        book.order(refused)
+    # As if it had been planned anew right after the order was looked at.
+    (job / "order.json").write_text(json.dumps({"order": "do", "plan": seen}))
+    Job(job).run()
+    planned = book.show(Fields({"id": job.name}))
+    assert (planned["state"], done) == ("planned", [])
+    assert _order(root, job, "do", plan=planned["plan"])["state"] == "done"
+    assert done == [planned["action_count"]]
 
 
 def test_of_a_restore_in_place_a_hash_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

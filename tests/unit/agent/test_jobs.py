@@ -31,8 +31,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class _HereBook(JobBook):
     """A book whose jobs a test does itself."""
 
-    def _begin(self, path: Path, order: str) -> None:
-        (path / "order.json").write_text(json.dumps({"order": order}))
+    def _start(self, path: Path) -> None:
+        pass
 
 
 def _run(book: JobBook, job: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -229,6 +229,8 @@ async def test_a_job_is_planned_by_the_agent(console: RunningConsole) -> None:
         await trio.sleep(0.1)
     assert (shown["state"], shown["user"], shown["chosen"]) == ("planned", "user-operator", 6)
     assert (await console.get("/api/agents/hall/jobs"))["jobs"][0]["id"] == job["id"]
+    refused = await console.post(path, 409, order="do", plan="0a1b")
+    assert "another one by now" in refused["error"]
     assert (await console.post(path, order="remove"))["state"] == "removed"
     await console.post(path, 400, order="do")
 

@@ -21,16 +21,18 @@ def command_line(*words: str, options: Iterable[tuple[str, object]] = ()) -> str
 
 
 def note_way_back(job: dict[str, Any], volume: str, head_seq: int | None = None) -> None:
-    """Puts the ``undo_command`` of a job into its values *job*: the command line that takes back
-    what all of its processes did. *head_seq*: the last entry, where one of them was killed."""
+    """Puts the way back from a job into its values *job*: ``way_back``, the ranges of entries that
+    its processes made and these processes, and ``undo_command``, the command line that takes back
+    what all of them did. *head_seq*: the last entry, where one of them was killed."""
     pids, ranges = [], []
     for pid, (first, last) in job.get("results", {}).items():
         end = head_seq if last is None else last
         if end is not None and end >= first:
-            pids.append(("--pid", pid))
+            pids.append(str(pid))
             ranges.append(f"{first}-{end}")
     if ranges:
-        options: list[tuple[str, object]] = [*pids, ("--apply", True)]
+        options: list[tuple[str, object]] = [*(("--pid", pid) for pid in pids), ("--apply", True)]
+        job["way_back"] = {"seqs": ranges, "pids": pids}
         job["undo_command"] = command_line("undo", volume, *ranges, options=options)
 
 

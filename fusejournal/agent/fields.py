@@ -52,6 +52,10 @@ class Fields:
             raise UsageError(f"{name} has to be a whole number, {least} or more")
         return value
 
+    def with_values(self, **values: Any) -> "Fields":
+        """Returns the fields with *values* in place of those of these names."""
+        return Fields({**self._raw, **values})
+
     def flag(self, name: str) -> bool:
         """Returns True where the field is there and true."""
         return self._raw.get(name) in (True, "1", "true")

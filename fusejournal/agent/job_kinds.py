@@ -43,9 +43,13 @@ def _undo(fields: Fields, _: Path) -> _Request:
     on_conflict = fields.text("on_conflict", "stop")
     if on_conflict not in _CONFLICTS:
         raise UsageError(f"on_conflict is one of {', '.join(_CONFLICTS)}")
-    path = fields.text_or_none("path")
+    path, pids = fields.text_or_none("path"), fields.texts("pids")
+    if wrong := [one for one in pids if not (one.isascii() and one.isdigit() and len(one) < 11)]:
+        raise UsageError(f"{wrong[0]!r:.80} is no process's number")
     return {
+        "of_job": fields.text_or_none("job"),
         "seqs": fields.texts("seqs"),
+        "of_pids": [int(one) for one in pids],
         "paths": [path] if path else [],
         "ops": fields.texts("op"),
         "uid": fields.number_or_none("uid"),
@@ -60,6 +64,7 @@ def _undo_command(request: _Request) -> str:
     options: list[tuple[str, object]] = [("--path", one) for one in request["paths"]]
     options += [
         ("--op", ",".join(request["ops"])), ("--uid", request["uid"]),
+        *(("--pid", one) for one in request["of_pids"]),
         ("--since", request["since"]), ("--until", request["until"]),
         *(("--except", one) for one in request["without"]),
         ("--on-conflict", None if request["on_conflict"] == "stop" else request["on_conflict"]),

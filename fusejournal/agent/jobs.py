@@ -83,12 +83,15 @@ class JobBook:
 
     def create(self, fields: Fields) -> dict[str, Any]:
         """Makes a job, and has it planned; one of a kind that needs no plan is begun. Fields:
-        ``kind``, ``volume``, ``user``, ``access`` (the user's role), and those of the kind. Raises
-        UsageError, ForbiddenJobError, VolumeNotFoundError, OSError."""
+        ``kind``, ``volume``, ``user``, ``access`` (the user's role), and those of the kind; of an
+        undo also ``job``, another one, which is to be taken back as a whole. Raises UsageError,
+        ForbiddenJobError, VolumeNotFoundError, OSError."""
         name = fields.text("kind")
         kind = kind_of(name)
         check_access(kind, fields)
         volume = find_named(fields.text("volume")).name
+        if name == "undo" and fields.text_or_none("job") is not None:
+            fields = self._with_way_back(fields, volume)
         if len(self._ids()) >= _JOBS_MAX:
             raise UsageError(f"there are {_JOBS_MAX} jobs already: remove some that are done")
         job = f"{time.time_ns() // 10**6:x}-{secrets.token_hex(4)}"
@@ -107,6 +110,21 @@ class JobBook:
             shutil.rmtree(path, ignore_errors=True)  # what nothing was begun of is no job
             raise
         return self._tell(path)
+
+    def _with_way_back(self, fields: Fields, volume: str) -> Fields:
+        """Returns the *fields* of an undo that is to take back a job, with what that one did.
+        Raises UsageError."""
+        undone, given = fields.text("job"), (fields.texts("seqs"), fields.texts("pids"))
+        if given != ([], []):
+            raise UsageError("give seqs and pids, or the job that they are of")
+        job = self.show(fields.with_values(id=undone))
+        if job.get("volume") != volume:
+            raise UsageError(f"there is no job {undone!r:.80} of {volume}")
+        if job["is_running"]:
+            raise UsageError("the job is at work: stop it, or wait for its end, then take it back")
+        if "way_back" not in job:
+            raise UsageError("the job has changed nothing that an undo could take back")
+        return fields.with_values(**job["way_back"])
 
     def list_all(self, fields: Fields) -> dict[str, Any]:
         """Returns all jobs, the newest first, without plans and results."""

@@ -108,6 +108,7 @@ class UndoWork:
             paths=request["paths"],
             ops=request["ops"],
             uid=request["uid"],
+            pids=request["of_pids"],
             since=request["since"],
             until=request["until"],
             without=request["without"],

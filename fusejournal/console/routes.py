@@ -224,6 +224,12 @@ ROUTES: Final = (
             *_FILTER,
             Parameter("seqs", "array", "undo: entries, or ranges of them: 7-12."),
             Parameter("without", "array", "undo: but not these."),
+            Parameter("pids", "array", "undo: what these processes did."),
+            Parameter(
+                "job", "string",
+                "undo: what this job did, by its id, in place of seqs and pids: the way back from "
+                "an undo or a restore in place.",
+            ),
             Parameter(
                 "on_conflict", "string", "undo: where later changes are in the way.",
                 values=("stop", "skip", "aside"),

@@ -77,6 +77,12 @@ def test_versions_and_a_restore_in_place(layer: Layer, processes: ConsoleProcess
         await_state(page, "done")
         page.get_by_role("heading", name="The way back from this").wait_for()
         assert difference(was, image(layer.mountpoint / "project")) == ""
+        page.get_by_role("button", name="Plan to take it back").click()
+        page.get_by_role("heading", name="Take back what a job did").wait_for()
+        await_state(page, "planned")
+        page.get_by_role("button", name="Do it: ").click()
+        await_state(page, "done")
+        assert not (layer.mountpoint / "project").exists()
         page.goto(f"{processes.url}#/v/hall/volume/versions")
         page.get_by_role("button", name="See what the policy would let go").click()
         await_state(page, "planned")

@@ -120,10 +120,19 @@ def test_a_removed_tree_comes_back(
     assert (done["state"], done["words"]) == ("done", "")
     assert {one["result"] for one in done["actions"]} == {"done"}
     assert difference(was, image(tree)) == ""
-    # The way back from it is a command that works.
-    command = done["undo_command"].split()[1:]
-    assert "done, as entries" in layer.run(*command).stdout
+    # The way back from it is a job, with a plan first, and a way back of its own: a command.
+    back = browser.post("/api/agents/hall/jobs", kind="undo", volume="volume", job=job["id"])
+    path = f"/api/agents/hall/jobs/{back['id']}"
+    planned = browser.await_job(path, lambda job: not job["is_running"])
+    assert (planned["state"], planned["conflict_count"]) == ("planned", 0)
+    assert planned["command"] == done["undo_command"]
+    assert difference(was, image(tree)) == ""
+    browser.post(path, order="do", plan=planned["plan"])
+    undone = browser.await_job(path, lambda job: not job["is_running"])
+    assert (undone["state"], undone["words"]) == ("done", "")
     assert not tree.exists()
+    assert "done, as entries" in layer.run(*undone["undo_command"].split()[1:]).stdout
+    assert difference(was, image(tree)) == ""
 
 
 def test_a_killed_job_is_gone_on_with(layer: Layer, browser: Browser) -> None:

@@ -70,7 +70,8 @@ SEEN: dict[str, SeenOverview] = {
 REQUESTS: dict[str, dict[str, Any]] = {
     "undo": {
         "seqs": ["7-12"], "path": "docs", "op": ["unlink", "rmdir"], "uid": 1001,
-        "since": "yesterday", "until": "today", "without": ["9"], "on_conflict": "aside",
+        "since": "yesterday", "until": "today", "without": ["9"],
+        "pids": ["4711"], "on_conflict": "aside",
     },
     "restore": {"path": "docs", "at": 12},
     "in-place": {"path": "docs", "version": "friday"},

@@ -16,7 +16,7 @@ function stateOf(job) {
 
 const moment = (job) => (job.version ? "a version" : `entry ${number(job.at)}`);
 const TITLES = {
-  undo: (job) => [`Take back ${job.seqs?.length ? `entries ${job.seqs.join(", ")}` : "what a filter chose"}`],
+  undo: (job) => [job.of_job ? "Take back what a job did" : `Take back ${job.seqs?.length ? `entries ${job.seqs.join(", ")}` : "what a filter chose"}`],
   restore: (job) => ["Restore ", path(job.path), ` aside as of ${moment(job)}`],
   "in-place": (job) => ["Restore ", path(job.path), ` in place as of ${moment(job)}`],
   "version-create": (job) => ["Make a version", job.name ? [" ", name(job.name)] : null],
@@ -115,6 +115,7 @@ function describe(job, agent, order) {
       facts([
         ["volume", h("a", { href: app.link(["v", agent, job.volume, "timeline"]) }, `${job.volume} on ${agent}`)],
         ["asked for", h("span", {}, time(job.made_ns), ` by ${job.user || "nobody known"}`)],
+        ["takes back", job.of_job ? h("a", { href: app.link(["jobs", agent, job.of_job]) }, "this job") : null],
         ["to take back", job.chosen === undefined ? null : `${number(job.chosen)} entries${job.kept ? `; ${number(job.kept)} stay, because later changes rely on them` : ""}`],
         ["into", job.kind === "restore" ? h("code", {}, job.target) : null],
         ["restored", job.names === undefined ? null : `${number(job.names)} names`],
@@ -125,13 +126,21 @@ function describe(job, agent, order) {
       ]),
       may(job.access) ? h("div", { class: "row" }, buttons(job, agent, order)) : null,
       command(job.command)),
-    job.undo_command ? h("div", { class: "card" }, h("h2", {}, "The way back from this"), command(job.undo_command)) : null,
+    job.undo_command ? wayBackOf(job, agent) : null,
     job.prune ? pruneOf(job) : null,
     job.kind === "rejoin" ? rejoinSteps(job) : null,
     job.conflict_count ? conflictsOf(job) : null,
     job.actions?.length ? actionsOf(job) : null,
     job.changes?.length ? changesOf(job) : null,
   ].filter(Boolean);
+}
+
+// A job of its own, whose plan is shown first.
+function wayBackOf(job, agent) {
+  const undo = () => begin({ agent }, { kind: "undo", volume: job.volume, job: job.id });
+  return h("div", { class: "card" }, h("h2", {}, "The way back from this"),
+    may("operator") && !job.is_running ? h("div", { class: "row" }, h("button", { type: "button", onclick: undo }, "Plan to take it back")) : null,
+    command(job.undo_command));
 }
 
 function isDoable(job) {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fusejournal.agent import job_process
 from fusejournal.agent.command_lines import note_way_back
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_process import Job
@@ -16,8 +17,11 @@ from fusejournal.agent.jobs import JobBook, read_json
 from fusejournal.errors import UsageError, VolumeNotFoundError
 from fusejournal.wire.frames import ANSWER_BYTES_MAX
 from tests.support.consoles import make_story
+from tests.support.nodes import make_volume
 
 pytestmark = pytest.mark.mount
+_PID_OF_STORY = 55
+"""The process that removed files in it."""
 
 
 @pytest.fixture
@@ -149,6 +153,36 @@ def test_the_way_back_is_that_of_all_processes(root: Path, monkeypatch: pytest.M
     assert shown["undo_command"] == (
         "fusejournal undo data 20-22 23-25 --pid 4711 --pid 4712 --apply"
     )
+
+
+def test_a_job_is_taken_back_by_a_job(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = _HereBook(root)
+    job = book.create(Fields({"kind": "undo", "volume": "data", "uid": 1001}))
+    back = {"kind": "undo", "volume": "data", "job": job["id"]}
+    with pytest.raises(UsageError, match="has changed nothing"):
+        book.create(Fields(back))
+    path = root / "jobs" / job["id"]
+    monkeypatch.setattr("os.getpid", lambda: _PID_OF_STORY)
+    JobProgress(path).begin_changes(21)
+    with job_process._held(path), pytest.raises(UsageError, match="at work"):
+        book.create(Fields(back))
+    for more, words in (
+        ({"seqs": ["1"]}, "the job that they are of"), ({"job": "0-1"}, "there is no job"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=words):
+            book.create(Fields(back | more))
+    make_volume(root / "volume/other", "other")
+    with pytest.raises(UsageError, match=r"there is no job .* of other"):
+        book.create(Fields(back | {"volume": "other"}))
+    made = book.create(Fields(back))
+    assert (made["of_job"], made["seqs"], made["of_pids"]) == (
+        job["id"],
+        ["22-28"],
+        [_PID_OF_STORY],
+    )
+    planned = _run(book, made, root)
+    assert (planned["state"], planned["chosen"]) == ("planned", 6)
+    assert planned["command"] == book.show(Fields({"id": job["id"]}))["undo_command"]
 
 
 def test_what_cannot_be_a_job(root: Path) -> None:

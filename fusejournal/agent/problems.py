@@ -33,7 +33,7 @@ _OVERDUE: Final = (
 twice its time, and some."""
 _STOPPING: Final = {
     TroubleKind.PEER_AWAY, TroubleKind.DIVERGED, TroubleKind.REFUSED, TroubleKind.NEEDS_COPY,
-    TroubleKind.PEER_FULL, TroubleKind.PEER_FAILED, TroubleKind.PAUSED,
+    TroubleKind.PEER_FULL, TroubleKind.PEER_FAILED,
 }  # fmt: skip
 """Troubles with a peer that have it fall behind: its lag is no problem of its own then."""
 _MIRROR_AWAY: Final = {MirrorState.WAITING, MirrorState.CONNECTING}
@@ -68,12 +68,14 @@ class Problem:
 
 def problems_of(status: VolumeStatus) -> list[Problem]:
     """Returns all that a status says is wrong with a volume, each key once. What is a trouble there
-    and can be seen in its figures, too, is one problem."""
+    and can be seen in its figures, too, is one problem. That a peer was paused is none: an admin
+    wanted it; how far it is behind by that may be one."""
     peers = status.replication.peers if status.replication is not None else ()
     advices = {peer.name: peer.advice or "" for peer in peers}
     found = [
         Problem(_key_of(one), one.text, True, advices.get(one.about or "", ""))
         for one in status.troubles
+        if one.kind is not TroubleKind.PAUSED
     ]
     found = list(_each_once(found))
     known = {one.key for one in found}
@@ -87,8 +89,9 @@ def _seen_in(status: VolumeStatus) -> Iterator[Problem]:
         yield Problem("stopped", "no layer serves it", status.state is Condition.HELD, advice)
     yield from _problems_of_space(status)
     if (told := status.replication) is not None:
-        in_trouble = {one.about for one in status.troubles}
-        stopped = {one.about for one in status.troubles if one.kind in _STOPPING}
+        others = [one for one in status.troubles if one.kind is not TroubleKind.PAUSED]
+        in_trouble = {one.about for one in others}
+        stopped = {one.about for one in others if one.kind in _STOPPING}
         for peer in told.peers:
             yield from _problems_of_peer(
                 peer, is_in_trouble=peer.name in in_trouble, is_stopped=peer.name in stopped
@@ -138,7 +141,12 @@ def nearly_full(state: VolumeState, others: Collection[Problem]) -> Iterator[Pro
 def _problems_of_peer(
     peer: PeerStatus, *, is_in_trouble: bool, is_stopped: bool
 ) -> Iterator[Problem]:
-    is_failing = peer.last_error and (peer.lag_entries or peer.state == PeerState.CONNECTING)
+    is_paused = peer.state is PeerState.PAUSED
+    is_failing = (
+        peer.last_error
+        and not is_paused
+        and (peer.lag_entries or peer.state == PeerState.CONNECTING)
+    )
     if is_failing and not is_in_trouble:
         words = f"peer {peer.name}: {peer.last_error}"
         # (The key of what it is going to be, if it lasts: then the same alert becomes worse.)
@@ -146,7 +154,9 @@ def _problems_of_peer(
         yield Problem(key, words, False, peer.advice or "")
     if peer.lag_seconds > _LAG_SECONDS and not is_failing and not is_stopped:
         words = f"peer {peer.name} is behind by {peer.lag_seconds:.0f} s"
-        yield Problem(f"lag:{peer.name}", words, False)
+        if is_paused:
+            words += ", because it is paused"
+        yield Problem(f"lag:{peer.name}", words, False, (peer.advice or "") if is_paused else "")
 
 
 def _problems_of_mirror(mirror: MirrorStatus, *, is_away: bool) -> Iterator[Problem]:

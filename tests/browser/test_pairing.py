@@ -16,6 +16,24 @@ from tests.support.network import network
 pytestmark = [pytest.mark.mount, needs_browser]
 
 
+_PICTURE = """async () => {
+  const { shippingOf } = await import("/static/ships.js");
+  const peer = (name, state, lag_entries) => ({ name, state, lag_entries });
+  const node = (name, role, node, primary, ...peers) => ({ name, role, uuid: "u", replication: { node, peers, mirror: primary ? { primary } : null } });
+  const picture = shippingOf([
+    { name: "north", error: null, volumes: [node("far", "mirror", "n3", "n2")] },
+    { name: "west", error: null, volumes: [node("copy", "mirror", "n2", "n1", peer("third", "connecting", 3))] },
+    { name: "east", error: null, volumes: [node("data", "primary", "n1", null, peer("copy", "streaming", 0), peer("elsewhere", "paused", 9))] },
+  ]);
+  const read = (item) => [...item.children].flatMap((one) => one.tagName === "UL" ? [...one.children].map(read) : [one.innerText.trim()]);
+  document.body.append(picture);
+  const found = [...picture.querySelector("ul.ships").children].map(read);
+  picture.remove();
+  return found.length === 1 ? found[0] : found;
+}"""  # noqa: E501
+"""The picture of a primary that ships to two, of which one ships on."""
+
+
 class _Two:
     """A primary on east and a mirror on west that do not know each other, and a console that knows
     both."""
@@ -94,6 +112,17 @@ def test_two_nodes_are_paired_and_one_is_paused(two: _Two) -> None:
         page.get_by_role("button", name="Pause it").click()
         page.get_by_role("button", name="Resume cellar").wait_for()
         page.get_by_text("paused, ").wait_for()
+        page.get_by_role("link", name="Overview").click()
+        page.get_by_text("running, cellar paused").wait_for()
+        page.locator(".way.soft").get_by_text("paused, ").wait_for()
+        assert page.locator("div.note.bad").count() == 0
+        look_at(page, "overview-paused")
+        assert page.evaluate(_PICTURE) == [
+            "data on east",
+            ["streaming, level", "copy on west", ["connecting, 3 entries behind", "far on north"]],
+            ["paused, 9 entries behind", "elsewhere"],
+        ]
+        page.go_back()
         look_at(page, "peers-paused")
         (two.primary.mountpoint / "later").write_text("content")
         page.get_by_role("button", name="Resume cellar").click()

@@ -118,6 +118,9 @@ function health(volume, away) {
   if (away) return pill("warning", "not reached");
   if (volume.problems.some((one) => one.severity === "bad")) return pill("bad", `${volume.state}, at risk`);
   if (volume.problems.length) return pill("warning", `${volume.state}, look at it`);
+  // What an admin wanted is no fault, and yet not to be forgotten.
+  const paused = (volume.replication?.peers ?? []).filter((peer) => peer.state === "paused").map((peer) => peer.name);
+  if (paused.length) return pill("", `${volume.state}, ${paused.join(", ")} paused`);
   return pill("good", `${volume.state}, all is well`);
 }
 

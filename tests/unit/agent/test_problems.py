@@ -45,7 +45,7 @@ def test_a_fenced_primary_is_told_as_fenced() -> None:
         assert problems_of(fenced) == [Problem("fenced", words, True)]
 
 
-@pytest.mark.parametrize("kind", [one for one in TroubleKind if one is not TroubleKind.OTHER])
+@pytest.mark.parametrize("kind", sorted({*TroubleKind} - {TroubleKind.OTHER, TroubleKind.PAUSED}))
 def test_a_kind_is_a_key(kind: TroubleKind) -> None:
     """It stays while the sentence changes."""
     for words in ("damage at 12", "the clock of reign 13"):
@@ -117,10 +117,27 @@ def test_a_peer_that_takes_nothing_has_no_lag_of_its_own() -> None:
 
     assert keys(streaming) == ["lag:east"]
     assert keys(behind) == ["peer-away:east"]
-    for kind in (TroubleKind.PEER_AWAY, TroubleKind.PEER_FULL, TroubleKind.PAUSED):
+    for kind in (TroubleKind.PEER_AWAY, TroubleKind.PEER_FULL):
         assert keys(streaming, Trouble(kind, "it is away", "east")) == [f"{kind}:east"]
         assert "lag:east" in keys(streaming, Trouble(kind, "it is away", "west"))
     assert "lag:east" in keys(streaming, Trouble(TroubleKind.CLOCK, "its clock", "east"))
+
+
+def test_a_peer_that_was_paused_is_no_problem_but_its_lag_may_be() -> None:
+    peer = replace(PEER, state=PeerState.PAUSED, last_error=None, lag_seconds=50.0)
+    paused = Trouble(TroubleKind.PAUSED, "peer east: paused", "east")
+
+    def problems(peer: PeerStatus, *others: Trouble) -> list[Problem]:
+        replication = replace(REPLICATION, peers=(peer,))
+        return list(
+            problems_of(replace(_ALONE, replication=replication, troubles=(paused, *others)))
+        )
+
+    assert problems(peer) == []
+    (lag,) = problems(replace(peer, lag_seconds=70.0))
+    assert (lag.key, lag.is_bad) == ("lag:east", False)
+    assert "70 s, because it is paused" in lag.words
+    assert [one.key for one in problems(peer, Trouble(TroubleKind.CLOCK, "its clock"))] == ["clock"]
 
 
 def test_a_mirror_whose_primary_is_away_has_no_lag_of_its_own() -> None:

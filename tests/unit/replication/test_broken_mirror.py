@@ -70,7 +70,10 @@ class _Broken:
                     pass
 
 
-async def _ship(primary: OpenVolume, broken: _Broken, seconds: float) -> None:
+async def _ship(
+    primary: OpenVolume, broken: _Broken, seconds: float, sessions: int | None = None
+) -> None:
+    """Ship for so long, or until that many *sessions* have begun."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
     replication = primary.replicate(ReplicationConfig(peers={"east": address}))
@@ -78,6 +81,9 @@ async def _ship(primary: OpenVolume, broken: _Broken, seconds: float) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, broken.handle, listeners)
             nursery.start_soon(replication.run)
+            while broken.sessions != sessions:
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("ending", [_garbage, _unknown_state, _impossible, _close])
@@ -96,7 +102,7 @@ async def test_each_session_breaks(
 
 async def test_each_session_is_of_some_use(tmp_path: Path) -> None:
     with open_volume(tmp_path / "primary") as primary:
-        primary.work(5)
+        primary.work(10)
         mirror = _Broken(_take_one_more)
-        await _ship(primary, mirror, 2)
-    assert mirror.sessions >= 6
+        await _ship(primary, mirror, 25, 10)  # ever less often they take at least 27 s
+    assert mirror.sessions == 10

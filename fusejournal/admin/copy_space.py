@@ -31,9 +31,9 @@ def check_target(
     free = disk_space(backing).free_bytes
     if grown > free:
         raise RejoinError(
-            f"the tree has {_shown(grown)} of contents{' more than here' if own else ''}, and "
-            f"{backing} has {_shown(free)} free: nothing was copied; make room there, or, where "
-            "its files are holes for the most part, go on with --ignore-space"
+            f"the tree has {shown_bytes(grown)} of contents{' more than here' if own else ''}, and "
+            f"{backing} has {shown_bytes(free)} free: nothing was copied; make room there, or, "
+            "where its files are holes for the most part, go on with --ignore-space"
         )
     if is_address(store.store):
         return
@@ -41,8 +41,8 @@ def check_target(
     left = disk_space(Path(store.store)).free_bytes - (grown if is_same else 0)
     if grown > left:
         warn(
-            f"the copy may not fit: it takes up to {_shown(grown)} in {store.store}, which has "
-            f"{_shown(max(left, 0))} for it"
+            f"the copy may not fit: it takes up to {shown_bytes(grown)} in {store.store}, which "
+            f"has {shown_bytes(max(left, 0))} for it"
         )
 
 
@@ -71,11 +71,12 @@ def check_source(
     free = disk_space(where).free_bytes
     if needed > free:
         raise RejoinError(
-            f"a version of its tree takes up to {_shown(needed)} in {where}, which has "
-            f"{_shown(free)} free: make room there, or keep its versions elsewhere "
+            f"a version of its tree takes up to {shown_bytes(needed)} in {where}, which has "
+            f"{shown_bytes(free)} free: make room there, or keep its versions elsewhere "
             "('fusejournal version store init')"
         )
 
 
-def _shown(count: int) -> str:
+def shown_bytes(count: int) -> str:
+    """Returns a number of bytes as messages about room show it."""
     return f"{count / 1e6:,.1f} MB"

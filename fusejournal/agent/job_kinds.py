@@ -170,7 +170,7 @@ def _rejoin_command(request: _Request) -> str:
 
 KINDS: Final[dict[str, JobKind]] = {
     "undo": JobKind("operator", True, False, _undo, _undo_command),
-    "restore": JobKind("operator", False, False, _restore, _restore_command),
+    "restore": JobKind("operator", True, False, _restore, _restore_command),
     "in-place": JobKind("operator", True, False, _in_place, _in_place_command),
     "version-create": JobKind("operator", False, False, _create_version, _create_version_command),
     "version-verify": JobKind("operator", False, False, _verify_version, _verify_version_command),

@@ -33,6 +33,7 @@ from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_end import kept_end, make_room_for_end
 from fusejournal.agent.job_kinds import KINDS, check_access, kind_of
 from fusejournal.agent.job_states import RESTING, WORKING, JobState
+from fusejournal.agent.restored_trees import RestoredTrees
 from fusejournal.disk.files import UNREADABLE_JSON, Outlives, make_directories, write_atomically
 from fusejournal.disk.json_records import read_object
 from fusejournal.disk.process import WORKING_DIRECTORY, python_module
@@ -77,9 +78,10 @@ class JobBook:
     def __init__(self, directory: Path) -> None:
         """*directory*: the agent's."""
         self._jobs = directory / "jobs"
-        self._restored = directory / "restored"
-        for path in (self._jobs, self._restored):
+        restored = directory / "restored"
+        for path in (self._jobs, restored):
             make_directories("agent.jobs.make", path)
+        self._restored = RestoredTrees(restored)
 
     def create(self, fields: Fields) -> dict[str, Any]:
         """Makes a job, and has it planned; one of a kind that needs no plan is begun. Fields:
@@ -96,7 +98,7 @@ class JobBook:
             raise UsageError(f"there are {_JOBS_MAX} jobs already: remove some that are done")
         job = f"{time.time_ns() // 10**6:x}-{secrets.token_hex(4)}"
         request = {
-            **kind.make(fields, self._restored / job),
+            **kind.make(fields, self._restored.place(job)),
             "kind": name, "volume": volume, "user": fields.text("user", ""),
             "made_ns": time.time_ns(),
         }  # fmt: skip
@@ -141,9 +143,10 @@ class JobBook:
 
     def order(self, fields: Fields) -> dict[str, Any]:
         """Has the job ``id`` do what ``order`` says: plan (again), do, pause, resume, stop, or
-        remove. A kind that cannot be taken back is done only with the volume's name as ``confirm``.
-        With ``plan``, the one that the user has seen, that alone is done. Raises UsageError,
-        OtherPlanError, ForbiddenJobError, OSError."""
+        remove; remove-restored removes what it has restored aside. A kind that cannot be taken back
+        is done only with the volume's name as ``confirm``. With ``plan``, the one that the user has
+        seen, that alone is done. Raises UsageError, OtherPlanError, ForbiddenJobError,
+        FusejournalError, OSError."""
         path, order = self._path(fields), fields.text("order")
         job, seen = self._describe(path), fields.text_or_none("plan")
         state, is_idle = job["state"], not job["is_running"]
@@ -158,11 +161,10 @@ class JobBook:
                 raise OtherPlanError("the plan is another one by now: look at it before it is done")
             if order == "plan" and not kind.plans:
                 raise UsageError(f"a job of the kind {job['kind']} has no plan")
-        if order == "remove":
+        if order in ("remove", "remove-restored"):
             if not is_idle:
                 raise UsageError("the job is at work: stop it first")
-            shutil.rmtree(path)
-            return {"id": path.name, "state": JobState.REMOVED}
+            return self._remove(path) if order == "remove" else self._remove_restored(path, job)
         if order in ("do", "plan") and state in RESTING and is_idle:
             self._begin(path, order, seen)
         elif order in ("pause", "resume", "stop") and not is_idle:
@@ -170,6 +172,18 @@ class JobBook:
             _write(path / "order.json", {"order": word})
         else:
             raise UsageError(f"a job that is {state} cannot be told to {order}")
+        return self._tell(path)
+
+    def _remove(self, path: Path) -> dict[str, Any]:
+        # What is not whole would be of use to nothing but this job.
+        self._restored.remove_unfinished(path.name)
+        shutil.rmtree(path)
+        return {"id": path.name, "state": JobState.REMOVED}
+
+    def _remove_restored(self, path: Path, job: dict[str, Any]) -> dict[str, Any]:
+        if not job.get("has_restored"):
+            raise UsageError("nothing that the job has restored is there")
+        self._restored.remove(path.name)
         return self._tell(path)
 
     def _begin(self, path: Path, order: str, plan: str | None = None) -> None:
@@ -246,6 +260,7 @@ class JobBook:
             "is_confirmed": kind is not None and kind.is_confirmed,
             "access": kind.access if kind is not None else "operator",
             "paused": is_running and order == "pause",
+            **(self._restored.facts(path.name) if request.get("kind") == "restore" else {}),
         }
 
 

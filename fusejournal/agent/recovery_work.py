@@ -1,11 +1,19 @@
 """The work of jobs that recover: undo, restore aside, restore in place."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any, Final
 
 from fusejournal.admin.restore_aside import AsideRestore
 from fusejournal.admin.restore_in_place import Moment, PlannedInPlace, planned_in_place
+from fusejournal.admin.restore_size import (
+    RestoreSize,
+    Room,
+    find_room,
+    size_at,
+    size_in_version,
+)
 from fusejournal.admin.source import open_source
 from fusejournal.admin.undo import DoneEntries, PlannedUndo, UndoRequest
 from fusejournal.admin.versions import VolumeVersions
@@ -17,8 +25,11 @@ from fusejournal.errors import FusejournalError
 from fusejournal.history.json_values import exact_or_none
 from fusejournal.history.query import Criteria, SeqRange, find
 from fusejournal.journal.reader import END
+from fusejournal.replay.made_aside import Restored, scratch_of_restore
 from fusejournal.replay.undo_plan import begun_undos
 from fusejournal.types import Seq
+from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.version_tree import VersionTree
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +47,7 @@ def recover(job: JobProgress, *, do_it: bool) -> None:
         case "undo":
             UndoWork(job).run(do_it=do_it)
         case "restore":
-            restore_aside(job)
+            restore_aside(job, do_it=do_it)
         case _:
             restore_in_place(job, do_it=do_it)
 
@@ -160,22 +171,86 @@ class UndoWork:
         note_way_back(self._job.values, planned.source.name)
 
 
-def restore_aside(job: JobProgress) -> None:
-    """Restores a path into a new directory. Killed, it has left a scratch directory that the next
-    attempt goes on in. Raises FusejournalError, OSError, JobStoppedError."""
-    job.save(JobState.DOING, words="", done=0, total=None)
-    request = job.request
-    target, version = Path(request["target"]), request.get("version")
-    if version is not None:
-        versions = VolumeVersions(request["volume"], job.check)
-        restored, _ = versions.restore(version, versions.path(request["path"]), target, job.step)
-    else:
-        source = open_source(request["volume"])
-        end = source.end_of(to_seq=request["at"])
-        path = source.path(request["path"])
-        work = AsideRestore(request["volume"], source, path, end, waiting=job.check)
-        restored = work.run(target, job.step, log.warning)
+def restore_aside(job: JobProgress, *, do_it: bool) -> None:
+    """Plans a restore of a path into a new directory: how much that is, and whether there is room;
+    or does it, if that is what the admin has seen. Killed, it has left a scratch directory that the
+    next attempt goes on in. Raises FusejournalError, OSError, JobStoppedError."""
+    job.save(JobState.PLANNING, words="", done=0, total=None)
+    work = _AsideWork(job)
+    essence = essence_of([job.request["path"], work.moment])
+    if not do_it or not job.is_approved(essence):
+        size = work.size()
+        room = work.room(size)
+        job.show_plan(
+            essence, words=_CHANGED_WORDS if do_it else "", to_restore=size.to_json(),
+            refusal=room.refusal, warnings=[room.warning] if room.warning else [],
+        )  # fmt: skip
+        return
+    planned = RestoreSize(**job.values["to_restore"])
+    # A process before may have come to the end, and found no room to keep that.
+    restored = work.find_done(planned)
+    if restored is None:
+        if refusal := work.room(planned).refusal:
+            raise FusejournalError(refusal)
+        job.save(JobState.DOING, refusal="", warnings=[])
+        restored = work.run()
     job.save(JobState.DONE, names=restored.names, target=str(restored.path))
+
+
+class _AsideWork:
+    """A restore aside: of a version, or of the journal's entries."""
+
+    def __init__(self, job: JobProgress) -> None:
+        """Raises FusejournalError where the moment is not there."""
+        self._job = job
+        self._target = Path(job.request["target"])
+        volume = job.request["volume"]
+        wanted = job.request.get("version")
+        self._source = open_source(volume)
+        self._path = self._source.path(job.request["path"])
+        self._versions: VolumeVersions | None = None
+        if wanted is not None:
+            self._versions = VolumeVersions(volume, job.check)
+            self._version = self._versions.find(wanted).version
+            self.moment: str | int = self._version.key
+            """The version's key, or the entry: what is restored does not change."""
+            return
+        self._end = self._source.end_of(to_seq=job.request["at"])
+        self.moment = int(self._end)
+
+    def size(self) -> RestoreSize:
+        """Returns the size of what is restored. Raises FusejournalError, OSError,
+        JobStoppedError."""
+        if self._versions is None:
+            return size_at(self._source, self._path, self._end, self._job.step)
+        with self._versions.reading() as store:
+            tree = VersionTree(BlockReader(store), self._version.trees)
+            return size_in_version(tree, self._path, self._job.step)
+
+    def room(self, size: RestoreSize) -> Room:
+        """Returns whether there is room for *size*; one that was begun has its part already. Raises
+        OSError."""
+        if scratch_of_restore(self._target).exists():
+            return Room("", "")
+        return find_room(self._target.parent, size)
+
+    def find_done(self, size: RestoreSize) -> Restored | None:
+        """Returns what was restored, where all of it is there. Raises OSError."""
+        if not self._target.is_dir():
+            return None
+        name = "" if size.is_directory else os.fsdecode(self._path.rpartition(b"/")[2])
+        return Restored(size.names, self._target / name)
+
+    def run(self) -> Restored:
+        """Restores. Raises FusejournalError, OSError, JobStoppedError."""
+        job, target = self._job, self._target
+        if self._versions is not None:
+            restored, _ = self._versions.restore(self._version.key, self._path, target, job.step)
+            return restored
+        work = AsideRestore(
+            job.request["volume"], self._source, self._path, self._end, waiting=job.check
+        )
+        return work.run(target, job.step, log.warning)
 
 
 def restore_in_place(job: JobProgress, *, do_it: bool) -> None:

@@ -210,8 +210,8 @@ ROUTES: Final = (
     ),
     ApiRoute(
         "POST", "/api/agents/{agent}/jobs", "job-create", AccessRole.OPERATOR,
-        "Plans what can be planned: undo, in-place, and, for admins, prune, handoff, promote, "
-        "demote and rejoin; or begins a restore aside, the making or verifying of a version.",
+        "Plans what can be planned: undo, restore (aside), in-place, and, for admins, prune, "
+        "handoff, promote, demote and rejoin; or begins the making or verifying of a version.",
         (
             Parameter(
                 "kind", "string", "What is to be done.", True,
@@ -244,11 +244,12 @@ ROUTES: Final = (
     ),
     ApiRoute(
         "POST", "/api/agents/{agent}/jobs/{id}", "job-order", AccessRole.OPERATOR,
-        "Has a job be planned again, be done, pause, resume, stop, or be removed.",
+        "Has a job be planned again, be done, pause, resume, stop, or be removed; remove-restored "
+        "removes what a restore aside has made (has_restored), and nothing else.",
         (
             Parameter(
                 "order", "string", "What the job is to do.", True,
-                ("plan", "do", "pause", "resume", "stop", "remove"),
+                ("plan", "do", "pause", "resume", "stop", "remove", "remove-restored"),
             ),
             Parameter(
                 "confirm", "string",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from fusejournal.disk import syscalls
 from fusejournal.errors import JournalError, TargetError
-from fusejournal.replay.scratch import TREE, Scratch, Spot, find_spot
+from fusejournal.replay.scratch import TREE, Scratch, Spot, beside, find_spot
 from fusejournal.replay.staged_tree import can_go_on, check_root
 
 _RESTORE = "fusejournal-restore"
@@ -96,6 +96,11 @@ def make_aside(
                     f"could not be flushed: {unflushed.strerror}",
                 )
     return Restored(filled.names, spot.path / filled.name)
+
+
+def scratch_of_restore(target: Path) -> Path:
+    """The scratch directory of a restore into *target*, beside it."""
+    return beside(target, _RESTORE)
 
 
 def check_names_directory(target: Path, name: bytes) -> None:

@@ -32,7 +32,7 @@ const CAN_PAUSE = new Set(["undo", "restore", "in-place", "version-create", "ver
 const CAN_STOP = new Set([...CAN_PAUSE, "handoff", "rejoin"]);
 const DO = {
   handoff: (job) => `Hand over to ${job.peer} now`, promote: () => "Promote it", demote: () => "Demote it", rejoin: () => "Rejoin",
-  prune: () => "Let it go", undo: (job) => `Do it: ${number(job.action_count)} changes`, "in-place": (job) => `Do it: ${number(job.change_count)} changes`,
+  restore: (job) => `Restore it: ${number(job.to_restore?.files)} files`, prune: () => "Let it go", undo: (job) => `Do it: ${number(job.action_count)} changes`, "in-place": (job) => `Do it: ${number(job.change_count)} changes`,
 };
 const WARNINGS = {
   prune: "What goes cannot be restored any more.",
@@ -117,7 +117,8 @@ function describe(job, agent, order) {
         ["asked for", h("span", {}, time(job.made_ns), ` by ${job.user || "nobody known"}`)],
         ["takes back", job.of_job ? h("a", { href: app.link(["jobs", agent, job.of_job]) }, "this job") : null],
         ["to take back", job.chosen === undefined ? null : `${number(job.chosen)} entries${job.kept ? `; ${number(job.kept)} stay, because later changes rely on them` : ""}`],
-        ["into", job.kind === "restore" ? h("code", {}, job.target) : null],
+        ["to be restored", job.to_restore ? `${number(job.to_restore.names)} names, ${size(job.to_restore.content_bytes)}` : null],
+        ["into", job.kind === "restore" ? h("span", {}, h("code", {}, job.target), job.state === "done" && !job.has_restored ? " (removed)" : "") : null],
         ["restored", job.names === undefined ? null : `${number(job.names)} names`],
         ["to be written", job.kind === "in-place" && job.bytes ? `${size(job.bytes)} at most` : null],
         ["version", job.version?.seq ? h("a", { href: app.link(["v", agent, job.volume, "versions"], { version: job.version.key }) }, job.version.name ? name(job.version.name) : `entry ${number(job.version.seq)}`) : null],
@@ -127,6 +128,7 @@ function describe(job, agent, order) {
       may(job.access) ? h("div", { class: "row" }, buttons(job, agent, order)) : null,
       command(job.command)),
     job.undo_command ? wayBackOf(job, agent) : null,
+    job.has_restored && !job.is_running ? h("div", { class: "card" }, h("h2", {}, "To remove what was restored"), command(job.remove_command)) : null,
     job.prune ? pruneOf(job) : null,
     job.kind === "rejoin" ? rejoinSteps(job) : null,
     job.conflict_count ? conflictsOf(job) : null,
@@ -170,6 +172,7 @@ function buttons(job, agent, order) {
   if ((job.refusal || job.state === "failed") && ["promote", "demote"].includes(job.kind) && !job.force) {
     found.push(button("Plan it by force", "danger", () => begin({ agent }, { kind: job.kind, volume: job.volume, force: true })));
   }
+  if (job.has_restored) found.push(button("Remove what was restored", "danger", () => order("remove-restored")));
   found.push(button("Remove this job from the list", "", () => order("remove")));
   return found;
 }

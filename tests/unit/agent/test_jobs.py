@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import pytest
 from fusejournal.agent import job_process
 from fusejournal.agent.command_lines import note_way_back
 from fusejournal.agent.fields import Fields
+from fusejournal.agent.job_kinds import ForbiddenJobError
 from fusejournal.agent.job_process import Job
 from fusejournal.agent.job_progress import JobProgress
 from fusejournal.agent.jobs import JobBook, read_json
+from fusejournal.disk import failpoints
+from fusejournal.disk.failpoints import PlannedFault
 from fusejournal.errors import UsageError, VolumeNotFoundError
 from fusejournal.wire.frames import ANSWER_BYTES_MAX
 from tests.support.consoles import make_story
@@ -42,6 +46,11 @@ class _HereBook(JobBook):
 def _run(book: JobBook, job: dict[str, Any], root: Path) -> dict[str, Any]:
     Job(root / "jobs" / job["id"]).run()
     return book.show(Fields({"id": job["id"]}))
+
+
+def _do(book: JobBook, job: dict[str, Any], root: Path) -> dict[str, Any]:
+    book.order(Fields({"id": job["id"], "order": "do"}))
+    return _run(book, job, root)
 
 
 def test_an_undo_is_planned_and_waits(root: Path) -> None:
@@ -88,10 +97,77 @@ def test_a_directory_is_restored_aside(root: Path) -> None:
     book = _HereBook(root)
     seq = 12
     job = book.create(Fields({"kind": "restore", "volume": "data", "path": "docs", "at": seq}))
-    done = _run(book, job, root)
-    assert (done["state"], done["words"]) == ("done", "")
+    planned = _run(book, job, root)
+    assert (planned["state"], planned["has_restored"]) == ("planned", False)
+    assert planned["to_restore"] == {
+        "names": 5, "files": 5, "content_bytes": 24, "is_directory": True,
+    }  # fmt: skip
+    assert not Path(planned["target"]).exists()
+    done = _do(book, job, root)
+    assert (done["state"], done["words"], done["names"]) == ("done", "", 5)
     assert (Path(done["target"]) / "note0").read_bytes() == b"text 0"
+    assert sum(path.stat().st_size for path in Path(done["target"]).iterdir()) == 24
     assert f"--target {done['target']}" in done["command"]
+    # As if it had been killed before it could write that down.
+    progress = {**read_json(root / "jobs" / job["id"] / "progress.json"), "state": "doing"}
+    (root / "jobs" / job["id"] / "progress.json").write_text(json.dumps(progress))
+    again = _do(book, job, root)
+    assert (again["state"], again["names"], again["target"]) == ("done", 5, done["target"])
+
+
+def test_a_file_is_restored_aside(root: Path) -> None:
+    book = _HereBook(root)
+    fields = {"kind": "restore", "volume": "data", "path": "docs/note1", "at": 12}
+    job = book.create(Fields(fields))
+    size = _run(book, job, root)["to_restore"]
+    assert size == {"names": 1, "files": 1, "content_bytes": 6, "is_directory": False}
+    done = _do(book, job, root)
+    assert (done["state"], done["names"]) == ("done", 1)
+    assert Path(done["target"]).read_bytes() == b"text 1"
+
+
+def test_what_was_restored_aside_is_removed(root: Path) -> None:
+    """And nothing else is, whatever lies in its place."""
+    book, outside = _HereBook(root), root / "outside"
+    (outside / "kept").mkdir(parents=True)
+    job = book.create(Fields({"kind": "restore", "volume": "data", "path": "", "at": 12}))
+    fields = {"id": job["id"], "order": "remove-restored"}
+    with pytest.raises(UsageError, match="nothing that the job has restored"):
+        book.order(Fields(fields))
+    _run(book, job, root)
+    done = _do(book, job, root)
+    tree = root / "restored" / job["id"]
+    assert done["has_restored"]
+    assert done["remove_command"] == f"rm -rf --one-file-system -- {tree}"
+    (tree / "link").symlink_to(outside)
+    subprocess.run(["chattr", "+i", str(tree / "docs" / "note0"), str(tree / "docs")], check=True)
+    with pytest.raises(ForbiddenJobError):
+        book.order(Fields({**fields, "access": "viewer"}))
+    removed = book.order(Fields({**fields, "access": "operator"}))
+    assert (removed["state"], removed["has_restored"]) == ("done", False)
+    assert os.listdir(root / "restored") == []
+    tree.symlink_to(outside)
+    book.order(Fields(fields))
+    assert os.listdir(root / "restored") == []
+    assert os.listdir(outside) == ["kept"]
+    undo = book.create(Fields({"kind": "undo", "volume": "data", "uid": 1001}))
+    with pytest.raises(UsageError, match="nothing that the job has restored"):
+        book.order(Fields({**fields, "id": undo["id"]}))
+
+
+def test_what_a_stopped_restore_left_goes_with_its_job(root: Path) -> None:
+    book = _HereBook(root)
+    job = book.create(Fields({"kind": "restore", "volume": "data", "path": "", "at": 12}))
+    _run(book, job, root)
+    book.order(Fields({"id": job["id"], "order": "do"}))
+    failpoints.listen(PlannedFault("agent.progress.write", 3, "ENOSPC+"))
+    try:
+        assert _run(book, job, root)["state"] == "failed"
+    finally:
+        failpoints.listen(None)
+    assert len(os.listdir(root / "restored")) == 1
+    book.order(Fields({"id": job["id"], "order": "remove"}))
+    assert os.listdir(root / "restored") == []
 
 
 def test_a_job_of_its_own_process_stops_as_told(root: Path) -> None:
@@ -100,10 +176,13 @@ def test_a_job_of_its_own_process_stops_as_told(root: Path) -> None:
     job = book.create(Fields({"kind": "restore", "volume": "data", "path": "", "at": 12}))
     path = root / "jobs" / job["id"]
     deadline = time.monotonic() + 60
-    while (shown := book.show(Fields({"id": job["id"]})))["state"] in ("planning", "doing"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert shown["state"] == "done", (path / "log").read_text()
+    for state in ("planned", "done"):
+        while (shown := book.show(Fields({"id": job["id"]})))["is_running"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert shown["state"] == state, (path / "log").read_text()
+        if state == "planned":
+            book.order(Fields({"id": job["id"], "order": "do"}))
     # As if its process had died in the middle.
     (path / "progress.json").write_text(json.dumps({"state": "doing", "done": 3}))
     shown = book.show(Fields({"id": job["id"]}))
@@ -117,6 +196,7 @@ def test_a_job_heeds_its_orders_between_two_steps(root: Path) -> None:
     book = _HereBook(root)
     job = book.create(Fields({"kind": "restore", "volume": "data", "path": "", "at": 12}))
     path = root / "jobs" / job["id"]
+    _run(book, job, root)
     (path / "order.json").write_text(json.dumps({"order": "stop"}))
     stopped = _run(book, job, root)
     assert (stopped["state"], stopped["words"]) == (

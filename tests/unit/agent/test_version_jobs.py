@@ -86,6 +86,8 @@ def test_a_version_is_made_verified_and_looked_at(root: Path) -> None:
     verified = _job(root, kind="version-verify", version="first", data=True)
     assert (verified["state"], verified["verified"]["files"]) == ("done", 5)
     aside = _job(root, kind="restore", path=names[-1], version="first")
+    assert (aside["state"], aside["to_restore"]["content_bytes"]) == ("planned", 3)
+    aside = _do(root, aside)
     assert (aside["state"], aside["names"]) == ("done", 1)
     assert "--to-version first --target" in aside["command"]
 

@@ -265,7 +265,7 @@ async def test_the_description_has_every_path(console: RunningConsole) -> None:
     path = described["paths"]["/api/agents/{agent}/jobs/{id}"]["post"]
     schema = path["requestBody"]["content"]["application/json"]["schema"]
     assert schema["properties"]["order"]["enum"] == [
-        "plan", "do", "pause", "resume", "stop", "remove",
+        "plan", "do", "pause", "resume", "stop", "remove", "remove-restored",
     ]  # fmt: skip
 
 

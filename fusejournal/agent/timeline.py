@@ -9,24 +9,28 @@ For a path the index tells which entries can be about it, and for a pattern of n
 its plain text do; these alone are read, newest first. Where neither can (a directory on the way
 that was moved in the segment, a pattern with slashes), the segment is read from its beginning,
 where its paths are; a page that ends meanwhile has this go on with the
-next one, which asks from the same place."""
+next one, which asks from the same place.
+
+Entries are kept without their data, and of those that are large for all that (values of attributes,
+long paths) so many as have a bounded number of bytes: a page of these has fewer, and the next one
+goes on from there."""
 
 import base64
 import time
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusejournal.admin.source import JournalSource
 from fusejournal.agent.accounts import account_names
 from fusejournal.agent.command_lines import command_line
 from fusejournal.agent.fields import Fields
 from fusejournal.history.entry_lookup import Span
-from fusejournal.history.json_values import match_to_json
+from fusejournal.history.json_values import DatalessMatch, match_to_json
 from fusejournal.history.lookup import Lookup
 from fusejournal.history.name_changes import name_changes
 from fusejournal.history.path_pattern import PathPattern
@@ -34,7 +38,7 @@ from fusejournal.history.query import Criteria, Match, walk_segment
 from fusejournal.history.segment_filter import Numbers, SegmentFilter
 from fusejournal.journal.format import Entry
 from fusejournal.journal.index import SegmentIndex
-from fusejournal.journal.outcomes import Outcome, with_outcomes
+from fusejournal.journal.outcomes import with_outcomes
 from fusejournal.operations import Moving, Void
 from fusejournal.types import Fid, Seq
 
@@ -51,6 +55,10 @@ _SCANS_KEPT = 4
 _PIECE = 256
 """Entries that are read between two looks at the clock."""
 _SECONDS = 0.6
+_KEPT_BYTES_MAX = 8 << 20
+"""The most of the entries that fit in a window, or in a segment, that is kept together."""
+_PAGE_BYTES_MAX = 2 << 20
+"""The most that a page's entries have: one byte can be six of the answer."""
 _DATA_BYTES_MAX = 256 << 10
 """The most that is shown of an entry's data."""
 
@@ -107,18 +115,21 @@ def entries(source: JournalSource, fields: Fields, scans: "Scans") -> dict[str, 
         room = count - len(found)
         found += page[:room]
         if len(page) > room:
-            reached = found[-1][0].seq
+            reached = found[-1].kept.match.entry.seq
             break
         reached = seq
         if len(found) == count or time.monotonic() > deadline:
             break
-    is_end = reached <= max(criteria.from_seq, source.reader.first_seq)
     matches = _with_paths(source.lookup, found)
+    shown = list(_up_to_bytes(matches))
+    if len(shown) < len(matches):
+        reached = shown[-1].match.entry.seq
+    is_end = reached <= max(criteria.from_seq, source.reader.first_seq)
     path = fields.text_or_none("path")
     words = [source.name, *([path] if path else [])]
     return {
-        "entries": [match_to_json(one) for one in matches],
-        "users": account_names(one.entry.who.uid for one in matches),
+        "entries": [one.to_json() for one in shown],
+        "users": account_names(one.match.entry.who.uid for one in shown),
         "head_seq": int(source.head_seq),
         "next_before_seq": None if is_end else int(reached),
         "first_searched_seq": int(reached),
@@ -128,9 +139,54 @@ def entries(source: JournalSource, fields: Fields, scans: "Scans") -> dict[str, 
     }
 
 
+def _up_to_bytes(matches: Iterable[DatalessMatch]) -> Iterator[DatalessMatch]:
+    """Yields so many of the first of *matches* as a page has, one at least."""
+    left = _PAGE_BYTES_MAX
+    for at, one in enumerate(matches):
+        left -= one.kept_bytes
+        if at and left < 0:
+            return
+        yield one
+
+
 _Walk = Iterator[tuple[Match, bool]]
-_Found = list[tuple[Entry, Outcome, tuple[bytes | None, bytes | None] | None]]
-"""Entries with their paths, where those are known already."""
+
+
+class _Fitting(NamedTuple):
+    """An entry that fits; ``has_paths``: its paths are known, as far as they can be."""
+
+    kept: DatalessMatch
+    has_paths: bool
+
+
+_Found = list[_Fitting]
+
+
+class _Newest:
+    """The newest of the entries that fit, which come oldest first: so many as are kept together."""
+
+    def __init__(self, count_max: int, *, has_paths: bool) -> None:
+        self._count_max = count_max
+        self._has_paths = has_paths
+        self._kept = deque[DatalessMatch]()
+        self._bytes = 0
+        self._is_cut = False
+
+    def add(self, match: Match) -> None:
+        """Keeps an entry, without its data."""
+        self._kept.append(DatalessMatch.of(match))
+        self._bytes += self._kept[-1].kept_bytes
+        while len(self._kept) > self._count_max or (
+            self._bytes > _KEPT_BYTES_MAX and len(self._kept) > 1
+        ):
+            self._bytes -= self._kept.popleft().kept_bytes
+            self._is_cut = True
+
+    def found(self, begin: Seq) -> tuple[_Found, Seq]:
+        """Returns them, newest first, and the seq down to which they are all that fit: *begin*,
+        unless some were let go."""
+        reached = self._kept[0].match.entry.seq if self._is_cut else begin
+        return [_Fitting(one, self._has_paths) for one in reversed(self._kept)], reached
 
 
 def _pages(
@@ -150,12 +206,27 @@ def _pages(
         if numbers is not None:
             yield from _picked(lookup, span, criteria, patterns, numbers)
         elif patterns:
-            begin = Seq(max(criteria.from_seq, span.first_seq))
-            within = replace(criteria, from_seq=begin, to_seq=min(criteria.to_seq, span.end_seq))
-            meant = scans.go_on(lookup, span, within, patterns, deadline)
-            yield ([], within.to_seq) if meant is None else (meant, begin)
+            yield from _scanned(lookup, span, criteria, patterns, scans, deadline)
         else:
             yield from _windows(lookup, span, criteria)
+
+
+def _scanned(
+    lookup: Lookup,
+    span: Span,
+    criteria: Criteria,
+    patterns: Sequence[PathPattern],
+    scans: "Scans",
+    deadline: float,
+) -> Iterator[tuple[_Found, Seq]]:
+    begin, end = max(criteria.from_seq, span.first_seq), min(criteria.to_seq, span.end_seq)
+    while end > begin:
+        within = replace(criteria, from_seq=Seq(begin), to_seq=Seq(end))
+        meant = scans.go_on(lookup, span, within, patterns, deadline)
+        yield meant if meant is not None else ([], Seq(end))
+        if meant is not None:
+            _, end = meant
+    yield [], Seq(begin)
 
 
 def _picked(
@@ -173,17 +244,17 @@ def _picked(
         while end > from_number:
             start = max(from_number, end - _CANDIDATES)
             piece, end = numbers[start:end], start
-            pairs: _Found = [
-                (entry, outcome, None)
+            pairs = [
+                _Fitting(DatalessMatch.of(Match(entry, outcome, None, None)), has_paths=False)
                 for entry, outcome in lookup.reader.pick(span.path, piece)
                 if not isinstance(entry.operation, Void) and criteria.has(entry)
             ]
             found = pairs[::-1]
             if patterns:
                 found = [
-                    (one.entry, one.outcome, one[2:])
+                    _Fitting(one, has_paths=True)
                     for one in _with_paths(lookup, found)
-                    if any(pattern.matches(one.entry, *one[2:]) for pattern in patterns)
+                    if any(pattern.matches(one.match.entry, *one.match[2:]) for pattern in patterns)
                 ]
             yield found, Seq(span.first_seq + piece[0])
     yield [], begin
@@ -196,7 +267,7 @@ class Scans:
     def __init__(self) -> None:
         self._candidates: OrderedDict[tuple[Seq, int, bytes], array[int] | None] = OrderedDict()
         self._candidate_count = 0
-        self._scans: OrderedDict[tuple[Seq, Criteria], tuple[_Walk, deque[Match]]] = OrderedDict()
+        self._scans: OrderedDict[tuple[Seq, Criteria], tuple[_Walk, _Newest]] = OrderedDict()
 
     def keep_candidates(
         self, index: SegmentIndex, pattern: PathPattern, find: Callable[[], Numbers]
@@ -223,25 +294,25 @@ class Scans:
         criteria: Criteria,
         patterns: Sequence[PathPattern],
         deadline: float,
-    ) -> _Found | None:
-        """Returns what fits in a segment, newest first; None where it is not known in time: the
-        next call goes on with it."""
+    ) -> tuple[_Found, Seq] | None:
+        """Returns what fits in a segment, newest first, and the seq down to which that is all of
+        it; None where it is not known in time: the next call goes on with it."""
         key = span.first_seq, criteria
         known = self._scans.pop(key, None)
         walk, found = known or (
             walk_segment(lookup, span, criteria, patterns),
-            deque[Match](maxlen=_COUNT_MAX + 1),  # more, no page has
+            _Newest(_COUNT_MAX + 1, has_paths=True),  # more, no page has
         )
         # A piece at least, however late it is: else it would never come to an end.
         for count, (match, is_meant) in enumerate(walk, 1):
             if is_meant:
-                found.append(match)
+                found.add(match)
             if count % _PIECE == 0 and time.monotonic() > deadline:
                 self._scans[key] = walk, found
                 while len(self._scans) > _SCANS_KEPT:
                     self._scans.popitem(last=False)
                 return None
-        return [(one.entry, one.outcome, one[2:]) for one in reversed(found)]
+        return found.found(criteria.from_seq)
 
 
 def _windows(lookup: Lookup, span: Span, criteria: Criteria) -> Iterator[tuple[_Found, Seq]]:
@@ -250,15 +321,13 @@ def _windows(lookup: Lookup, span: Span, criteria: Criteria) -> Iterator[tuple[_
         end = Seq(min(criteria.to_seq, last))
         while end > max(first, least):
             begin = Seq(max(first, least, end - _WINDOW))
+            newest = _Newest(_WINDOW, has_paths=False)
             # One more, which may be the VOID of the last.
-            pairs = list(with_outcomes(lookup.reader.read(begin, Seq(end + 1))))
-            found: _Found = [
-                (entry, outcome, None)
-                for entry, outcome in reversed(pairs)
-                if entry.seq < end and criteria.has(entry)
-            ]
-            yield found, begin
-            end = begin
+            for entry, outcome in with_outcomes(lookup.reader.read(begin, Seq(end + 1))):
+                if entry.seq < end and criteria.has(entry):
+                    newest.add(Match(entry, outcome, None, None))
+            found, end = newest.found(begin)
+            yield found, end
     yield [], Seq(min(least, criteria.to_seq))
 
 
@@ -279,21 +348,27 @@ def _ranges(lookup: Lookup, span: Span, criteria: Criteria) -> list[tuple[Seq, S
     return found[::-1]
 
 
-def _with_paths(lookup: Lookup, found: _Found) -> list[Match]:
+def _with_paths(lookup: Lookup, found: _Found) -> list[DatalessMatch]:
     """Returns *found* with their paths. Those of all that lack them are asked for together."""
     fids: set[Fid] = set()
-    for entry, _, paths in found:
-        if paths is None:
-            changes = name_changes(entry.operation)
+    for one, has_paths in found:
+        if not has_paths:
+            operation = one.match.entry.operation
+            changes = name_changes(operation)
             fids |= {change.parent for change in changes}
-            fid = getattr(entry.operation, "fid", None)
+            fid = getattr(operation, "fid", None)
             if fid is not None and not changes:
                 fids.add(fid)
     lookup.learn_moves(fids)
     return [
-        Match(entry, outcome, *(paths if paths is not None else _paths(lookup, entry)))
-        for entry, outcome, paths in found
+        one if has_paths else one._replace(match=_with_path(lookup, one.match))
+        for one, has_paths in found
     ]
+
+
+def _with_path(lookup: Lookup, match: Match) -> Match:
+    path, new_path = _paths(lookup, match.entry)
+    return match._replace(path=path, new_path=new_path)
 
 
 def _paths(lookup: Lookup, entry: Entry) -> tuple[bytes | None, bytes | None]:

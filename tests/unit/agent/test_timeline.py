@@ -1,7 +1,11 @@
 """A volume's entries, a page at a time, and their sums."""
 
-from collections.abc import Iterator
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +20,9 @@ from fusejournal.journal.format import Entry
 from fusejournal.journal.journal import Journal
 from fusejournal.journal.segment import list_segments
 from fusejournal.journal.segment_writer import JournalOptions
-from fusejournal.operations import Clean, Create, Mkdir, Setattr, Void, Write
+from fusejournal.operations import Clean, Create, Mkdir, Operation, Setattr, Setxattr, Void, Write
 from fusejournal.types import ROOT_FID, SYSTEM_CALLER, Caller, Fid, Seq
+from fusejournal.wire.frames import ANSWER_BYTES_MAX
 from tests.support.entries import UUID_OF_TESTS, make_directories
 
 
@@ -186,3 +191,60 @@ def test_sums_of_counted_segments_are_packed(tmp_path: Path, bars: int, apart: i
         wanted[(time_ns - chart["from_ns"]) // chart["step_ns"]] += 1
     found = [bar.get("mkdir", 0) for bar in chart["by_op"]]
     assert max(abs(one - other) for one, other in zip(found, wanted, strict=True)) <= apart
+
+
+def _peak_bytes(ask: Callable[[], object]) -> int:
+    """Returns how much of memory *ask* has at most."""
+    tracemalloc.start()
+    try:
+        ask()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def _journal_of(path: Path, count: int, operation: Operation, data: bytes = b"") -> JournalSource:
+    """A journal of a file's making, *count* times *operation*, and the end, in one segment."""
+    journal = Journal.create(path, UUID_OF_TESTS, JournalOptions(1 << 30, 10_000))
+    paths = {Fid(7): b"file"}.get
+    making = Create(Fid(7), ROOT_FID, b"file", 0o100644, 0, 0, 0, None)
+    journal.append(making, SYSTEM_CALLER, 1, paths)
+    for number in range(count):
+        journal.append(operation, SYSTEM_CALLER, number + 2, paths, data)
+    journal.append(Clean(), SYSTEM_CALLER, count + 2, paths)
+    journal.close()
+    return open_source(str(path))
+
+
+@pytest.mark.parametrize("path", ["", "file", "*/no/such"])
+def test_what_entries_hold_is_not_kept(tmp_path: Path, path: str) -> None:
+    """In one window; for a path; and where a whole segment is scanned, which is kept for the next
+    page."""
+    source = _journal_of(tmp_path, 200, Write(Fid(7), 0, None), bytes(256 << 10))
+    fields, scans = Fields({"path": path, "op": "write", "count": 500}), Scans()
+    answers: list[dict[str, Any]] = []
+    peak = _peak_bytes(lambda: answers.append(timeline.entries(source, fields, scans)))
+    assert peak < 8 << 20
+    found = [one["bytes"] for one in answers[0]["entries"]]
+    assert found == ([] if path == "*/no/such" else [256 << 10] * 200)
+
+
+@pytest.mark.parametrize("path", ["", "file"])
+def test_large_attributes_are_shown_page_by_page(tmp_path: Path, path: str) -> None:
+    """Each entry once, in pages that a console takes, and never many of them in memory."""
+    attribute = Setxattr(Fid(7), b"user.large", b"\xff" * (60 << 10))
+    source, scans = _journal_of(tmp_path, 300, attribute), Scans()
+    seqs: list[int] = []
+    before: int | None = None
+    while not seqs or before is not None:
+        fields = Fields({"path": path, "op": "setxattr", "count": 500, "before_seq": before})
+        answers: list[dict[str, Any]] = []
+        ask = partial(timeline.entries, source, fields, scans)
+        if not seqs:
+            assert _peak_bytes(lambda: answers.append(ask())) < 40 << 20  # noqa: B023
+            assert len(json.dumps(answers[0])) < ANSWER_BYTES_MAX
+        else:
+            answers.append(ask())
+        seqs += [one["seq"] for one in answers[0]["entries"]]
+        before = answers[0]["next_before_seq"]
+    assert seqs == list(range(301, 1, -1))

@@ -1,5 +1,5 @@
-"""A directory as it was, as a tar archive, made as it is sent: memory does not grow with it, but
-for what one batch of files needs.
+"""A directory as it was, as a tar archive, made as it is sent: memory does not grow with it, nor
+with the content of a file, but for what one batch of files needs.
 
 Names, types, modes, owners (by number), times to the nanosecond and contents are in it; xattrs,
 ACLs and file flags are not: a restore has these. A further name of a file is a copy of it.
@@ -11,11 +11,9 @@ import stat
 import tarfile
 from collections import deque
 from collections.abc import Iterator
-from tempfile import TemporaryFile
 from typing import Final, NamedTuple
 
 from fusejournal.admin.source import JournalSource
-from fusejournal.disk import calls
 from fusejournal.errors import UsageError
 from fusejournal.history.file_states import target_of, type_of
 from fusejournal.history.json_values import exact
@@ -30,6 +28,10 @@ from fusejournal.versions.version_tree import VersionTree
 _BATCH: Final = 200
 """Files whose entries are looked for together."""
 _PIECE_BYTES: Final = 256 << 10
+_FIRST_PART_BYTES: Final = 256 << 10
+_PART_BYTES_MAX: Final = 4 << 20
+"""The most that is put together at a time. (Larger parts of a file that was written in small pieces
+at random would be read faster, and some downloads may be under way.)"""
 _ZEROS: Final = bytes(_PIECE_BYTES)
 _TYPES: Final = {
     stat.S_IFREG: tarfile.REGTYPE,
@@ -101,17 +103,17 @@ def _of_image(lookup: Lookup, path: bytes, image: Image) -> Member | None:
 
 
 def content_of_image(lookup: Lookup, image: Image) -> Iterator[bytes]:
-    """Yields the bytes of a file, in order. It is put together in a temporary file without a name.
-    Raises JournalDamagedError, OSError."""
-    size = image.state.size
-    with TemporaryFile() as file:
-        for offset, piece in image.pieces(lookup):
-            with memoryview(piece) as view:
-                wanted = view[: max(0, size - offset)]
-                calls.write_all("agent.content", file.fileno(), wanted, offset)
-        os.ftruncate(file.fileno(), size)
-        while piece := file.read(_PIECE_BYTES):
-            yield piece
+    """Yields the bytes of a file, in order: a part after the other is put together, of which the
+    first is small, so that it comes soon. Raises JournalDamagedError."""
+    size, begin, length = image.state.size, 0, _FIRST_PART_BYTES
+    while begin < size:
+        end = min(size, begin + length)
+        part = bytearray(end - begin)
+        for offset, piece in image.pieces(lookup, begin, end):
+            part[offset - begin : offset - begin + len(piece)] = piece
+        for at in range(0, len(part), _PIECE_BYTES):
+            yield bytes(part[at : at + _PIECE_BYTES])
+        begin, length = end, min(2 * length, _PART_BYTES_MAX)
 
 
 def members_of_version(tree: VersionTree, path: bytes) -> Iterator[Member]:

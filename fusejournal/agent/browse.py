@@ -224,8 +224,8 @@ def difference(source: JournalSource, fields: Fields) -> dict[str, Any]:
 
 
 def content(source: JournalSource, fields: Fields) -> Iterator[bytes]:
-    """Yields the bytes of a file as it was, in order. It is put together in a temporary file that
-    has no name. Raises PathNotFoundError, UsageError, FusejournalError, OSError."""
+    """Yields the bytes of a file as it was, in order. Raises PathNotFoundError, UsageError,
+    FusejournalError, OSError."""
     path, before = path_of(source, fields), before_of(source, fields)
     fid = find_file(source.lookup, path, before)
     image = read_images(source.lookup, {fid}, before, None, lambda _, __: None)[fid]

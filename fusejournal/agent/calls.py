@@ -39,6 +39,9 @@ from fusejournal.wire.frames import ANSWER_BYTES_MAX, CALLS_VERSION, Call, CallP
 log = logging.getLogger(__name__)
 
 _PART_BYTES: Final = 48 << 10
+_ALIVE_SECONDS: Final = 15.0
+"""The time after which a download of which nothing comes yet shows that it is alive: a quarter of
+what a console waits."""
 _READERS_MAX: Final = 32
 
 OfVolume = Callable[[JournalSource, Fields], dict[str, Any]]
@@ -107,15 +110,20 @@ class Calls:
                 raise WireError(f"{connection.where}: {connection.peer} is not paired any more")
             if not isinstance(message, Call):
                 raise WireError(f"{connection.where}: not a call but {type(message).__name__}")
-            try:
-                await self._answer(connection, message)
-            except FusejournalError as error:
-                await _send_error(connection, str(error), error.exit_code)
-            except OSError as error:
-                await _send_error(connection, disk_error_words(error), 1)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                log.exception("the call %s failed on a bug", message.what)
-                await _send_error(connection, f"the agent failed to do it: {error!r}", 1)
+            await self.answer(connection, message)
+
+    async def answer(self, connection: Connection, call: Call) -> None:
+        """Answers *call*, with an error where it fails. Cancelling leaves half an answer; what a
+        thread is at goes on to its end. Raises WireError."""
+        try:
+            await self._answer(connection, call)
+        except FusejournalError as error:
+            await _send_error(connection, str(error), error.exit_code)
+        except OSError as error:
+            await _send_error(connection, disk_error_words(error), 1)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            log.exception("the call %s failed on a bug", call.what)
+            await _send_error(connection, f"the agent failed to do it: {error!r}", 1)
 
     async def _answer(self, connection: Connection, call: Call) -> None:
         if call.version != CALLS_VERSION:
@@ -176,7 +184,7 @@ class Calls:
     async def _send_content(self, what: str, connection: Connection, fields: Fields) -> None:
         pieces = await trio.to_thread.run_sync(_DOWNLOADS[what], fields)
         try:
-            while piece := await trio.to_thread.run_sync(next, pieces, b""):
+            while piece := await _next_piece(connection, pieces):
                 for at in range(0, len(piece), _PART_BYTES):
                     await connection.send(CallPart("more", piece[at : at + _PART_BYTES]))
         finally:
@@ -216,6 +224,32 @@ _DOWNLOADS: Final[dict[str, Callable[[Fields], Iterator[bytes]]]] = {
     "version-content": kept_versions.content,
     "version-archive": kept_versions.archive,
 }
+
+
+async def _next_piece(connection: Connection, pieces: Iterator[bytes]) -> bytes:
+    """Returns the next of *pieces*, or nothing at their end. While it takes long, as the first of a
+    file with many entries does, empty parts show the console that it is worked on."""
+    found: list[bytes] = []
+    errors: list[Exception] = []
+    is_there = trio.Event()
+
+    async def find() -> None:
+        try:
+            found.append(await trio.to_thread.run_sync(next, pieces, b""))
+        except Exception as error:
+            errors.append(error)
+        is_there.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(find)
+        while not is_there.is_set():
+            with trio.move_on_after(_ALIVE_SECONDS):
+                await is_there.wait()
+            if not is_there.is_set():
+                await connection.send(CallPart("more", b""))
+    if errors:
+        raise errors[0]
+    return found[0]
 
 
 def _close(pieces: Iterator[bytes]) -> None:

@@ -78,6 +78,13 @@ class Extents:
     def __iter__(self) -> Iterator[Extent]:
         return map(Extent, self._starts, self._ends, self._seqs)
 
+    def within(self, start: int, end: int) -> Iterator[Extent]:
+        """Yields what lies in [start, end), cut at both."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        for at in range(first, last):
+            begun, ended = max(self._starts[at], start), min(self._ends[at], end)
+            yield Extent(begun, ended, self._seqs[at])
+
     def unlike(self, other: "Extents", size: int) -> Iterator[Extent]:
         """Yields the ranges where this, of which only *size* bytes count, comes from elsewhere than
         *other* does."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from fusejournal.errors import JournalError
 from fusejournal.history.file_states import State, fid_of, is_about
 from fusejournal.history.lookup import Lookup
+from fusejournal.journal.base import all_read
 from fusejournal.operations import ContentOperation, Create, ImportData, Write, made_by
 from fusejournal.replay.extents import Extents, read_extents
 from fusejournal.types import Fid, Progress, Seq
@@ -31,14 +32,17 @@ class Image:
         self.data: dict[Seq, tuple[int, bytes]] | None = {}
         """Offset and bytes of each entry; None where that would be much."""
 
-    def pieces(self, lookup: Lookup) -> Iterator[tuple[int, bytes | memoryview]]:
-        """The content that is no hole, piece by piece with its offset. Raises
-        JournalDamagedError."""
+    def pieces(
+        self, lookup: Lookup, from_byte: int = 0, to_byte: int | None = None
+    ) -> Iterator[tuple[int, bytes | memoryview]]:
+        """The content of [from_byte, to_byte), to its end where that is None, that is no hole,
+        piece by piece with its offset; not always in order. Raises JournalDamagedError."""
+        extents = self.extents if to_byte is None else self.extents.within(from_byte, to_byte)
         if self.data is None:
-            yield from read_extents(lookup, list(self.extents))
+            yield from read_extents(lookup, list(extents))
             return
         begun, joined = 0, bytearray()
-        for start, end, seq in self.extents:
+        for start, end, seq in extents:
             assert seq is not None
             offset, data = self.data[seq]
             if joined and (start != begun + len(joined) or len(joined) >= _PIECE_BYTES):
@@ -72,8 +76,13 @@ def read_images(
 
     Raises JournalDamagedError."""
     images = {fid: Image(fid) for fid in fids}
+    if not with_data:
+        for image in images.values():
+            image.data = None
     kept_bytes = 0
-    for entry, outcome in lookup.entries_of_many(fids, before_seq, is_about):
+    # (Of contents that are not kept, the lengths alone are asked for.)
+    is_read = all_read if with_data else _none_is_read
+    for entry, outcome in lookup.entries_of_many(fids, before_seq, is_about, is_read):
         operation = entry.operation
         progress(entry.seq, None)
         if not outcome.held:
@@ -91,14 +100,14 @@ def read_images(
         if image.data is not None and isinstance(operation, Write | ImportData):
             kept_bytes += len(data)
             image.data[entry.seq] = operation.offset, bytes(data)
-            if (
-                not with_data
-                or image.state.written_bytes > _KEPT_BYTES_MAX
-                or kept_bytes > _ALL_KEPT_BYTES_MAX
-            ):
+            if image.state.written_bytes > _KEPT_BYTES_MAX or kept_bytes > _ALL_KEPT_BYTES_MAX:
                 kept_bytes -= sum(len(kept) for _, kept in image.data.values())
                 image.data = None
     return images
+
+
+def _none_is_read(*_: object) -> bool:
+    return False
 
 
 def unknown_fid(lookup: Lookup, fid: Fid) -> JournalError:

@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -190,3 +191,30 @@ def test_a_path_that_a_zip_cannot_have() -> None:
     member = Member(path, stat.S_IFREG, 0o644, 0, 0, 0, 0, b"", iter(()))
     with pytest.raises(UsageError, match="too long for a zip: download the directory as tar"):
         list(zip_of(iter([member])))
+
+
+def test_a_large_file_comes_part_by_part(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its beginning comes before the rest is read, and no more is ever kept of it, neither in
+    memory nor on a disk."""
+    pieces = [(at << 20, bytes([at]) * (1 << 20)) for at in (*range(40, 20, -1), *range(20))]
+    pieces += [((30 << 20) - 7, b"over two parts"), (100, b"over the first")]
+    with open_volume(root, uuid=load_state(root / "state").uuid) as volume:
+        large = volume.create("large")
+        for offset, data in pieces:
+            volume.volume.commit(Write(large, offset, None), SOMEBODY, data)
+    whole = bytearray(41 << 20)
+    for offset, data in pieces:
+        whole[offset : offset + len(data)] = data
+    monkeypatch.setattr("tempfile.tempdir", str(root / "no such directory"))
+    tracemalloc.start()
+    try:
+        came = 0
+        for piece in browse.content(open_source("data"), Fields({"path": "large"})):
+            assert piece == whole[came : came + len(piece)]
+            came += len(piece)
+            if came <= 256 << 10:
+                assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        assert came == len(whole)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()

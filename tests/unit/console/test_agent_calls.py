@@ -1,7 +1,8 @@
 """Calls to an agent: who waits for whom, and what is sent again where a connection was lost."""
 
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 import trio
 
 from fusejournal.address import Address
+from fusejournal.agent import calls as agent_calls
+from fusejournal.agent.calls import Calls
+from fusejournal.agent.fields import Fields
 from fusejournal.console import app, serve
-from fusejournal.console.agents import AgentBook, AgentLink, Agents, KnownAgent
+from fusejournal.console.agents import AgentBook, AgentLink, Agents, CallFailedError, KnownAgent
 from fusejournal.console.tokens import TokenBook
 from fusejournal.console.users import AccessRole
-from fusejournal.errors import PeerLostError
+from fusejournal.errors import PeerLostError, UsageError
 from fusejournal.wire import listener
 from fusejournal.wire.connection import Connection
 from fusejournal.wire.frames import Call, CallPart
@@ -223,3 +227,24 @@ async def test_a_question_is_asked_again_where_a_connection_was_lost(tmp_path: P
         await agent.link.call("job-list")
         assert await agent.link.call("job-list") == {}
         assert agent.came["job-list"] == 3
+
+
+async def test_a_download_that_begins_late_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent shows that it is at work on it."""
+
+    def slow(_: Fields) -> Iterator[bytes]:
+        time.sleep(1.5)
+        yield b"late"
+        time.sleep(1.5)
+        raise UsageError("and no more")
+
+    monkeypatch.setattr("fusejournal.agent.calls._ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("fusejournal.console.agents._ANSWER_SECONDS", 1.0)
+    monkeypatch.setitem(agent_calls._DOWNLOADS, "content", slow)
+    answer = Calls("hall", lambda: {"console": ""}, {}).answer
+    async with _agent(tmp_path, answer) as agent, aclosing(agent.link.parts("content")) as parts:
+        assert await anext(parts) == b"late"
+        with pytest.raises(CallFailedError, match="and no more"):
+            await anext(parts)

@@ -4,13 +4,16 @@ needs Debian's chromium and playwright, which no other test does (HACKING.md). W
 axe-playwright-python, each view is looked at for what keeps people out; with
 FUSEJOURNAL_TEST_SCREENSHOTS a picture of each is put into that directory."""
 
+import json
 import os
 import shutil
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,7 +169,35 @@ def test_a_removed_tree_comes_back_by_clicks(layer: Layer, processes: ConsolePro
         page.get_by_role("button", name="Do it: 5 changes").click()
         page.get_by_role("heading", name="The way back from this").wait_for()
         assert page.locator("td .pill.good").all_inner_texts() == ["done"] * 5
-    assert difference(was, image(tree)) == ""
+        assert difference(was, image(tree)) == ""
+        # What a button does, a command line that is shown beside it does, too.
+        made = processes.run("console", "token", "create", "t", "--role", "operator", "--json")
+        token = json.loads(made.stdout)["token"]
+        back = _run_shown(page, "Plan to take it back", token)
+        assert back["kind"] == "undo"
+        assert _run_shown(page, "Remove this job from the list", token)["state"] == "removed"
+        layer.stop()
+        page.get_by_role("link", name="Overview").click()
+        page.locator("div.note").get_by_text("no layer serves it").wait_for()
+        look_at(page, "overview-ways")
+        _run_shown(page, "Silence for a day", token)
+        page.get_by_text("silenced by token t").wait_for()
+        _run_shown(page, "Acknowledge", token)
+        page.get_by_text("acknowledged by token t").wait_for()
+        layer.start()
+
+
+def _run_shown(page: Any, words: str, token: str) -> dict[str, Any]:
+    """Returns the answer to the command line that is shown for the button *words*."""
+    shown = page.locator("details.ways > div").filter(has=page.get_by_text(words, exact=True))
+    line = shown.locator("code").text_content(timeout=60_000)
+    environment = {**os.environ, "TOKEN": token}
+    done = subprocess.run(
+        ["bash", "-c", line], env=environment, capture_output=True, check=True, timeout=60
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert "error" not in answer, answer
+    return answer
 
 
 def test_the_tree_before_a_change_and_odd_names(layer: Layer, processes: ConsoleProcesses) -> None:

@@ -161,6 +161,23 @@ export function command(text) {
   return h("div", { class: "command" }, h("code", { "aria-label": "The command line that does the same" }, text), button);
 }
 
+// As a shell takes it.
+export const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+
+// The line that asks the API for what a button does, with a token.
+export function asked(path, body = {}) {
+  return `curl -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" -d ${quoted(JSON.stringify(body))} ${quoted(location.origin + path)}`;
+}
+
+// The command lines that do the same as several buttons, each with its words.
+export function otherWays(lines) {
+  const shown = lines.filter(Boolean);
+  if (!shown.length) return null;
+  return h("details", { class: "ways small" }, h("summary", {}, "The same by command line"),
+    shown.map(([words, text]) => h("div", {}, h("span", { class: "soft" }, words), command(text))),
+    shown.some(([, text]) => text.startsWith("curl ")) ? h("p", { class: "soft" }, "TOKEN is what 'fusejournal console token create' has shown.") : null);
+}
+
 let quiet;
 export function say(words) {
   document.getElementById("said").textContent = words;

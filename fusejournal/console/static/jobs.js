@@ -2,7 +2,7 @@
 
 import { get, poll, post, may, encode } from "./api.js";
 import * as app from "./app.js";
-import { h, path, name, pill, number, size, time, command, failure, refresh, say, facts, spinner } from "./dom.js";
+import { h, path, name, pill, number, size, time, command, failure, refresh, say, facts, spinner, asked, otherWays } from "./dom.js";
 import { confirmTyped } from "./dialogs.js";
 import { begin } from "./timeline.js";
 
@@ -67,7 +67,7 @@ function jobTable(agent, jobs) {
 }
 
 export async function jobView(place, agent, id) {
-  const url = `/api/agents/${encode(agent)}/jobs/${encode(id)}`;
+  const url = jobPath(agent, id);
   const order = async (word, fields = {}) => {
     try {
       const job = await post(url, { order: word, ...fields });
@@ -126,7 +126,7 @@ function describe(job, agent, order) {
         ...(job.rows ?? []), ...rejoinRows(job.rejoin),
       ]),
       may(job.access) ? h("div", { class: "row" }, buttons(job, agent, order)) : null,
-      command(job.command)),
+      command(job.command), may(job.access) ? otherWays(ordersOf(job).map(([words, body]) => [words, asked(jobPath(agent, job.id), body)])) : null),
     job.undo_command ? wayBackOf(job, agent) : null,
     job.has_restored && !job.is_running ? h("div", { class: "card" }, h("h2", {}, "To remove what was restored"), command(job.remove_command)) : null,
     job.prune ? pruneOf(job) : null,
@@ -142,7 +142,20 @@ function wayBackOf(job, agent) {
   const undo = () => begin({ agent }, { kind: "undo", volume: job.volume, job: job.id });
   return h("div", { class: "card" }, h("h2", {}, "The way back from this"),
     may("operator") && !job.is_running ? h("div", { class: "row" }, h("button", { type: "button", onclick: undo }, "Plan to take it back")) : null,
-    command(job.undo_command));
+    command(job.undo_command), otherWays([["Plan to take it back", asked(`/api/agents/${encode(agent)}/jobs`, { kind: "undo", volume: job.volume, job: job.id })]]));
+}
+
+const jobPath = (agent, id) => `/api/agents/${encode(agent)}/jobs/${encode(id)}`;
+
+// What the buttons order, as the API takes it.
+function ordersOf(job) {
+  if (job.is_running) {
+    return [CAN_PAUSE.has(job.kind) ? (job.paused ? ["Go on", { order: "resume" }] : ["Pause", { order: "pause" }]) : null,
+      CAN_STOP.has(job.kind) ? ["Stop", { order: "stop" }] : null].filter(Boolean);
+  }
+  const seen = { ...(job.plan ? { plan: job.plan } : {}), ...(job.is_confirmed ? { confirm: job.volume } : {}) };
+  return [job.state === "done" ? null : ["Do it", { order: "do", ...seen }], DO[job.kind] && job.state !== "done" ? ["Plan it anew", { order: "plan" }] : null,
+    ["Remove this job from the list", { order: "remove" }]].filter(Boolean);
 }
 
 function isDoable(job) {

@@ -4,7 +4,7 @@ import { get, post, may } from "./api.js";
 import * as app from "./app.js";
 import { shippingOf } from "./ships.js";
 import { pauseButton } from "./peers.js";
-import { h, pill, facts, number, size, ago, time, clock, plain, refresh, say, command } from "./dom.js";
+import { h, pill, facts, number, size, ago, time, clock, plain, refresh, say, command, asked, otherWays } from "./dom.js";
 
 export async function overviewView(place) {
   const draw = () => {
@@ -43,7 +43,8 @@ function alertsOf(alerts, agents) {
         alert.advice ? h("div", { class: "small" }, "What to do: ", plain(alert.advice)) : null,
         h("div", { class: "small soft" }, `seen first ${ago(alert.since_ns)}`,
           alert.acknowledged ? `, acknowledged by ${alert.acknowledged.user}` : "",
-          alert.silenced ? `, silenced by ${alert.silenced.user} until ${clock(alert.silenced.until_ns)}` : "")),
+          alert.silenced ? `, silenced by ${alert.silenced.user} until ${clock(alert.silenced.until_ns)}` : ""),
+        may("operator") ? otherWays(alertActions(alert).map(([words, body]) => [words, asked("/api/alerts", body)])) : null),
       may("operator") ? h("div", { class: "row" }, alertButtons(alert)) : null)));
 }
 
@@ -56,10 +57,14 @@ function massLink(alert) {
   return h("div", {}, h("a", { href: app.link(["v", alert.agent, alert.volume, "timeline"], { uid, op, since }) }, `See what was ${DONE[op] ?? "done"}`));
 }
 
+// What can be done about an alert: words, what is asked of the API, and what is said then.
+function alertActions({ key, acknowledged, silenced }) {
+  return [acknowledged ? null : ["Acknowledge", { key, action: "acknowledge" }, "Acknowledged"],
+    silenced ? ["Tell it again", { key, action: "unsilence" }, "It is told again"] : ["Silence for a day", { key, action: "silence", hours: 24 }, "Nobody is told for a day"]].filter(Boolean);
+}
+
 function alertButtons(alert) {
-  const button = (words, body, said) => h("button", { type: "button", onclick: () => act({ key: alert.key, ...body }, said) }, words);
-  return [alert.acknowledged ? null : button("Acknowledge", {}, "Acknowledged"),
-    alert.silenced ? button("Tell it again", { action: "unsilence" }, "It is told again") : button("Silence for a day", { action: "silence", hours: 24 }, "Nobody is told for a day")];
+  return alertActions(alert).map(([words, body, said]) => h("button", { type: "button", onclick: () => act(body, said) }, words));
 }
 
 async function act(body, said) {
@@ -84,7 +89,8 @@ function channelsOf(channels) {
   };
   return h("section", { class: "card", "aria-label": "Alerts are told by" }, h("h2", {}, "Alerts are told by"), h("ul", { class: "plain" }, channels.map((one) => h("li", { "data-key": one.name, class: "row" },
     h("span", { class: "grow" }, one.name, " ", one.error ? h("span", { class: "refused" }, one.error) : h("span", { class: "soft" }, one.delivered_ns ? `delivered ${ago(one.delivered_ns)}` : "nothing delivered yet")),
-    may("admin") ? h("button", { type: "button", "aria-label": `Try ${one.name}`, onclick: () => attempt(one.name) }, "Try it") : null))));
+    may("admin") ? h("button", { type: "button", "aria-label": `Try ${one.name}`, onclick: () => attempt(one.name) }, "Try it") : null))),
+  may("admin") ? otherWays(channels.map(({ name }) => [`Try ${name}`, asked("/api/channels", { name })])) : null);
 }
 
 function picture(agents) {

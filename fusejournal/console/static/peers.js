@@ -1,13 +1,10 @@
 // The peers of a volume's node: pairing two by a code, and pausing and resuming one.
 
 import { poll, post, encode, volumePath } from "./api.js";
-import { h, say, failure, facts, field, command, period } from "./dom.js";
+import { h, say, failure, facts, field, command, period, quoted, asked, otherWays } from "./dom.js";
 import { confirmed } from "./dialogs.js";
 
 const POLL_MS = 1500;
-
-// As a shell takes it.
-const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 
 // -- pause and resume ------------------------------------------------------------------------------
 
@@ -70,7 +67,7 @@ function showCode(view, opened) {
     h("p", {}, "On the other node, where VOLUME is its name for the volume; or by “Pair by a code” on its card here:"),
     command(opened.use_command),
     opened.may_be_elsewhere ? h("p", { class: "soft small" }, "Any address of this machine goes there that the other reaches. The name before it is what the other calls this node.") : null,
-    state, h("div", { class: "row" }, done));
+    state, h("div", { class: "row" }, done), otherWays([["Take the code back", asked(`${url(view)}/${opened.id}/close`)]]));
   waiting();
   document.body.append(dialog);
   dialog.showModal();

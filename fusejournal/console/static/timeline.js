@@ -3,7 +3,7 @@
 import { get, poll, post, may, volumePath, userNames } from "./api.js";
 import * as app from "./app.js";
 import { chart } from "./chart.js";
-import { h, user, path, name, number, size, time, command, failure, spinner, say, facts, clock } from "./dom.js";
+import { h, user, path, name, number, size, time, command, failure, spinner, say, facts, clock, quoted, otherWays } from "./dom.js";
 import { heading, operation, OPERATIONS, GROUP_NAMES, groupOf } from "./volume.js";
 
 const PAGE = 100;
@@ -232,9 +232,9 @@ function markForm(view) {
       say(error.message);
     }
   };
-  return h("form", { class: "row", onsubmit: mark, title: `fusejournal mark ${view.volume} NAME` },
+  return h("form", { class: "row", onsubmit: mark },
     h("input", { name: "mark", placeholder: "before the upgrade", "aria-label": "Mark this point with the name", required: true }),
-    h("button", {}, "Mark this point"));
+    h("button", {}, "Mark this point"), otherWays([["Mark this point", `fusejournal mark ${quoted(view.volume)} NAME`]]));
 }
 
 // -- what is chosen ---------------------------------------------------------------------------------

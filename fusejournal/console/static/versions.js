@@ -2,7 +2,7 @@
 
 import { get, post, may, encode, query, volumePath, userNames } from "./api.js";
 import * as app from "./app.js";
-import { h, user, path, name, plain, number, size, time, command, failure, pill, facts, say, spinner, field } from "./dom.js";
+import { h, user, path, name, plain, number, size, time, command, failure, pill, facts, say, spinner, field, quoted, otherWays } from "./dom.js";
 import { confirmTyped } from "./dialogs.js";
 import { heading } from "./volume.js";
 import { begin } from "./timeline.js";
@@ -63,7 +63,14 @@ function listOf(found, view, again) {
       h("thead", {}, h("tr", {}, ["Take", "Version", "As of", "Made"].map((words) => h("th", { scope: "col" }, words)),
         ["Files", "Content", "Added"].map((words) => h("th", { scope: "col", class: "number" }, words)), h("th", { scope: "col" }, "Actions"))),
       h("tbody", {}, rows.map((one) => versionRow(one, view, choose, again))))) : h("p", { class: "empty" }, "No version yet."),
-    command(found.command));
+    command(found.command), waysOf(view));
+}
+
+function waysOf(view) {
+  const line = (word, rest) => `fusejournal version ${word} ${quoted(view.volume)} ${rest}`;
+  return may("operator") ? otherWays([
+    ["Make a version", line("create", "[NAME]")], ["Protect", line("protect", "VERSION")], ["Protect no longer", line("protect", "VERSION --off")],
+    ["Verify", line("verify", "VERSION --data")], may("admin") ? ["Delete", line("delete", "VERSION")] : null]) : null;
 }
 
 function compared(chosen, found) {
@@ -105,7 +112,7 @@ function remove(view, { key, words }, again) {
   confirmTyped({
     title: `Delete version ${words}`, wanted: words, button: "Delete it for ever",
     words: "It cannot be restored any more. What no other version has stays in the store until the next pruning.",
-    command: `fusejournal version delete ${view.volume} ${words}`,
+    command: `fusejournal version delete ${quoted(view.volume)} ${quoted(words)}`,
     act: async (typed) => {
       await post(`${view.base}/versions/${encode(key)}/delete`, { confirm: typed });
       say("Deleted");

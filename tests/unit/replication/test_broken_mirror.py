@@ -48,12 +48,17 @@ async def _take_one_more(_: trio.SocketStream, connection: Connection, number: i
 class _Broken:
     """A mirror that acknowledges nothing, and ends each session with *ending*."""
 
-    def __init__(self, ending: Ending) -> None:
+    def __init__(self, ending: Ending, sessions_max: int | None = None) -> None:
         self.sessions = 0
+        self.is_over = trio.Event()
+        """Set when as many sessions have begun as there are to be."""
+        self._sessions_max = sessions_max
         self._ending = ending
 
     async def handle(self, stream: trio.SocketStream) -> None:
         self.sessions += 1
+        if self.sessions == self._sessions_max:
+            self.is_over.set()
         assert await receive_exactly(stream, len(OPEN)) == OPEN
         expected = prove(CONNECTS, stream, is_listener=True)
         assert await receive_exactly(stream, PROOF_BYTES) == expected
@@ -70,10 +75,8 @@ class _Broken:
                     pass
 
 
-async def _ship(
-    primary: OpenVolume, broken: _Broken, seconds: float, sessions: int | None = None
-) -> None:
-    """Ship for so long, or until that many *sessions* have begun."""
+async def _ship(primary: OpenVolume, broken: _Broken, seconds: float) -> None:
+    """Ship for so long, or until all sessions have begun."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
     replication = primary.replicate(ReplicationConfig(peers={"east": address}))
@@ -81,8 +84,7 @@ async def _ship(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, broken.handle, listeners)
             nursery.start_soon(replication.run)
-            while broken.sessions != sessions:  # noqa: ASYNC110  the listener counts them
-                await trio.sleep(0.05)
+            await broken.is_over.wait()
             nursery.cancel_scope.cancel()
 
 
@@ -103,6 +105,6 @@ async def test_each_session_breaks(
 async def test_each_session_is_of_some_use(tmp_path: Path) -> None:
     with open_volume(tmp_path / "primary") as primary:
         primary.work(10)
-        mirror = _Broken(_take_one_more)
-        await _ship(primary, mirror, 25, 10)  # ever less often they take at least 27 s
+        mirror = _Broken(_take_one_more, sessions_max=10)
+        await _ship(primary, mirror, 25)  # ever less often they take at least 27 s
     assert mirror.sessions == 10

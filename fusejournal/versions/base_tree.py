@@ -220,8 +220,12 @@ class VersionBase:
         found = []
         for parent, name in record.links:
             value = self._names.get(name_key(parent, name))
-            assert value is not None, "a version that was verified has each name twice"
-            found.append((parent, name, decode_name(value).cookie))
+            its = None if value is None else decode_name(value)
+            if its is None or its.fid != record.fid:  # as another node may send it
+                raise StoreDamagedError(
+                    self.blocks.store.where, f"fid {record.fid} has a name that no directory has"
+                )
+            found.append((parent, name, its.cookie))
         if len(found) > 1:
             found.sort(key=lambda dentry: dentry[2])
         return tuple(found)
@@ -291,14 +295,14 @@ class VersionBase:
             is_last = record.complete and piece is None
             operation = ImportData(record.fid, start, record.mtime_ns or 0, is_last)
             if is_read(record.fid, start, start + length):
-                data = self._bytes(record, id_)
+                data = self._bytes(record, id_, length)
             else:
                 data = bytes(length)
             yield self._entry(operation, base_seq_of(record.fid, start), data)
 
-    def _bytes(self, record: InodeRecord, id_: bytes | None) -> bytes:
+    def _bytes(self, record: InodeRecord, id_: bytes | None, length: int) -> bytes:
         if id_ is not None:
-            return self.blocks.read(id_)
+            return self.blocks.read_chunk(id_, length)
         assert record.content is not None
         return record.content.inline or b""
 
@@ -308,11 +312,11 @@ class VersionBase:
         record = self._record(fid)
         assert record is not None
         assert record.content is not None
-        id_ = None
+        id_, length = None, 0
         if record.content.inline is None:
-            _, (id_, _) = next(items_of(self._chunk_nodes, record.content, offset))
+            _, (id_, length) = next(items_of(self._chunk_nodes, record.content, offset))
         operation = ImportData(fid, offset, record.mtime_ns or 0, False)
-        return self._entry(operation, seq, self._bytes(record, id_))
+        return self._entry(operation, seq, self._bytes(record, id_, length))
 
     def _entry(self, operation: Operation, seq: Seq, data: bytes = b"") -> Entry:
         time_ns = self.base.time_ns

@@ -128,6 +128,16 @@ class BlockReader:
             self.look_again()
         return self._read_any(id_, is_last=True)
 
+    def read_chunk(self, id_: bytes, length: int) -> bytes:
+        """Returns chunk *id_*, which by what lists it has *length* bytes. Raises
+        StoreDamagedError, also where it has not; StoreError."""
+        chunk = self.read(id_)
+        if len(chunk) != length:
+            raise StoreDamagedError(
+                self.store.where, f"chunk {id_.hex()} has {len(chunk)} bytes in place of {length}"
+            )
+        return chunk
+
     def _read_any(self, id_: bytes, *, is_last: bool = False) -> bytes:
         while (place := self.place(id_)) is not None:
             try:

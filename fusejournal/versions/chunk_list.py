@@ -16,7 +16,7 @@ import xxhash
 
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.kept_nodes import KeptNodes
-from fusejournal.versions.packs import ID_BYTES
+from fusejournal.versions.packs import BLOCK_BYTES_MAX, ID_BYTES
 
 _MEAN_ITEMS = 64
 _ITEMS_MAX = 512
@@ -63,15 +63,20 @@ def _fits(level: int, item: Any) -> bool:
     TypeError."""
     if level == 0:
         return is_chunk_item(item)
-    *rest, count = item
-    return is_chunk_item(rest) and item[0] is not None and type(count) is int and count > 0
+    id_, length, count = item
+    return _is_id(id_) and all(type(one) is int and one > 0 for one in (length, count))
 
 
 def is_chunk_item(item: Any) -> bool:
     """Returns True if *item*, as it was decoded, can be one."""
     id_, length = item
-    is_id = id_ is None or (isinstance(id_, bytes) and len(id_) == ID_BYTES)
-    return is_id and type(length) is int and length > 0
+    if type(length) is not int or length <= 0:
+        return False
+    return id_ is None or (_is_id(id_) and length <= BLOCK_BYTES_MAX)
+
+
+def _is_id(what: Any) -> bool:
+    return isinstance(what, bytes) and len(what) == ID_BYTES
 
 
 class ChunkList:

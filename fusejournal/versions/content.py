@@ -68,7 +68,7 @@ def read_content(nodes: ChunkNodes, content: Content, start: int, end: int) -> b
         if item.id is None:
             pieces.append(bytes(last - first))
         else:
-            pieces.append(nodes.blocks.read(item.id)[first:last])
+            pieces.append(nodes.blocks.read_chunk(item.id, item.length)[first:last])
     return b"".join(pieces)
 
 

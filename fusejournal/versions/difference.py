@@ -10,9 +10,10 @@ from stat import S_IFDIR
 from fusejournal.history.changes import Change
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.blocks import BlockReader
-from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key, inode_key
-from fusejournal.versions.sorted_tree import Nodes, SortedTree
+from fusejournal.versions.records import InodeRecord, decode_inode, fid_of_key
+from fusejournal.versions.sorted_tree import Nodes
 from fusejournal.versions.trees import Trees
+from fusejournal.versions.version_tree import VersionTree
 
 Differing = tuple[bytes, bytes | None, bytes | None]
 """A key, and its value in the one and the other map; None where it is not there."""
@@ -72,20 +73,27 @@ def differing(nodes: Nodes, old: bytes, new: bytes) -> Iterator[Differing]:
 class _Paths:
     """Paths of files in one version."""
 
-    def __init__(self, nodes: Nodes, trees: Trees) -> None:
-        self._blocks = nodes.blocks
-        self._inodes = SortedTree(nodes, trees.inodes)
+    def __init__(self, blocks: BlockReader, trees: Trees) -> None:
+        self._tree = VersionTree(blocks, trees)
         self._directories: dict[Fid, bytes] = {ROOT_FID: b""}
 
     def of(self, dentry: tuple[Fid, bytes]) -> bytes:
-        parent, name = dentry
-        above = self._directories.get(parent)
-        if above is None:
-            value = self._inodes.get(inode_key(parent))
-            assert value is not None
-            record = decode_inode(parent, value, self._blocks)
-            above = self._directories[parent] = self.of(record.links[0])
-        return above + b"/" + name if above else name
+        """Returns the path of a name. Raises StoreDamagedError, StoreError."""
+        way: dict[Fid, bytes] = {}
+        directory, name = dentry
+        while directory not in self._directories:
+            if directory in way:
+                raise self._tree.lies_in_itself(directory)
+            parent, way[directory] = self._tree.record(directory).links[0]
+            directory = parent
+        above = self._directories[directory]
+        for directory, its in reversed(way.items()):
+            above = self._directories[directory] = _below(above, its)
+        return _below(above, name)
+
+
+def _below(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
 
 
 def find_version_changes(
@@ -99,7 +107,7 @@ def find_version_changes(
     *below*, a path: only that and what is below it, by the old or the new name. Memory grows with
     the difference. Raises StoreDamagedError, StoreError."""
     nodes = Nodes(blocks)
-    before, after = _Paths(nodes, old), _Paths(nodes, new)
+    before, after = _Paths(blocks, old), _Paths(blocks, new)
     found: list[Change] = []
     for number, (key, was, now) in enumerate(differing(nodes, old.inodes, new.inodes)):
         progress(number, None)

@@ -23,7 +23,7 @@ from fusejournal.types import NAME_BYTES_MAX
 from fusejournal.versions.blocks import BlockWriter
 from fusejournal.versions.chunk_list import ChunkNodes
 from fusejournal.versions.manifest import Version
-from fusejournal.versions.packs import ID_BYTES, StoreDamagedError
+from fusejournal.versions.packs import BLOCK_BYTES_MAX, ID_BYTES, StoreDamagedError
 from fusejournal.versions.records import (
     INODE_KEY_BYTES,
     NAME_VALUE_BYTES,
@@ -38,7 +38,6 @@ from fusejournal.wire.frames import WireError
 
 BLOCKS_ASKED_MAX = 64
 """The blocks in one question."""
-_PLAIN_BYTES_MAX = 16 << 20
 """No block of a version is larger by far."""
 
 
@@ -132,7 +131,7 @@ class MissingBlocks:
             raise WireError("blocks that were not asked for")
         start = 0
         for stored_bytes, plain_bytes in zip(answer.stored, answer.plain, strict=True):
-            if not self._asked or plain_bytes > _PLAIN_BYTES_MAX:
+            if not self._asked or plain_bytes > BLOCK_BYTES_MAX:
                 raise WireError("blocks that were not asked for")
             one = self._asked[0][self._answered]
             self._take(one, answer.content[start : start + stored_bytes], plain_bytes)

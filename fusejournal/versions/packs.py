@@ -39,6 +39,8 @@ from blake3 import blake3
 from fusejournal.objects.store import StoreError
 
 ID_BYTES = 32
+BLOCK_BYTES_MAX = 16 << 20
+"""No block that a version has is larger."""
 _DATA_MAGIC, _NODE_MAGIC = b"FJPACK1D", b"FJPACK1N"
 _NONCE_BYTES = 16
 _PACK_HEAD_BYTES = len(_DATA_MAGIC) + _NONCE_BYTES

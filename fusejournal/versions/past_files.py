@@ -81,14 +81,14 @@ class _VersionFile:
         return State.of_import(self._wanted.as_import(parent, name, complete=True))
 
     def pieces(self) -> Iterator[tuple[int, bytes | memoryview]]:
-        for offset, id_, _ in parts_of(self._then, self._wanted):
+        for offset, id_, length in parts_of(self._then, self._wanted):
             if isinstance(id_, bytes):
-                yield offset, self._bytes_of(id_)
+                yield offset, self._bytes_of(id_, length)
 
     def unlike(self) -> Iterator[tuple[int, bytes | memoryview]]:
         for offset, id_, length in self._unlike():
             if isinstance(id_, bytes):
-                yield offset, self._bytes_of(id_)
+                yield offset, self._bytes_of(id_, length)
             elif length < _HOLE_BYTES_MIN:
                 yield from zeros(offset, offset + length)
 
@@ -100,11 +100,11 @@ class _VersionFile:
     def _unlike(self) -> Iterator[_Part]:
         return unlike_parts(self._then, self._wanted, self._now_tree, self._now)
 
-    def _bytes_of(self, id_: bytes) -> bytes:
+    def _bytes_of(self, id_: bytes, length: int) -> bytes:
         inline = self._wanted.content.inline if self._wanted.content else None
         if inline is not None:
             return inline
-        return self._then.blocks.read(id_)
+        return self._then.blocks.read_chunk(id_, length)
 
 
 def parts_of(tree: VersionTree, record: InodeRecord) -> Iterator[_Part]:

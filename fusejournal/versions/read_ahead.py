@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from fusejournal.versions.blocks import BlockReader
 from fusejournal.versions.content import items_of
+from fusejournal.versions.packs import StoreDamagedError
 from fusejournal.versions.records import InodeRecord
 from fusejournal.versions.version_tree import VersionTree
 
@@ -54,34 +55,49 @@ class ReadingThreads:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def submit(self, read: Callable[[bytes], bytes], id_: bytes) -> "Future[bytes]":
-        """Has a thread read block *id_*."""
+    def submit(
+        self, read: Callable[[bytes, int], bytes], id_: bytes, length: int
+    ) -> "Future[bytes]":
+        """Has a thread read chunk *id_*, of so many bytes."""
         if self._pool is None:
             from concurrent.futures import ThreadPoolExecutor
 
             self._pool = ThreadPoolExecutor(self._count)
-        return self._pool.submit(read, id_)
+        return self._pool.submit(read, id_, length)
 
 
 def pieces_of(tree: VersionTree, record: InodeRecord) -> Iterator[PlannedPiece]:
     """Yields the pieces of a file's content, but for holes; one without data where there are none.
-    Raises StoreDamagedError, StoreError."""
+    Raises StoreDamagedError, also where they are not as many bytes as the file has; StoreError."""
     content = record.content
     if content is None or content.inline is not None:
-        inline = content.inline if content is not None else None
-        yield PlannedPiece(Piece(record, 0, inline or b"", True), None, len(inline or b""))
+        inline = (content.inline if content is not None else None) or b""
+        if content is not None and len(inline) != record.size:
+            raise _of_another_size(tree, record)
+        yield PlannedPiece(Piece(record, 0, inline, True), None, len(inline))
         return
     before: tuple[int, bytes, int] | None = None
+    end = 0
     for start, item in items_of(tree.chunk_nodes, content):
+        end = start + item.length
+        if end > record.size:
+            break
         if item.id is None:
             continue
         if before is not None:
             yield PlannedPiece(Piece(record, before[0], b"", False), before[1], before[2])
         before = start, item.id, item.length
+    if end != record.size:
+        raise _of_another_size(tree, record)
     if before is None:
         yield PlannedPiece(Piece(record, 0, b"", True), None, 0)
     else:
         yield PlannedPiece(Piece(record, before[0], b"", True), before[1], before[2])
+
+
+def _of_another_size(tree: VersionTree, record: InodeRecord) -> StoreDamagedError:
+    why = f"the content of fid {record.fid} has not the {record.size} bytes that it is to have"
+    return StoreDamagedError(tree.blocks.store.where, why)
 
 
 def read_ahead(
@@ -96,13 +112,14 @@ def read_ahead(
         for piece, chunk, length in pieces:
             if chunk is not None and length <= _SMALL_BYTES:
                 # Quicker than asking another thread.
-                piece = piece._replace(data=blocks.read(chunk))
+                piece = piece._replace(data=blocks.read_chunk(chunk, length))
                 chunk = None
             if chunk is None and not waiting:
                 yield piece
                 continue
             held = max(length, _PIECE_BYTES)
-            waiting.append((piece, pool.submit(blocks.read, chunk) if chunk else None, held))
+            reading = pool.submit(blocks.read_chunk, chunk, length) if chunk else None
+            waiting.append((piece, reading, held))
             ahead += held
             while waiting and (ahead > limit or waiting[0][1] is None):
                 found, future, held = waiting.popleft()

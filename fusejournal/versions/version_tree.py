@@ -45,13 +45,16 @@ class VersionTree:
         above = set()
         while parent != ROOT_FID:
             if parent in above:
-                raise StoreDamagedError(
-                    self.blocks.store.where, f"fid {parent} of a version lies in itself"
-                )
+                raise self.lies_in_itself(parent)
             above.add(parent)
             parent, name = self.record(parent).links[0]
             parts.append(name)
         return b"/".join(reversed(parts))
+
+    def lies_in_itself(self, fid: Fid) -> StoreDamagedError:
+        """The error where a directory is above itself."""
+        where = self.blocks.store.where
+        return StoreDamagedError(where, f"fid {fid} of a version lies in itself")
 
     def record(self, fid: Fid) -> InodeRecord:
         """Returns the record of *fid*, to which a name leads."""

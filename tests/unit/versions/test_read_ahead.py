@@ -37,5 +37,5 @@ def test_pieces_without_data_are_not_read_ahead_without_end() -> None:
 class _Reader(BlockReader):
     """A reader of the block that is always there."""
 
-    def read(self, id_: bytes) -> bytes:
+    def read_chunk(self, id_: bytes, length: int) -> bytes:
         return b"content"

@@ -6,11 +6,11 @@ where the request comes from; the session or the token, and its rate, role and v
 browser's change, the session's secret (gates.py), and its length. It is in the audit before it is
 done.
 
-Source: OWASP's cheat sheet on HTTP headers."""
+Source: OWASP's cheat sheet on HTTP headers; RFC 6797."""
 
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Set
 from contextlib import aclosing
 from dataclasses import dataclass
 from importlib.resources import files
@@ -69,6 +69,8 @@ _HEADERS: Final = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+_TLS_HEADERS: Final = {"strict-transport-security": "max-age=31536000"}
+"""(A browser passes over it where it does not trust the certificate by itself.)"""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def make_app(parts: ConsoleParts, hosts: Set[str]) -> Any:
     ]
     static = StaticFiles(directory=static_directory())
     app = Starlette(routes=[*routes, Mount("/static", app=static)])
-    return _Secured(app, hosts)
+    return _Secured(app, hosts, _HEADERS | (_TLS_HEADERS if parts.is_tls else {}))
 
 
 def static_directory() -> Path:
@@ -176,9 +178,10 @@ class DownloadResponse:
 class _Secured:
     """Puts the headers on every answer, and refuses names of hosts that are not the console's."""
 
-    def __init__(self, app: Any, hosts: Set[str]) -> None:
+    def __init__(self, app: Any, hosts: Set[str], headers: Mapping[str, str]) -> None:
         self._app = app
         self._hosts = hosts
+        self._headers = headers
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -190,7 +193,7 @@ class _Secured:
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 there = {name for name, _ in message["headers"]}
-                added = {**_HEADERS, "cache-control": "no-store" if is_api else "no-cache"}
+                added = {**self._headers, "cache-control": "no-store" if is_api else "no-cache"}
                 message["headers"] = [
                     *message["headers"],
                     *(
@@ -289,7 +292,7 @@ class _Handlers:
     async def openapi(self, request: Request) -> Response:
         """The description of the API."""
         await self._gates.admit(request, AccessRole.VIEWER)
-        return json_answer(describe_api())
+        return json_answer(describe_api(self._gates.cookie))
 
     # -- the agents' -------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ whether that user or token may; and, for a change that a browser asks for, wheth
 
 A token comes in a header that no other site's page can send, so it needs no further secret.
 
-Source: OWASP's cheat sheets on sessions and CSRF; Fetch Metadata (W3C); RFC 6750."""
+Source: OWASP's cheat sheets on sessions and CSRF; Fetch Metadata (W3C); RFC 6750; RFC 6265bis on
+prefixes of cookies' names."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fusejournal.console.audit import Audit
+from fusejournal.console.login_limits import LoginLimits, make_device_cookie
 from fusejournal.console.sessions import RateLimit, Sessions, WebSession
 from fusejournal.console.tokens import ApiToken, TokenBook
 from fusejournal.console.users import AccessRole, ConsoleUser, UserBook, parse_access_role
@@ -27,7 +29,11 @@ from fusejournal.console.web_requests import (
 )
 
 COOKIE: Final = "fusejournal_session"
+DEVICE_COOKIE: Final = "fusejournal_device"
+"""The cookie of a browser in which a user has logged in (login_limits.py)."""
+_DEVICE_SECONDS: Final = 400 * 86400
 CSRF_HEADER: Final = "x-csrf-token"
+_NAME_CHARS_MAX: Final = 256
 _POLL_HEADER: Final = "x-poll"
 """A header of what the page asks by itself, again and again."""
 _STREAM: Final = "/api/events"
@@ -62,8 +68,10 @@ class Gates:
         self._audit = audit
         self._is_tls = is_tls
         self._sessions = Sessions()
-        self._logins_of_host = RateLimit(10, 6.0)
-        self._logins_of_name = RateLimit(10, 30.0)
+        # By this prefix a browser takes it from this host alone, and by TLS.
+        self.cookie = f"__Host-{COOKIE}" if is_tls else COOKIE
+        self._device_cookie = f"__Host-{DEVICE_COOKIE}" if is_tls else DEVICE_COOKIE
+        self._logins = LoginLimits()
         self._wrong_tokens = RateLimit(20, 6.0)
         self._requests = RateLimit(400, 0.05)
         self._hashing = trio.CapacityLimiter(2)
@@ -101,7 +109,7 @@ class Gates:
     async def _session(self, request: Request) -> WebSession:
         users = await trio.to_thread.run_sync(self._users.all)
         is_poll = _POLL_HEADER in request.headers or request.url.path == _STREAM
-        token, now = request.cookies.get(COOKIE, ""), trio.current_time()
+        token, now = request.cookies.get(self.cookie, ""), trio.current_time()
         session = self._sessions.find(token, users, now, is_poll=is_poll)
         if session is None:
             raise RefusedRequestError(401, "you are not logged in: log in first")
@@ -129,7 +137,7 @@ class Gates:
 
     async def session(self, request: Request) -> Response:
         """Returns the name of the user who is logged in; empty: none is. Cancelling is harmless."""
-        if not request.cookies.get(COOKIE):
+        if not request.cookies.get(self.cookie):
             return json_answer({"name": "", "role": "", "csrf": ""})
         await self.admit(request, AccessRole.VIEWER)
         return json_answer(_session_json(await self._session(request)))
@@ -163,11 +171,10 @@ class Gates:
         check_origin(request)
         body = await body_of(request)
         texts = {name: str(body.get(name, "")) for name in names}
-        now = trio.current_time()
-        if not (
-            self._logins_of_host.take(host_of(request), now)
-            and self._logins_of_name.take(texts["name"], now)
-        ):
+        name, host = texts["name"][:_NAME_CHARS_MAX], host_of(request)
+        user = (await trio.to_thread.run_sync(self._users.all)).get(name)
+        cookie = request.cookies.get(self._device_cookie, "")
+        if not self._logins.take(name, host, user, cookie, trio.current_time()):
             raise RefusedRequestError(429, "too many tries: wait some minutes")
         return texts
 
@@ -175,18 +182,29 @@ class Gates:
         await self.note(user.name, request, what)
         token, session = self._sessions.begin(user, trio.current_time())
         response = json_answer(_session_json(session))
-        response.set_cookie(
-            COOKIE, token, httponly=True, samesite="strict", secure=self._is_tls, path="/"
-        )
+        self._set_cookie(response, self.cookie, token)
+        self._set_cookie(response, self._device_cookie, make_device_cookie(user), _DEVICE_SECONDS)
+        self._logins.note_login(user.name, host_of(request))
         return response
+
+    def _set_cookie(
+        self, response: Response, name: str, value: str, seconds: int | None = None
+    ) -> None:
+        """Sets a cookie that lasts for *seconds*; None: as long as the browser runs."""
+        response.set_cookie(
+            name, value, max_age=seconds, httponly=True, samesite="strict", secure=self._is_tls,
+            path="/",
+        )  # fmt: skip
 
     async def logout(self, request: Request) -> Response:
         """Logs out. Cancelled, the session may have ended without a line in the audit."""
         asker = await self.admit_change(request, AccessRole.VIEWER)
-        self._sessions.end(request.cookies.get(COOKIE, ""))
+        self._sessions.end(request.cookies.get(self.cookie, ""))
         await self.note(asker.name, request, "logout")
         response = json_answer({})
-        response.delete_cookie(COOKIE, path="/")
+        response.delete_cookie(
+            self.cookie, path="/", secure=self._is_tls, httponly=True, samesite="strict"
+        )
         return response
 
 

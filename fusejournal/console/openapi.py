@@ -32,8 +32,8 @@ _ALERT = (
 )  # fmt: skip
 
 
-def describe_api() -> dict[str, Any]:
-    """Returns the description, as values."""
+def describe_api(cookie: str) -> dict[str, Any]:
+    """Returns the description, as values. *cookie*: the name of that of sessions."""
     paths: dict[str, dict[str, Any]] = {}
     for method, path, words, names in _OWN:
         parameters = tuple(Parameter(name, "string", "", True) for name in names)
@@ -52,7 +52,7 @@ def describe_api() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "securitySchemes": {
-                "session": {"type": "apiKey", "in": "cookie", "name": "fusejournal_session"},
+                "session": {"type": "apiKey", "in": "cookie", "name": cookie},
                 "token": {"type": "http", "scheme": "bearer"},
             }
         },

@@ -1,5 +1,5 @@
-"""Sessions of users who are logged in, and how often a login may be tried: in memory alone, so that
-a console that starts anew has everybody log in again.
+"""Sessions of users who are logged in, and rates: in memory alone, so that a console that starts
+anew has everybody log in again.
 
 A session's token is only in the browser's cookie; here is its hash. It ends after an hour without a
 request of its user, after twelve in any case, when the user logs out, is removed or gets another

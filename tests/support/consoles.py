@@ -99,7 +99,7 @@ class RunningConsole:
 
 @asynccontextmanager
 async def running_console(
-    directory: Path, channels: Sequence[AlertChannel] = ()
+    directory: Path, channels: Sequence[AlertChannel] = (), *, is_tls: bool = False
 ) -> AsyncIterator[RunningConsole]:
     """An agent of the volumes below the root of states, called "hall", paired with a console."""
     book = ConsoleBook(directory / "consoles.json")
@@ -127,9 +127,10 @@ async def running_console(
         await nursery.start(watch.run)
         tokens = TokenBook(directory / "tokens.json")
         stopping = trio.Event()
-        parts = ConsoleParts(agents, users, tokens, audit, watch, is_tls=False, stopping=stopping)
+        parts = ConsoleParts(agents, users, tokens, audit, watch, is_tls=is_tls, stopping=stopping)
+        scheme = "https" if is_tls else "http"
         transport = httpx.ASGITransport(make_app(parts, {"console"}))
-        async with httpx.AsyncClient(transport=transport, base_url="http://console") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=f"{scheme}://console") as client:
             yield RunningConsole(users, tokens, agents, audit, watch, jobs, client, stopping)
         await (await agents.link("hall")).aclose()
         nursery.cancel_scope.cancel()

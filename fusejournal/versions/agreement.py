@@ -3,8 +3,9 @@ make one tree: a node that has begun to become what cannot be made could not go 
 
 Each name stands for a file that has it, and the other way round: by sums of hashes of both, under a
 seed of the moment, so that the two are gone through once, each in its order. Each directory is in
-one that leads to the root. Beside a version of this node, which is known to agree, only what
-differs is looked at. Blocks are checked by the process that reads them, by their ids.
+one that leads to the root. Each file's content has as many bytes as the file, and each chunk as
+many as its list says. Beside a version of this node, which is known to agree, only what differs is
+looked at. Blocks are checked by the process that reads them, by their ids.
 
 Memory: the fids of some thousand directories."""
 
@@ -17,6 +18,8 @@ import xxhash
 
 from fusejournal.types import ROOT_FID, Fid
 from fusejournal.versions.blocks import BlockReader
+from fusejournal.versions.chunk_list import ChunkItem, ChunkList, ChunkNodes
+from fusejournal.versions.content import Content, items_of
 from fusejournal.versions.difference import differing
 from fusejournal.versions.manifest import Version
 from fusejournal.versions.packs import StoreDamagedError
@@ -63,6 +66,7 @@ class _Agreement:
         self._whole = whole
         self._check = check
         self._nodes = Nodes(blocks)
+        self._lists = ChunkNodes(blocks)
         self._inodes = SortedTree(self._nodes, version.inodes)
         self._names = SortedTree(self._nodes, version.names)
         self._seed = int.from_bytes(os.urandom(8), "little")
@@ -131,12 +135,34 @@ class _Agreement:
             return "is the root, and has a name" if new.links or new.type != S_IFDIR else None
         if new.type == S_IFDIR and len(new.links) != 1:
             return "is a directory with two names"
-        content = new.content
-        if content is not None and content.root is None:
-            size = len(content.inline or b"") + sum(item.length for item in content.items)
-            if size != new.size:
-                return f"has {size} bytes in place of {new.size}"
-        return None
+        content, its = new.content, None if old is None else old.content
+        if content is None or content == its:
+            return None if old is None or old.size == new.size else "is of another size than before"
+        return self._fault_of_content(content, its, new.size)
+
+    def _fault_of_content(self, content: Content, its: Content | None, size: int) -> str | None:
+        """Returns why *content*, which before was *its*, cannot be that of a file of so many
+        bytes."""
+        if content.root is not None and ChunkList(self._lists, content.root).size != size:
+            return f"has a list of other bytes than its {size}"
+        others = items_of(self._lists, its) if its is not None else iter(())
+        other = next(others, None)
+        end = len(content.inline or b"")
+        for start, item in items_of(self._lists, content):
+            if start != end:
+                return "has a list whose nodes have other bytes than is said above them"
+            end += item.length
+            while other is not None and other[0] < start:
+                other = next(others, None)
+            if other != (start, item) and not self._is_as_long(item):
+                return f"has a chunk of other bytes than its {item.length} at byte {start}"
+        return None if end == size else f"has {end} bytes in place of {size}"
+
+    def _is_as_long(self, item: ChunkItem) -> bool:
+        if item.id is None:
+            return True
+        place = self._blocks.place(item.id)
+        return place is not None and place.plain_bytes == item.length
 
     def _check_rooted(self, fid: Fid) -> None:
         """Raises StoreDamagedError unless *fid* is a directory that leads to the root."""

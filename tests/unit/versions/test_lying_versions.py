@@ -1,14 +1,17 @@
 """A version as a node sends it that lies: each block is what its id says, and what it says of the
 tree cannot be. Nothing is made of it, and what is read is bounded."""
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from stat import S_IFDIR, S_IFREG
 
+import msgpack
 import pytest
 
 from fusejournal.types import ROOT_FID, Fid
+from fusejournal.versions.agreement import check_agreement
 from fusejournal.versions.base_tree import VersionBase, base_of
 from fusejournal.versions.blocks import BlockReader, BlockWriter
 from fusejournal.versions.chunk_list import ChunkItem, build_list
@@ -46,7 +49,14 @@ def _make(
     found = [(name_key(Fid(above), name), encode_name(one)) for (above, name), one in names.items()]
     roots = [update_tree(nodes, empty, sorted(one)) for one in (inodes, found)]
     blocks.finish()
-    return replace(make_version(MemoryStore()), inodes=roots[0], names=roots[1])
+    return replace(
+        make_version(MemoryStore()),
+        inodes=roots[0],
+        names=roots[1],
+        file_count=len(inodes),
+        name_count=len(found),
+        content_bytes=sum(one.size for one in records if one.content is not None),
+    )
 
 
 def _read_all(store: MemoryStore, version: Version) -> bytes:
@@ -87,6 +97,33 @@ def test_a_content_that_is_no_such_file_s(
         _read_all(store, version)
     good = _make(store, [_FILE._replace(content=_of([(blocks.add_chunk(_CHUNK), 700)]))], names)
     assert _read_all(store, good) == _CHUNK
+    # Before anything is made of it, too, alone and beside what was there before.
+    empty = _make(store, [], {})
+    for one, whole in itertools.product((version, good), (None, empty.trees, good.trees)):
+        if one is good:
+            check_agreement(BlockReader(store), good, whole, lambda: None)
+            continue
+        with pytest.raises(StoreDamagedError):
+            check_agreement(BlockReader(store), version, whole, lambda: None)
+
+
+def test_a_list_whose_nodes_do_not_agree() -> None:
+    """The list's root has the file's size; below it are more bytes, and fewer."""
+    store = MemoryStore()
+    blocks = BlockWriter(store)
+    chunk = blocks.add_chunk(_CHUNK)
+    leaf = blocks.add_node(msgpack.packb((0, [(chunk, 700)])))
+    names = {(1, b"file"): Name(Fid(2), 4)}
+    for said in ((600, 800), (800, 600), (700, 700)):
+        root = blocks.add_node(msgpack.packb((1, [(leaf, one, 1) for one in said])))
+        blocks.finish()
+        file = _FILE._replace(content=Content(root=root), size=1400)
+        version = _make(store, [file], names)
+        if said == (700, 700):
+            check_agreement(BlockReader(store), version, None, lambda: None)
+            continue
+        with pytest.raises(StoreDamagedError, match=r"is said above|in place of"):
+            check_agreement(BlockReader(store), version, None, lambda: None)
 
 
 @pytest.mark.parametrize("names", [{}, {(1, b"file"): Name(Fid(3), 4)}])

@@ -4,7 +4,7 @@ make one tree: a node that has begun to become what cannot be made could not go 
 Each name stands for a file that has it, and the other way round: by sums of hashes of both, under a
 seed of the moment, so that the two are gone through once, each in its order. Each directory is in
 one that leads to the root. Each file's content has as many bytes as the file, and each chunk as
-many as its list says. Beside a version of this node, which is known to agree, only what differs is
+many as its list has. Beside a version of this node, which is known to agree, only what differs is
 looked at. Blocks are checked by the process that reads them, by their ids.
 
 Memory: the fids of some thousand directories."""

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusejournal.journal.base import load_base
 from scripts.bench.replication import Couple, Node, couple
@@ -47,10 +47,19 @@ gid = 0
 _DIRECTORY_FILES = 500
 
 
-def _took(work: Callable[[], object]) -> float:
-    begun = time.monotonic()
+class Cost(NamedTuple):
+    """What a command took: seconds, and seconds of processors in it (not in what it asks)."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def _cost(work: Callable[[], object]) -> Cost:
+    before, begun = os.times(), time.monotonic()
     work()
-    return time.monotonic() - begun
+    seconds, after = time.monotonic() - begun, os.times()
+    used = after.children_user + after.children_system
+    return Cost(seconds, used - before.children_user - before.children_system)
 
 
 def make_files(top: Path, count: int, size: int) -> None:
@@ -106,29 +115,32 @@ def _begin_anew(mirror: Node) -> None:
     mirror.stop()
 
 
-def _line(name: str, seconds: float, beside: float | None, told: str = "") -> None:
-    ratio = f"{beside / seconds:10.2f}" if beside is not None else " " * 10
-    print(f"{name:28}{seconds:10.2f} s{ratio}   {told}", flush=True)
+def _line(name: str, cost: Cost, beside: Cost | None, came: str = "") -> None:
+    ratio = f"{beside.seconds / cost.seconds:10.2f}" if beside is not None else " " * 10
+    print(
+        f"{name:28}{cost.seconds:10.2f} s{cost.cpu_seconds:10.2f} s of processors{ratio}   {came}",
+        flush=True,
+    )
 
 
 def measure_whole(nodes: Couple, base: Path, options: argparse.Namespace) -> None:
     """Prints what a new mirror costs."""
     primary, mirror = nodes
     state = str(primary.state)
-    first = _took(lambda: primary.run("version", "create", state))
+    first = _cost(lambda: primary.run("version", "create", state))
     _line("first version", first, None)
     (primary.mountpoint / "last").write_bytes(b"last")
     with rsync_daemon(base, primary.backing) as address:
         target = base / "rsynced"
         command = ["taskset", "-c", str(max(os.sched_getaffinity(0)))]
         command += ["rsync", "-aHAX", "--filter=-x trusted.*", address, f"{target}/"]
-        beside = _took(lambda: subprocess.run(command, check=True))
+        beside = _cost(lambda: subprocess.run(command, check=True))
     shutil.rmtree(target)
     _line("rsync -aHAX", beside, None)
     told: list[dict[str, Any]] = []
-    seconds = _took(lambda: told.append(_rejoin(mirror, "--whole")))
+    cost = _cost(lambda: told.append(_rejoin(mirror, "--whole")))
     assert told[0]["rung"] == 4, told
-    _line("rejoin, all", seconds, beside, f"{told[0]['fetched_bytes'] / 1e6:,.1f} MB came")
+    _line("rejoin, all", cost, beside, f"{told[0]['fetched_bytes'] / 1e6:,.1f} MB came")
 
 
 def measure_behind(nodes: Couple, options: argparse.Namespace) -> None:
@@ -152,10 +164,10 @@ def measure_behind(nodes: Couple, options: argparse.Namespace) -> None:
 
     wait_for(has_gone, primary.words, 600)
     told: list[dict[str, Any]] = []
-    seconds = _took(lambda: told.append(_rejoin(mirror)))
+    cost = _cost(lambda: told.append(_rejoin(mirror)))
     assert told[0]["rung"] == 3, told
     came = f"{told[0]['fetched_bytes'] / 1e6:,.1f} MB came"
-    _line(f"rejoin, {options.changes:,} changes", seconds, None, came)
+    _line(f"rejoin, {options.changes:,} changes", cost, None, came)
 
 
 def main() -> None:

@@ -116,11 +116,10 @@ def _begin_anew(mirror: Node) -> None:
 
 
 def _line(name: str, cost: Cost, beside: Cost | None, came: str = "") -> None:
-    ratio = f"{beside.seconds / cost.seconds:10.2f}" if beside is not None else " " * 10
-    print(
-        f"{name:28}{cost.seconds:10.2f} s{cost.cpu_seconds:10.2f} s of processors{ratio}   {came}",
-        flush=True,
-    )
+    ratio = f"{beside.seconds / cost.seconds:.2f}" if beside is not None else ""
+    # (What another process began is no child of this one.)
+    used = f"{cost.cpu_seconds:.2f} s of processors" if cost.cpu_seconds > 0 else ""
+    print(f"{name:28}{cost.seconds:10.2f} s{used:>24}{ratio:>10}   {came}", flush=True)
 
 
 def measure_whole(nodes: Couple, base: Path, options: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from fusejournal.console.agents import AgentLink, Agents, CallFailedError
+from fusejournal.console.alert_metrics import METRICS_TYPE, alert_metrics
 from fusejournal.console.audit import Audit
 from fusejournal.console.channels import DeliveryError
 from fusejournal.console.gates import Asker, Gates
@@ -102,6 +103,7 @@ def make_app(parts: ConsoleParts, hosts: Set[str]) -> Any:
         ("POST", "/api/logout", gates.logout),
         ("GET", "/api/overview", handlers.overview),
         ("GET", "/api/events", handlers.events),
+        ("GET", "/api/metrics", handlers.metrics),
         ("POST", "/api/alerts", handlers.act_on_alert),
         ("POST", "/api/channels", handlers.try_channel),
         ("GET", "/api/audit", handlers.audit),
@@ -256,6 +258,12 @@ class _Handlers:
                     await self._parts.stopping.wait()
         finally:
             self._streams -= 1
+
+    async def metrics(self, request: Request) -> Response:
+        """The alerts as metrics."""
+        asker = await self._gates.admit(request, AccessRole.VIEWER)
+        overview = _seen_by(asker, await self._parts.watch.overview())
+        return Response(alert_metrics(overview), media_type=METRICS_TYPE)
 
     async def act_on_alert(self, request: Request) -> Response:
         """Acknowledges or silences an alert."""

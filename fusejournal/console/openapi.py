@@ -16,6 +16,7 @@ _OWN = (
     ("POST", "/api/logout", "Logs out.", ()),
     ("GET", "/api/overview", "All agents and volumes, and what is wrong.", ()),
     ("GET", "/api/events", "The overview, again whenever it changes: server-sent events.", ()),
+    ("GET", "/api/metrics", "The alerts as metrics, in the text form of Prometheus.", ()),
     ("POST", "/api/channels", "Sends a message by a channel of alerts, as a try; for admins.",
      ("name",)),
     ("GET", "/api/audit", "Who did what on the page; for admins.", ()),

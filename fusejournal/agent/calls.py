@@ -104,19 +104,29 @@ class Calls:
 
     async def serve(self, connection: Connection) -> None:
         """Answers a console's calls, one after the other, until it ends the connection. Cancelling
-        cuts it off; what a thread is at goes on to its end. Raises WireError."""
-        while (message := await connection.receive()) is not None:
-            if connection.peer not in self._consoles():
+        cuts it off; what a thread is at goes on to its end. Raises WireError, also once the console
+        is forgotten, and when another one has its name."""
+        # No await before this: the listener has just looked.
+        certificate = self._consoles().get(connection.peer or "")
+
+        def check_paired() -> None:
+            if certificate is None or self._consoles().get(connection.peer or "") != certificate:
                 raise WireError(f"{connection.where}: {connection.peer} is not paired any more")
+
+        while (message := await connection.receive()) is not None:
+            check_paired()
             if not isinstance(message, Call):
                 raise WireError(f"{connection.where}: not a call but {type(message).__name__}")
-            await self.answer(connection, message)
+            await self.answer(connection, message, check_paired)
 
-    async def answer(self, connection: Connection, call: Call) -> None:
-        """Answers *call*, with an error where it fails. Cancelling leaves half an answer; what a
+    async def answer(
+        self, connection: Connection, call: Call, check_paired: Callable[[], None] = lambda: None
+    ) -> None:
+        """Answers *call*, with an error where it fails; while a download is sent, *check_paired* is
+        called for each piece: what that raises ends it. Cancelling leaves half an answer; what a
         thread is at goes on to its end. Raises WireError."""
         try:
-            await self._answer(connection, call)
+            await self._answer(connection, call, check_paired)
         except FusejournalError as error:
             await _send_error(connection, str(error), error.exit_code)
         except OSError as error:
@@ -125,7 +135,9 @@ class Calls:
             log.exception("the call %s failed on a bug", call.what)
             await _send_error(connection, f"the agent failed to do it: {error!r}", 1)
 
-    async def _answer(self, connection: Connection, call: Call) -> None:
+    async def _answer(
+        self, connection: Connection, call: Call, check_paired: Callable[[], None]
+    ) -> None:
         if call.version != CALLS_VERSION:
             raise UsageError(
                 f"the console asks in version {call.version} of calls, and this agent answers in "
@@ -133,7 +145,7 @@ class Calls:
             )
         fields = Fields(_parse(call.fields))
         if call.what in _DOWNLOADS:
-            await self._send_content(call.what, connection, fields)
+            await self._send_content(call.what, connection, fields, check_paired)
             return
         value = await self._value(call.what, fields)
         content = json.dumps(value).encode()
@@ -181,10 +193,13 @@ class Calls:
             self._volumes.popitem(last=False)
         return known
 
-    async def _send_content(self, what: str, connection: Connection, fields: Fields) -> None:
+    async def _send_content(
+        self, what: str, connection: Connection, fields: Fields, check_paired: Callable[[], None]
+    ) -> None:
         pieces = await trio.to_thread.run_sync(_DOWNLOADS[what], fields)
         try:
             while piece := await _next_piece(connection, pieces):
+                check_paired()
                 for at in range(0, len(piece), _PART_BYTES):
                     await connection.send(CallPart("more", piece[at : at + _PART_BYTES]))
         finally:

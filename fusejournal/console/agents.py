@@ -123,6 +123,7 @@ class AgentLink:
         self.agent = agent
         self._identity = identity
         self._kept: list[Connection] = []
+        self._is_closed = False
         # A stream's parts may be taken by several tasks in turn, which a limiter would not allow.
         self._question_places = trio.Semaphore(_QUESTIONS_MAX)
         self._download_places = trio.Semaphore(_DOWNLOADS_MAX)
@@ -173,7 +174,7 @@ class AgentLink:
                         return
                     part = await self._receive(connection)
             finally:
-                if is_whole and len(self._kept) < _KEPT_MAX:
+                if is_whole and not self._is_closed and len(self._kept) < _KEPT_MAX:
                     self._kept.append(connection)
                 else:
                     with trio.CancelScope(shield=True):
@@ -231,8 +232,9 @@ class AgentLink:
                 await self._kept.pop().aclose()
 
     async def aclose(self) -> None:
-        """Ends the connections that are kept. Cancelled, it ends one by force and keeps the
-        rest."""
+        """Ends the connections that are kept, and keeps none any more. Cancelled, it ends one by
+        force and leaves the rest."""
+        self._is_closed = True
         while self._kept:
             await self._kept.pop().aclose()
 

@@ -22,8 +22,9 @@ from fusejournal.console.users import AccessRole
 from fusejournal.errors import PeerLostError, UsageError
 from fusejournal.wire import listener
 from fusejournal.wire.connection import Connection
-from fusejournal.wire.frames import Call, CallPart
+from fusejournal.wire.frames import CALLS_VERSION, Call, CallPart
 from fusejournal.wire.identity import load_or_make
+from fusejournal.wire.transport import connect
 from tests.support.listening_console import listening_console
 from tests.support.patience import PATIENCE_SECONDS
 
@@ -227,6 +228,61 @@ async def test_a_question_is_asked_again_where_a_connection_was_lost(tmp_path: P
         await agent.link.call("job-list")
         assert await agent.link.call("job-list") == {}
         assert agent.came["job-list"] == 3
+
+
+async def test_a_console_that_was_forgotten_is_not_the_next_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is answered no more, and a download on it goes no further."""
+    own, other, hall = (load_or_make(tmp_path / name, name) for name in ("own", "other", "hall"))
+    consoles = {"console": own.certificate_path.read_text()}
+
+    def content(_: Fields) -> Iterator[bytes]:
+        yield b"before"
+        consoles["console"] = other.certificate_path.read_text()
+        yield b"after"
+
+    monkeypatch.setitem(agent_calls._DOWNLOADS, "content", content)
+    calls = Calls("hall", lambda: consoles, {"ping": lambda _: {}})
+    async with trio.open_nursery() as nursery:
+        address: Address = await nursery.start(
+            lambda task_status: listener.serve(
+                Address("127.0.0.1", 0), hall, lambda: consoles, insecure=False,
+                on_connection=calls.serve, on_pairing=calls.serve, task_status=task_status,
+            )
+        )  # fmt: skip
+        with trio.fail_after(PATIENCE_SECONDS):
+            connection = await connect(
+                address, own, hall.certificate_path.read_text(), insecure=False, timeout_seconds=30
+            )
+            await connection.send(Call(CALLS_VERSION, "ping", b"{}"))
+            assert await connection.receive() == _END
+            await connection.send(Call(CALLS_VERSION, "content", b"{}"))
+            assert await connection.receive() == CallPart("more", b"before")
+            refused = await connection.receive()
+            assert isinstance(refused, CallPart)
+            assert (refused.state, b"is not paired any more" in refused.content) == ("error", True)
+            await connection.send(Call(CALLS_VERSION, "ping", b"{}"))
+            assert await connection.receive() is None
+            await connection.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_link_that_was_closed_keeps_no_connection(tmp_path: Path) -> None:
+    """A call that was under way when the agent was paired anew is the last on it."""
+    began, may_end = trio.Event(), trio.Event()
+
+    async def answer(connection: Connection, _: Call) -> None:
+        began.set()
+        await may_end.wait()
+        await connection.send(_END)
+
+    async with _agent(tmp_path, answer) as agent, trio.open_nursery() as nursery:
+        nursery.start_soon(agent.link.call, "entries")
+        await began.wait()
+        await agent.link.aclose()
+        may_end.set()
+        await agent.ended.wait()
 
 
 async def test_a_download_that_begins_late_is_waited_for(

@@ -110,9 +110,9 @@ def make_app(parts: ConsoleParts, hosts: Set[str]) -> Any:
         ("GET", "/api/openapi.json", handlers.openapi),
         ("GET", "/", _page),
     ]
-    routes = [Route(path, _answering(handler), methods=[way]) for way, path, handler in own]
+    routes = [Route(path, _answering(gates, handler), methods=[way]) for way, path, handler in own]
     routes += [
-        Route(route.path, _answering(handlers.asking(route)), methods=[route.method])
+        Route(route.path, _answering(gates, handlers.asking(route)), methods=[route.method])
         for route in ROUTES
     ]
     static = StaticFiles(directory=static_directory())
@@ -130,16 +130,17 @@ async def _page(_: Request) -> Response:
     return Response(content, media_type="text/html; charset=utf-8")
 
 
-def _answering(handler: RequestHandler) -> RequestHandler:
-    """Returns *handler* with its errors as answers."""
+def _answering(gates: Gates, handler: RequestHandler) -> RequestHandler:
+    """Returns *handler* with its errors as answers; *gates* has what was forbidden audited."""
 
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
         except RefusedRequestError as error:
-            return error_answer(error.status, str(error))
+            return await gates.refuse(request, error.status, str(error))
         except CallFailedError as error:
-            return error_answer(_STATUSES.get(error.exit_code, 400), str(error))
+            status = _STATUSES.get(error.exit_code, 400)
+            return await gates.refuse(request, status, str(error))
         except WireError as error:
             return error_answer(502, str(error))
         except FusejournalError as error:
@@ -330,7 +331,8 @@ class _Handlers:
         access = AccessRole.OPERATOR if has_data else route.access
         asker = await self._gates.admit(request, access)
         if has_data:
-            await self._gates.note(asker.name, request, f"{route.call} data", **where_of(request))
+            noted = {**where_of(request), **fields}
+            await self._gates.note(asker.name, request, f"{route.call} data", **noted)
         agent = request.path_params["agent"]
         link = await self._link(asker, agent)
         answer = await link.call(route.call, **fields)

@@ -7,6 +7,7 @@ A token comes in a header that no other site's page can send, so it needs no fur
 Source: OWASP's cheat sheets on sessions and CSRF; Fetch Metadata (W3C); RFC 6750; RFC 6265bis on
 prefixes of cookies' names."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,9 +25,12 @@ from fusejournal.console.web_requests import (
     body_of,
     check_json,
     check_origin,
+    error_answer,
     host_of,
     json_answer,
 )
+
+log = logging.getLogger(__name__)
 
 COOKIE: Final = "fusejournal_session"
 DEVICE_COOKIE: Final = "fusejournal_device"
@@ -74,6 +78,7 @@ class Gates:
         self._logins = LoginLimits()
         self._wrong_tokens = RateLimit(20, 6.0)
         self._requests = RateLimit(400, 0.05)
+        self._forbidden = RateLimit(30, 6.0)
         self._hashing = trio.CapacityLimiter(2)
 
     async def admit(self, request: Request, access: AccessRole) -> Asker:
@@ -84,6 +89,7 @@ class Gates:
         else:
             session = await self._session(request)
             asker = Asker(session.name, parse_access_role(session.role))
+        request.state.asker = asker.name
         if not self._requests.take(asker.name, trio.current_time()):
             raise RefusedRequestError(429, "too many requests: wait a moment")
         if asker.role < access:
@@ -126,6 +132,21 @@ class Gates:
             await self.note("", request, "token refused")
             raise RefusedRequestError(401, "the token is not known, has expired, or was revoked")
         return Asker(f"token {token.name}", token.access, token)
+
+    async def refuse(self, request: Request, status: int, words: str) -> Response:
+        """Returns a refusal as an answer. One of what a user or a token may not is in the audit,
+        and of very many of these the rest is refused as too many. (Those of a stranger are not:
+        they would fill it.) Cancelled, there may be no line."""
+        name = getattr(request.state, "asker", None)
+        if status == 403 and name is not None:
+            if not self._forbidden.take(name, trio.current_time()):
+                return error_answer(429, "too many requests that are not for you: wait a while")
+            what = {"method": request.method, "path": request.url.path, "words": words}
+            try:
+                await self.note(name, request, "refused", **what)
+            except OSError as error:
+                log.error("the audit: %s", error.strerror)  # it is refused all the same
+        return error_answer(status, words)
 
     async def note(self, user: str, request: Request, what: str, **details: Any) -> None:
         """Puts a line into the audit. Cancelled, there is none. Raises OSError: then it must not be

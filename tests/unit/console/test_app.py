@@ -155,6 +155,38 @@ async def test_roles(console: RunningConsole) -> None:
     assert {"download", "entry data"} <= {line["what"] for line in lines}
 
 
+async def test_the_audit_has_who_looked_at_what_and_what_was_refused(
+    console: RunningConsole,
+) -> None:
+    await console.log_in("operator")
+    await console.get(f"{_VOLUME}/line-difference", path="docs/note1", from_seq=13, to_seq=14)
+    (looked,) = [one for one in console.audit.newest(9) if one["what"] == "line-difference data"]
+    assert [looked[key] for key in ("user", "path", "from_seq", "to_seq", "in_volume")] == [
+        *("user-operator", "docs/note1", "13", "14", "data"),
+    ]
+    await console.log_in("viewer")
+    await console.client.get(f"{_VOLUME}/content", params={"path": "docs/note1"})
+    await console.post(f"{_VOLUME}/marks", 403, name="mine")
+    wrong = {"x-csrf-token": "wrong"}
+    assert (await console.client.post("/api/logout", json={}, headers=wrong)).status_code == 403
+    refused = [one for one in console.audit.newest(9) if one["what"] == "refused"]
+    assert [(one["method"], one["path"]) for one in refused] == [
+        ("POST", "/api/logout"), ("POST", f"{_VOLUME}/marks"), ("GET", f"{_VOLUME}/content"),
+    ]  # fmt: skip
+    assert {one["user"] for one in refused} == {"user-viewer"}
+    assert refused[1]["words"] == "this is for the role operator: user-viewer is viewer"
+    # What an agent forbids: the console lets operators ask for jobs.
+    await console.log_in("operator")
+    await console.post("/api/agents/hall/jobs", 403, kind="prune", volume="data")
+    newest, asked = console.audit.newest(2)
+    assert (newest["what"], asked["what"]) == ("refused", "job-create")
+    # No more than the disk bears.
+    statuses = [(await console.client.get("/api/audit")).status_code for _ in range(40)]
+    assert (statuses[0], statuses[-1]) == (403, 429)
+    lines = [one for one in console.audit.newest(200) if one["what"] == "refused"]
+    assert len(lines) == 4 + statuses.count(403)
+
+
 async def test_the_overview_and_its_alerts(console: RunningConsole) -> None:
     await console.log_in("operator")
     overview = await console.get("/api/overview")

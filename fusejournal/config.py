@@ -80,6 +80,13 @@ Sections and defaults::
     [metrics]
     listen = "127.0.0.1:7711"           # Prometheus reads them there; unset: nowhere
 
+    [alerts]                            # of consoles; their agent reads this at each look
+    lag_seconds = 60.0                  # a mirror that is further behind,
+    silent_seconds = 60.0               # or hears nothing of its primary for longer;
+    free_bytes = "1GiB"                 # less left on the disk with the journal,
+    free_share = 0.05                   # or a smaller share of it,
+    backing_free_bytes = "1GiB"         # and less left in the backing
+
     [hooks]
     before = []                         # programs, each with its arguments, that are called before
     after = []                          # and after a change of the role, and at each start
@@ -142,7 +149,8 @@ def _parse_span(value: Any) -> Any:
 
 _SECONDS_LEAST = 0.001
 """Less would have a layer do nothing else, or every request be late."""
-SpanSeconds = Annotated[float, Parsed(_parse_span), Bounds(1, 366 * 86_400)]
+_YEAR_SECONDS = 366 * 86_400
+SpanSeconds = Annotated[float, Parsed(_parse_span), Bounds(1, _YEAR_SECONDS)]
 """A span of time, in seconds."""
 
 
@@ -244,6 +252,16 @@ class MetricsConfig(NamedTuple):
     listen: str | None = None
 
 
+class AlertsConfig(NamedTuple):
+    """The figures from which on a console has an alert (agent/problems.py)."""
+
+    lag_seconds: Annotated[float, Bounds(1, _YEAR_SECONDS)] = 60.0
+    silent_seconds: Annotated[float, Bounds(1, _YEAR_SECONDS)] = 60.0
+    free_bytes: Annotated[Bytes, Bounds(0, _BYTES_MAX)] = 1 << 30
+    free_share: Annotated[float, Bounds(0, 1)] = 0.05
+    backing_free_bytes: Annotated[Bytes, Bounds(0, _BYTES_MAX)] = 1 << 30
+
+
 class HooksConfig(NamedTuple):
     """The programs that are called around a change of the role (node/hooks.py)."""
 
@@ -269,6 +287,7 @@ class Config(NamedTuple):
     versions: VersionsConfig = VersionsConfig()
     store: StoreConfig = StoreConfig()
     metrics: MetricsConfig = MetricsConfig()
+    alerts: AlertsConfig = AlertsConfig()
     hooks: HooksConfig = HooksConfig()
     log: LogConfig = LogConfig()
 

@@ -12,10 +12,12 @@ from fusejournal.agent.mass_changes import FILES, MassChanges
 from fusejournal.agent.newest_versions import NewestVersions
 from fusejournal.agent.problems import (
     Problem,
+    configuration_of,
     nearly_full,
     problems_of,
     problems_of_versions,
 )
+from fusejournal.config import AlertsConfig
 from fusejournal.errors import FusejournalError
 from fusejournal.journal.reader import JournalReader
 from fusejournal.node.registry import all_volumes
@@ -62,11 +64,15 @@ class Overview:
         raw = status.to_json()
         raw["covered"] = _covered(state, status)
         raw["version"] = version
-        problems = problems_of(status)
-        problems += problems_of_versions(state, status, version)
+        config = configuration_of(status)
+        policy = config.alerts if config is not None else AlertsConfig()
+        problems = problems_of(status, policy)
+        problems += problems_of_versions(
+            state, status, version, config.versions if config is not None else None
+        )
         problems += self._mass_changes(state, status)
         with suppress(OSError):
-            problems += nearly_full(state, problems)
+            problems += nearly_full(state, problems, policy)
         raw["problems"] = [one.to_json() for one in problems]
         return raw
 

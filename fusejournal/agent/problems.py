@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from fusejournal.config import VersionsConfig, find_config, load_config
+from fusejournal.config import AlertsConfig, Config, VersionsConfig, find_config, load_config
 from fusejournal.errors import FusejournalError
 from fusejournal.node.state_dir import VolumeState
 from fusejournal.node.volume_status import Condition, VolumeStatus
@@ -17,11 +17,7 @@ from fusejournal.replication.states import MirrorState, PeerState
 from fusejournal.replication.status import MirrorStatus, PeerStatus
 from fusejournal.volume.trouble import Trouble, TroubleKind
 
-_LAG_SECONDS: Final = 60.0
-"""A lag from which on an admin should know of it."""
-_SILENT_SECONDS: Final = 60.0
-_FREE_BYTES_LOW: Final = 1 << 30
-_FREE_SHARE_LOW: Final = 0.05
+_DEFAULT: Final = AlertsConfig()
 _HOUR_SECONDS: Final = 3600.0
 _OVERDUE: Final = (
     ("keep_hourly", 3.0),
@@ -66,10 +62,20 @@ class Problem:
         return raw if self.entries is None else raw | {"entries": self.entries._asdict()}
 
 
-def problems_of(status: VolumeStatus) -> list[Problem]:
-    """Returns all that a status says is wrong with a volume, each key once. What is a trouble there
-    and can be seen in its figures, too, is one problem. That a peer was paused is none: an admin
-    wanted it; how far it is behind by that may be one."""
+def configuration_of(status: VolumeStatus) -> Config | None:
+    """Returns the configuration that a volume is mounted with, or would be; None where that cannot
+    be read, which is reported by the process that would use it."""
+    file = Path(status.configuration) if status.configuration else find_config(status.name)
+    try:
+        return load_config(file)
+    except FusejournalError:
+        return None
+
+
+def problems_of(status: VolumeStatus, policy: AlertsConfig = _DEFAULT) -> list[Problem]:
+    """Returns all that a status shows to be wrong with a volume, each key once; *policy*: of its
+    figures. What is a trouble there and can be seen in its figures, too, is one problem. That a
+    peer was paused is none: an admin wanted it; how far it is behind by that may be one."""
     peers = status.replication.peers if status.replication is not None else ()
     advices = {peer.name: peer.advice or "" for peer in peers}
     found = [
@@ -79,26 +85,26 @@ def problems_of(status: VolumeStatus) -> list[Problem]:
     ]
     found = list(_each_once(found))
     known = {one.key for one in found}
-    return found + [one for one in _seen_in(status) if one.key not in known]
+    return found + [one for one in _seen_in(status, policy) if one.key not in known]
 
 
-def _seen_in(status: VolumeStatus) -> Iterator[Problem]:
+def _seen_in(status: VolumeStatus, policy: AlertsConfig) -> Iterator[Problem]:
     """Yields the problems that the figures of *status* show, each with a key of its own."""
     if status.state in (Condition.STOPPED, Condition.HELD) and not status.troubles:
         advice = f"fusejournal mount {status.name}"
         yield Problem("stopped", "no layer serves it", status.state is Condition.HELD, advice)
-    yield from _problems_of_space(status)
+    yield from _problems_of_space(status, policy)
     if (told := status.replication) is not None:
         others = [one for one in status.troubles if one.kind is not TroubleKind.PAUSED]
         in_trouble = {one.about for one in others}
         stopped = {one.about for one in others if one.kind in _STOPPING}
         for peer in told.peers:
             yield from _problems_of_peer(
-                peer, is_in_trouble=peer.name in in_trouble, is_stopped=peer.name in stopped
+                peer, policy, is_in_trouble=peer.name in in_trouble, is_stopped=peer.name in stopped
             )
         if told.mirror is not None:
             is_away = status.has(TroubleKind.PRIMARY_AWAY)
-            yield from _problems_of_mirror(told.mirror, is_away=is_away)
+            yield from _problems_of_mirror(told.mirror, policy, is_away=is_away)
 
 
 def _key_of(trouble: Trouble) -> str:
@@ -116,22 +122,24 @@ def _each_once(problems: list[Problem]) -> Iterator[Problem]:
         yield replace(one, key=key)
 
 
-def _problems_of_space(status: VolumeStatus) -> Iterator[Problem]:
-    if status.disk_free_bytes < _FREE_BYTES_LOW:
+def _problems_of_space(status: VolumeStatus, policy: AlertsConfig) -> Iterator[Problem]:
+    if status.disk_free_bytes < policy.free_bytes:
         words = f"only {status.disk_free_bytes >> 20} MiB are left for the journal"
         yield Problem(TroubleKind.LOW_SPACE, words, True)
     free = status.backing_free_bytes
-    if free is not None and free < _FREE_BYTES_LOW:
+    if free is not None and free < policy.backing_free_bytes:
         yield Problem("backing-space", f"only {free >> 20} MiB are left in the backing", False)
 
 
-def nearly_full(state: VolumeState, others: Collection[Problem]) -> Iterator[Problem]:
-    """Yields the problem of a disk with the journal that is nearly full, where none of *others* is
-    that it is, or is worse. Raises OSError."""
+def nearly_full(
+    state: VolumeState, others: Collection[Problem], policy: AlertsConfig = _DEFAULT
+) -> Iterator[Problem]:
+    """Yields the problem of a disk with the journal that is nearly full by *policy*, where none of
+    *others* is that it is, or is worse. Raises OSError."""
     if any(one.key == TroubleKind.LOW_SPACE for one in others):
         return
     usage = shutil.disk_usage(state.directory)
-    if usage.free < usage.total * _FREE_SHARE_LOW:
+    if usage.free < usage.total * policy.free_share:
         share = 100 * usage.free / usage.total
         words = f"the disk with the journal is nearly full: {share:.1f} % are left"
         # (The key of what it is going to be: then the same alert becomes worse.)
@@ -139,7 +147,7 @@ def nearly_full(state: VolumeState, others: Collection[Problem]) -> Iterator[Pro
 
 
 def _problems_of_peer(
-    peer: PeerStatus, *, is_in_trouble: bool, is_stopped: bool
+    peer: PeerStatus, policy: AlertsConfig, *, is_in_trouble: bool, is_stopped: bool
 ) -> Iterator[Problem]:
     is_paused = peer.state is PeerState.PAUSED
     is_failing = (
@@ -152,36 +160,41 @@ def _problems_of_peer(
         # (The key of what it is going to be, if it lasts: then the same alert becomes worse.)
         key = f"{TroubleKind.PEER_AWAY}:{peer.name}"
         yield Problem(key, words, False, peer.advice or "")
-    if peer.lag_seconds > _LAG_SECONDS and not is_failing and not is_stopped:
+    if peer.lag_seconds > policy.lag_seconds and not is_failing and not is_stopped:
         words = f"peer {peer.name} is behind by {peer.lag_seconds:.0f} s"
         if is_paused:
             words += ", because it is paused"
         yield Problem(f"lag:{peer.name}", words, False, (peer.advice or "") if is_paused else "")
 
 
-def _problems_of_mirror(mirror: MirrorStatus, *, is_away: bool) -> Iterator[Problem]:
+def _problems_of_mirror(
+    mirror: MirrorStatus, policy: AlertsConfig, *, is_away: bool
+) -> Iterator[Problem]:
     if mirror.trouble or is_away:
         return  # What keeps it from taking anything is among the troubles, and its lag comes of it.
-    if mirror.state in _MIRROR_AWAY and (mirror.heard_seconds_ago or 0) > _SILENT_SECONDS:
+    if mirror.state in _MIRROR_AWAY and (mirror.heard_seconds_ago or 0) > policy.silent_seconds:
         words = f"its primary was heard last {mirror.heard_seconds_ago:.0f} s ago"
         yield Problem(TroubleKind.PRIMARY_AWAY, words, False)
-    elif mirror.lag_seconds > _LAG_SECONDS:
+    elif mirror.lag_seconds > policy.lag_seconds:
         words = f"behind its primary by {mirror.lag_seconds:.0f} s"
         yield Problem("lag", words, False)
 
 
 def problems_of_versions(
-    state: VolumeState, status: VolumeStatus, version: dict[str, Any] | None
+    state: VolumeState,
+    status: VolumeStatus,
+    version: dict[str, Any] | None,
+    policy: VersionsConfig | None,
 ) -> Iterator[Problem]:
-    """Yields what is wrong with a volume's versions, of which *version* tells the newest, and how
-    many there are; nothing before the store's first answer. One is overdue by the policy in the
-    configuration, if there is one, and only where entries came since."""
+    """Yields what is wrong with a volume's versions, of which *version* is the newest, with how
+    many there are; nothing before the store's first answer. One is overdue by *policy*, if there is
+    one, and only where entries came since."""
     if not version:
         return
     if (error := version.get("error")) is not None:
         yield Problem("store", f"its versions: {error}", True)
         return
-    hours = _overdue_hours(status)
+    hours = _overdue_hours(policy) if policy is not None else None
     if hours is None or version.get("seq") == status.head_seq:
         return
     made_ns = version.get("made_ns", state.created_ns)
@@ -194,12 +207,7 @@ def problems_of_versions(
         yield Problem("overdue", words, False, advice)
 
 
-def _overdue_hours(status: VolumeStatus) -> float | None:
-    file = Path(status.configuration) if status.configuration else find_config(status.name)
-    try:
-        policy = load_config(file).versions
-    except FusejournalError:
-        return None  # it is reported by the process that would use it
+def _overdue_hours(policy: VersionsConfig) -> float | None:
     return next((hours for key, hours in _OVERDUE if _keeps(policy, key)), None)
 
 

@@ -8,7 +8,9 @@ from typing import Final
 
 import pytest
 
+from fusejournal.agent.overview import Overview
 from fusejournal.agent.problems import Problem, nearly_full, problems_of
+from fusejournal.config import AlertsConfig
 from fusejournal.node.state_dir import load_state
 from fusejournal.node.volume_status import Condition, VolumeStatus
 from fusejournal.replication.states import MirrorState, PeerState
@@ -195,3 +197,52 @@ def test_a_volume_without_a_layer_is_a_problem() -> None:
     }
     low = problems_of(replace(stopped, disk_free_bytes=5 << 20))
     assert "only 5 MiB are left" in low[1].words
+
+
+def test_a_policy_of_its_own_decides(tmp_path: Path) -> None:
+    """By the figures of the volume's configuration; none of them is in a status."""
+    peer = replace(PEER, lag_seconds=200.0, last_error=None, state=PeerState.STREAMING)
+    status = replace(
+        PRIMARY, troubles=(), disk_free_bytes=5 << 30, backing_free_bytes=2 << 30,
+        replication=replace(REPLICATION, peers=(peer,), mirror=None),
+    )  # fmt: skip
+    mirror = replace(MIRROR, state=MirrorState.WAITING, heard_seconds_ago=70.0, lag_seconds=0.0)
+    silent = replace(
+        MIRROR_NODE, troubles=(), replication=replace(REPLICATION, peers=(), mirror=mirror)
+    )
+
+    def keys(**policy: float) -> list[str]:
+        found = [problems_of(one, AlertsConfig(**policy)) for one in (status, silent)]  # type: ignore[arg-type]
+        return [one.key for each in found for one in each]
+
+    assert keys() == ["lag:east", "primary-away"]
+    assert keys(lag_seconds=300.0, silent_seconds=80.0) == []
+    assert keys(lag_seconds=300.0, silent_seconds=80.0, free_bytes=6 << 30) == ["space"]
+    assert keys(lag_seconds=300.0, silent_seconds=80.0, backing_free_bytes=3 << 30) == [
+        "backing-space"
+    ]
+    make_volume(tmp_path / "state", "data")
+    state = load_state(tmp_path / "state")
+    (found,) = nearly_full(state, (), AlertsConfig(free_share=1.0))
+    assert "is nearly full" in found.words
+    assert list(nearly_full(state, (), AlertsConfig(free_share=0.0))) == []
+
+
+def test_an_agent_goes_by_the_configuration_of_each_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads that anew at each look; one that cannot be read is as none."""
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path))
+    monkeypatch.setenv("FUSEJOURNAL_CONFIG_ROOT", str(tmp_path / "etc"))
+    (tmp_path / "etc").mkdir()
+    make_volume(tmp_path / "state", "data")
+
+    def keys() -> set[str]:
+        (volume,) = Overview().volumes()
+        return {one["key"] for one in volume["problems"]} - {"stopped"}
+
+    before = keys()
+    (tmp_path / "etc" / "data.toml").write_text('[alerts]\nfree_bytes = "1048576TiB"\n')
+    assert keys() == before | {"space"}
+    (tmp_path / "etc" / "data.toml").write_text("[alerts]\nfree_bytes = -1\n")
+    assert keys() == before

@@ -113,7 +113,7 @@ function restoreButtons(view, tree, what) {
   const fields = { volume: view.volume, path: tree.path, at: tree.at };
   return h("div", { class: "row" },
     tree.is_directory ? archiveLinks(`${view.base}/archive`, { path: tree.path, at: tree.at }, tree.file.name || view.volume) : null,
-    h("button", { type: "button", onclick: () => begin(view, { kind: "restore", ...fields }) }, `Restore${what} aside`),
+    h("button", { type: "button", onclick: () => begin(view, { kind: "restore", ...fields }) }, `Plan to restore${what} aside`),
     tree.at === tree.head_seq ? null : h("button", { type: "button", onclick: () => begin(view, { kind: "in-place", ...fields }) }, `Plan to restore${what} in place`));
 }
 

@@ -154,7 +154,7 @@ async function versionTree(place, view, params) {
         names.map((one, at) => ["/", at === names.length - 1 ? h("strong", {}, name(one)) : h("a", { href: to(names.slice(0, at + 1).join("/")) }, name(one))])),
       may("operator") ? h("div", { class: "row" },
         page.is_directory ? archiveLinks(`${url}/archive`, { path: page.path }, page.file.name || view.volume) : null,
-        h("button", { type: "button", onclick: () => restore("restore") }, "Restore aside"),
+        h("button", { type: "button", onclick: () => restore("restore") }, "Plan to restore aside"),
         h("button", { type: "button", onclick: () => restore("in-place") }, "Plan to restore in place")) : null),
     page.is_directory ? h("div", { class: "card" }, h("div", { class: "scroll" }, h("table", { class: "stack" },
       h("thead", {}, h("tr", {}, ["Name", "Type"].map((words) => h("th", { scope: "col" }, words)), h("th", { scope: "col", class: "number" }, "Size"),

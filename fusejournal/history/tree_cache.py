@@ -21,6 +21,8 @@ from fusejournal.journal.reader import END
 from fusejournal.types import Fid, Seq
 
 _STATES_MAX: Final = 60_000
+_STATE_BYTES: Final = 512
+"""The bytes of extended attributes by which a state counts as one more: each can have 64 KiB."""
 _STEPS_MAX: Final = 64
 """States of one file; of more, every second is let go."""
 _CHANGES_MAX: Final = 100_000
@@ -39,20 +41,24 @@ class _KeptState(NamedTuple):
 class _KnownFile:
     """The steps of one file, up to entry ``through_seq``, half-open."""
 
-    __slots__ = ("steps", "through_seq")
+    __slots__ = ("steps", "through_seq", "weight")
 
     def __init__(self, begin: Seq, state: State) -> None:
         self.steps = [_KeptState(begin, begin, state)]
         self.through_seq = begin
+        self.weight = _weight(state)
+        """The number of states that this one's take the memory of."""
 
     def add(self, span: Span, state: State) -> None:
         """Has it be *state* at the end of a segment."""
         self.steps.append(_KeptState(span.first_seq, span.end_seq, state))
+        self.weight += _weight(state)
         if len(self.steps) > _STEPS_MAX:
             first, *others = self.steps
             pairs = zip(others[::2], others[1::2], strict=False)
             thinned = [later._replace(since_seq=one.since_seq) for one, later in pairs]
             self.steps = [first, *thinned, *others[2 * len(thinned) :]]
+            self.weight = sum(_weight(step.state) for step in self.steps)
 
     def before(self, before_seq: Seq) -> tuple[Seq, State]:
         """Returns a state, and the seq from which on entries below *before_seq* may have changed
@@ -62,6 +68,10 @@ class _KnownFile:
         is_last = at + 1 == len(self.steps)
         unchanged_to = self.through_seq if is_last else self.steps[at + 1].since_seq
         return max(step.end_seq, unchanged_to), step.state
+
+
+def _weight(state: State) -> int:
+    return 1 + sum(map(len, state.xattrs.values())) // _STATE_BYTES
 
 
 class _KnownDirectory:
@@ -189,10 +199,11 @@ class TreeCache:
                 files[fid].through_seq = span.end_seq
 
     def _forget_oldest(self, kept: int) -> None:
-        """Forgets files, but for the last *kept* ones, until there are few enough states."""
-        count = sum(len(known.steps) for known in self._files.values())
-        while count > _STATES_MAX and len(self._files) > kept:
-            count -= len(self._files.popitem(last=False)[1].steps)
+        """Forgets files, but for the last *kept* ones, until there are few enough states; of states
+        that are far too large, these too."""
+        weight = sum(known.weight for known in self._files.values())
+        while weight > _STATES_MAX and (len(self._files) > kept or weight > 2 * _STATES_MAX):
+            weight -= self._files.popitem(last=False)[1].weight
 
 
 def _changes(

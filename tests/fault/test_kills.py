@@ -267,6 +267,7 @@ def test_kill_at(label: str, count: int, tmp_path: Path) -> None:
 
 
 IMPORT_CALLS = {
+    "catalog.begin": (1,),
     "import.tag": (1, 2, 9),
     "journal.append": (1, 2, 3, 20, 30),
     "catalog.commit": (1, 2),

@@ -48,7 +48,7 @@ _DIRECTORY_FILES = 500
 
 
 class Cost(NamedTuple):
-    """What a command took: seconds, and seconds of processors in it (not in what it asks)."""
+    """The seconds that a command took, and those of processors in it (not in what it asks)."""
 
     seconds: float
     cpu_seconds: float

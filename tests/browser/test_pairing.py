@@ -80,6 +80,8 @@ def test_two_nodes_are_paired_and_one_is_paused(two: _Two) -> None:
         taken_back = _give_code(giving)
         giving.keyboard.press("Escape")
         giving.get_by_text("The code was taken back").wait_for()
+        # This dialog came in place of another one; the focus is back where that one was opened.
+        assert giving.evaluate("document.activeElement.innerText") == "Give out a code…"
         code = _give_code(giving)
         assert code != taken_back
         look_at(giving, "pair-code")

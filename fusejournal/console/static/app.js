@@ -1,7 +1,7 @@
 // The page's frame: who is logged in, which view is shown, and the overview as it changes.
 
 import { poll, post, restoreSession, session, may, encode } from "./api.js";
-import { h, clock, failure, spinner } from "./dom.js";
+import { h, clock, failure, focusAgain, focusIn, refresh, spinner } from "./dom.js";
 import { loginView } from "./login.js";
 import { overviewView } from "./overview.js";
 import { timelineView } from "./timeline.js";
@@ -138,14 +138,18 @@ async function show() {
   const [title, view] = viewOf(parts, params);
   document.title = `${title} – fusejournal`;
   const place = h("div", {}, spinner());
+  const was = focusIn(main);
   main.replaceChildren(place);
   showTop();
-  if (shown && shown !== title) main.focus({ preventScroll: true });
+  // What was pressed is gone. Within one view the focus goes to the same again, once that is there.
+  if (was || (shown && shown !== title)) main.focus({ preventScroll: true });
+  const isSame = shown === title;
   shown = title;
   const gone = new AbortController();
   leave = () => gone.abort();
   try {
     place.signal = gone.signal;
+    if (was && isSame) keepFocus(place, was);
     await view(place);
   } catch (error) {
     if (error.name !== "AbortError" && !gone.signal.aborted) {
@@ -153,6 +157,28 @@ async function show() {
     }
   }
 }
+
+const FOCUS_MS = 5000;
+
+// Gives the focus to what is called as what had it, when it comes; unless it is elsewhere by then.
+function keepFocus(place, was) {
+  const main = document.getElementById("main");
+  const look = () => {
+    if (document.activeElement !== main && document.activeElement !== document.body) watcher.disconnect();
+    else if (focusAgain(place, { ...was, at: -1 })) watcher.disconnect();
+  };
+  const watcher = new MutationObserver(look);
+  watcher.observe(place, { childList: true, subtree: true });
+  const stop = () => watcher.disconnect();
+  place.signal.addEventListener("abort", stop);
+  setTimeout(stop, FOCUS_MS);
+}
+
+// The link to the content is no address of a view.
+document.querySelector("a.skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
 
 function showTop() {
   const [parts] = where();
@@ -171,7 +197,7 @@ function showTop() {
         h("button", { type: "button", onclick: logout }, "Log out")));
   }
   const note = awaySince === null ? [] : [h("p", { class: "note bad away", role: "alert" }, `The console does not answer since ${clock(awaySince, false)}: what is shown here is from before.`)];
-  document.getElementById("top").replaceChildren(bar, ...note);
+  refresh(document.getElementById("top"), bar, ...note);
 }
 
 async function logout() {

@@ -2,7 +2,8 @@
 
 import { get, may, query, volumePath, userNames } from "./api.js";
 import * as app from "./app.js";
-import { h, user, path, name, plain, number, size, time, clock, command, failure, spinner } from "./dom.js";
+import { h, focusAgain, focusIn, user, path, name, plain, number, size, time, clock, command, failure, spinner } from "./dom.js";
+import { openDialog } from "./dialogs.js";
 import { heading, operation } from "./volume.js";
 import { begin, showEntry } from "./timeline.js";
 
@@ -69,7 +70,9 @@ function directory(view, tree) {
     for (const one of page.names) body.append(nameRow(view, tree, one, at));
     const last = page.names.at(-1)?.name;
     const load = async () => {
+      const was = focusIn(more);
       try { fill(await get(`${view.base}/tree`, { path: tree.path, at: tree.at, after: last }, view.signal)); } catch (error) { more.replaceChildren(failure(error)); }
+      focusAgain(more, was);
     };
     more.replaceChildren(...(page.more ? [h("button", { type: "button", onclick: load }, "More")] : []));
   };
@@ -183,11 +186,10 @@ export async function changesView(place, agent, volume, params) {
 // The lines that differ in a text file.
 async function showLines(base, one, params) {
   const title = `Lines of ${plain(one.new_path ?? one.old_path)}`;
-  const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove() });
+  const dialog = h("dialog", { "aria-label": title });
   const close = h("button", { type: "button", onclick: () => dialog.close() }, "Close");
-  document.body.append(dialog);
   dialog.replaceChildren(spinner(), close);
-  dialog.showModal();
+  openDialog(dialog, close);
   let body;
   try {
     const found = await get(`${base}/line-difference`, { path: one.old_path, new_path: one.new_path, from_seq: params.from, to_seq: params.to });
@@ -199,6 +201,7 @@ async function showLines(base, one, params) {
     body = [failure(error)];
   }
   dialog.replaceChildren(h("div", { class: "head" }, h("h2", {}, title), close), ...body);
+  close.focus();
 }
 
 // What differs, a row a file; *shown* makes the path, *lines* shows what differs in a text.

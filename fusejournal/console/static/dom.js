@@ -25,6 +25,12 @@ function handle(element, type, act) {
 // pressed, or has the focus, while what is beside it changes. What is of another thing, by its
 // data-key, is another.
 export function refresh(place, ...fresh) {
+  const was = focusIn(place);
+  fill(place, fresh);
+  focusAgain(place, was);
+}
+
+function fill(place, fresh) {
   const wanted = fresh.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false && one !== "");
   const nodes = wanted.map((one) => (one instanceof Node ? one : document.createTextNode(one)));
   const known = [...place.childNodes];
@@ -51,8 +57,38 @@ function isTaken(known, node) {
   for (const { name } of [...known.attributes]) if (!node.hasAttribute(name) && name !== "open") known.removeAttribute(name);
   for (const { name, value } of node.attributes) if (known.getAttribute(name) !== value) known.setAttribute(name, value);
   if (Object.keys(now).length) HANDLERS.set(known, now);
-  if (!acts) refresh(known, ...node.childNodes);
+  if (!acts) fill(known, [...node.childNodes]);
   return true;
+}
+
+// -- the focus ------------------------------------------------------------------------------------
+
+const ACTING = "a[href], button, input, select, textarea, summary, [tabindex='0']";
+const acting = (place) => [...place.querySelectorAll(ACTING)].filter((one) => !one.disabled && one.tabIndex >= 0);
+const signOf = (one) => [one.nodeName, one.getAttribute("aria-label") || one.name || one.getAttribute("href") || one.textContent].join(" ");
+
+// Where the focus is within *place*, so that it can be given to what comes there instead; null where
+// it is elsewhere.
+export function focusIn(place) {
+  const element = document.activeElement;
+  if (!element || element === place || !place.contains(element)) return null;
+  const sign = signOf(element);
+  const all = acting(place);
+  return { element, sign, same: all.filter((one) => signOf(one) === sign).indexOf(element), at: all.indexOf(element) };
+}
+
+// Gives the focus, if it was lost, to what is called as what had it, else to what stands where that
+// was, else to the content as a whole. Returns true if it is at the same again.
+export function focusAgain(place, was) {
+  if (!was || (was.element.isConnected && document.activeElement === was.element)) return true;
+  const lost = [null, document.body, document.getElementById("main")].includes(document.activeElement);
+  if (!lost || document.querySelector("dialog[open]")) return true;
+  const all = acting(place);
+  const same = all.filter((one) => signOf(one) === was.sign);
+  const found = same[was.same] ?? same.at(-1);
+  const instead = all[was.at]?.nodeName === was.element.nodeName ? all[was.at] : document.getElementById("main");
+  (found ?? instead).focus({ preventScroll: true });
+  return Boolean(found);
 }
 
 const SVG = "http://www.w3.org/2000/svg";

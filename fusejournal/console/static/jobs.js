@@ -2,7 +2,7 @@
 
 import { get, poll, post, may, encode } from "./api.js";
 import * as app from "./app.js";
-import { h, path, name, pill, number, size, time, command, failure, refresh, say, facts, spinner, asked, otherWays } from "./dom.js";
+import { h, path, name, pill, number, size, time, command, failure, focusAgain, focusIn, refresh, say, facts, spinner, asked, otherWays } from "./dom.js";
 import { confirmTyped } from "./dialogs.js";
 import { begin } from "./timeline.js";
 
@@ -69,14 +69,17 @@ function jobTable(agent, jobs) {
 export async function jobView(place, agent, id) {
   const url = jobPath(agent, id);
   const order = async (word, fields = {}) => {
+    const was = focusIn(shown);
     try {
       const job = await post(url, { order: word, ...fields });
       if (job.state === "removed") { app.go(["jobs"]); return; }
       await draw();
+      focusAgain(shown, was);
     } catch (error) {
       await draw().catch(wait);
       if (fields.confirm !== undefined) throw error;
       say(error.message);
+      focusAgain(shown, was);
     }
   };
   let timer;
@@ -164,7 +167,7 @@ function isDoable(job) {
 }
 
 function buttons(job, agent, order) {
-  const button = (words, kind, act) => h("button", { type: "button", class: kind, onclick: (event) => { event.target.disabled = true; act(); } }, words);
+  const button = (words, kind, act) => h("button", { type: "button", class: kind, onclick: (event) => { act(); event.target.disabled = true; } }, words);
   // What is done is the plan that is shown here, and not another that it has by now.
   const seen = job.plan ? { plan: job.plan } : {};
   const confirm = () => confirmTyped({

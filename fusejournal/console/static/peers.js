@@ -2,7 +2,7 @@
 
 import { poll, post, encode, volumePath } from "./api.js";
 import { h, say, failure, facts, field, command, period, quoted, asked, otherWays } from "./dom.js";
-import { confirmed } from "./dialogs.js";
+import { confirmed, openDialog } from "./dialogs.js";
 
 const POLL_MS = 1500;
 
@@ -49,7 +49,6 @@ function showCode(view, opened) {
   const waiting = () => { state.textContent = "Waiting for the other node. Closing this takes the code back."; };
   let isOver = false;
   const close = async () => {
-    dialog.remove();
     if (isOver) return;
     isOver = true;
     try {
@@ -69,8 +68,7 @@ function showCode(view, opened) {
     opened.may_be_elsewhere ? h("p", { class: "soft small" }, "Any address of this machine goes there that the other reaches. The name before it is what the other calls this node.") : null,
     state, h("div", { class: "row" }, done), otherWays([["Take the code back", asked(`${url(view)}/${opened.id}/close`)]]));
   waiting();
-  document.body.append(dialog);
-  dialog.showModal();
+  openDialog(dialog, done);
   const look = async () => {
     if (isOver) return;
     try {
@@ -115,6 +113,7 @@ function useCode(view, node) {
     } catch (error) {
       problem.replaceChildren(failure(error));
       go.disabled = false;
+      go.focus();
     }
   };
   const form = h("form", { class: "stacked", onsubmit: submit, oninput: show },
@@ -124,12 +123,10 @@ function useCode(view, node) {
     h("label", { class: "check" }, h("input", { type: "checkbox", name: "standby" }), "Ship to it only once this node is the primary: for two mirrors of one primary"),
     problem, h("div", { class: "row" }, go, h("button", { type: "button", onclick: () => dialog.close() }, "Cancel")));
   const title = `Pair ${view.volume} on ${view.agent} with another node`;
-  const dialog = h("dialog", { "aria-label": title, onclose: () => dialog.remove() }, h("h2", {}, title),
+  const dialog = h("dialog", { "aria-label": title }, h("h2", {}, title),
     h("p", {}, "The volume is shipped to the node that gave out the code, which has to be a mirror."),
     node.role === "primary" ? null : h("p", { class: "note warning" }, "This is a mirror, and would ship on what it has. If the other is its primary, that is the wrong way round: have this node give out a code, and use it there."),
     form, h("div", { class: "command" }, line));
   show();
-  document.body.append(dialog);
-  dialog.showModal();
-  form.elements.namedItem("peer").focus();
+  openDialog(dialog, form.elements.namedItem("peer"));
 }

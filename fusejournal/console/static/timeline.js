@@ -4,6 +4,7 @@ import { get, poll, post, may, volumePath, userNames } from "./api.js";
 import * as app from "./app.js";
 import { chart } from "./chart.js";
 import { h, user, path, name, number, size, time, command, failure, spinner, say, facts, clock, quoted, otherWays } from "./dom.js";
+import { openDialog } from "./dialogs.js";
 import { heading, operation, OPERATIONS, GROUP_NAMES, groupOf } from "./volume.js";
 
 const PAGE = 100;
@@ -280,11 +281,10 @@ export async function begin(view, fields) {
 // -- one entry --------------------------------------------------------------------------------------
 
 export async function showEntry(seq, { base, agent, volume }) {
-  const dialog = h("dialog", { "aria-label": `Entry ${seq}`, onclose: () => dialog.remove() });
-  document.body.append(dialog);
+  const dialog = h("dialog", { "aria-label": `Entry ${seq}` });
   const close = h("button", { type: "button", onclick: () => dialog.close() }, "Close");
   dialog.replaceChildren(spinner(), close);
-  dialog.showModal();
+  openDialog(dialog, close);
   try {
     const found = await get(`${base}/entries/${seq}`);
     const dataPlace = h("div", {});
@@ -304,8 +304,10 @@ export async function showEntry(seq, { base, agent, volume }) {
         h("a", { class: "button", href: app.link(["v", agent, volume, "browse"], { at: seq, path: above(found.entry.path) }), onclick: () => dialog.close() }, "Browse at this moment"),
         canShow ? h("button", { type: "button", onclick: load }, `Show its data, ${size(found.entry.data_bytes)}`) : null),
       dataPlace, command(found.command));
+    close.focus();
   } catch (error) {
     dialog.replaceChildren(failure(error), close);
+    close.focus();
   }
 }
 

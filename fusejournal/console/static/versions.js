@@ -2,7 +2,7 @@
 
 import { get, post, may, encode, query, volumePath, userNames } from "./api.js";
 import * as app from "./app.js";
-import { h, user, path, name, plain, number, size, time, command, failure, pill, facts, say, spinner, field, quoted, otherWays } from "./dom.js";
+import { h, focusAgain, focusIn, user, path, name, plain, number, size, time, command, failure, pill, facts, say, spinner, field, quoted, otherWays } from "./dom.js";
 import { confirmTyped } from "./dialogs.js";
 import { heading } from "./volume.js";
 import { begin } from "./timeline.js";
@@ -16,10 +16,14 @@ export async function versionsView(place, agent, volume, params) {
   const view = { base, agent, volume, signal: place.signal };
   if (params.version) return versionTree(place, view, params);
   if (params.old) return versionChanges(place, view, params);
+  let list = h("div", {});
   const draw = async () => {
     const found = await get(`${base}/versions`, {}, place.signal);
     const calendar = h("div", { class: "card" }, spinner("Working out what the policy does…"));
-    place.replaceChildren(...heading(agent, volume, "versions"), storeOf(found, view), found.error ? "" : calendar, listOf(found, view, () => draw().catch((error) => say(error.message))));
+    const was = focusIn(list);
+    list = listOf(found, view, () => draw().catch((error) => say(error.message)));
+    place.replaceChildren(...heading(agent, volume, "versions"), storeOf(found, view), found.error ? "" : calendar, list);
+    focusAgain(list, was);
     if (!found.error) await fillCalendar(calendar, view);
   };
   return draw();

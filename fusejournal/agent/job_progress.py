@@ -81,6 +81,8 @@ class JobProgress:
             JobState.DOING,
             outlives=Outlives.MACHINE,
             words="",
+            done=0,
+            total=None,
             pids=[*self.values.get("pids", []), os.getpid()],
             results={**results, pid: [results.get(pid, [after_seq + 1])[0], None]},
         )

@@ -213,8 +213,10 @@ def test_the_way_back_is_that_of_all_processes(root: Path, monkeypatch: pytest.M
     job = book.create(Fields({"kind": "undo", "volume": "data", "uid": 1001}))
     path = root / "jobs" / job["id"]
     monkeypatch.setattr("os.getpid", lambda: 4711)
+    JobProgress(path).save(done=7, total=9)  # of its plan
     JobProgress(path).begin_changes(19)
     shown = book.show(Fields({"id": job["id"]}))
+    assert (shown["done"], shown["total"]) == (0, None)
     assert shown["undo_command"] == "fusejournal undo data 20-28 --pid 4711 --apply"
     monkeypatch.setattr("os.getpid", lambda: 4712)
     second = JobProgress(path)

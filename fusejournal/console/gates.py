@@ -38,6 +38,8 @@ DEVICE_COOKIE: Final = "fusejournal_device"
 _DEVICE_SECONDS: Final = 400 * 86400
 CSRF_HEADER: Final = "x-csrf-token"
 _NAME_CHARS_MAX: Final = 256
+_FORBIDDEN_MAX: Final = 400
+"""Refusals of one user or token that are audited at once; then one every six seconds."""
 _POLL_HEADER: Final = "x-poll"
 """A header of what the page asks by itself, again and again."""
 _STREAM: Final = "/api/events"
@@ -78,7 +80,7 @@ class Gates:
         self._logins = LoginLimits()
         self._wrong_tokens = RateLimit(20, 6.0)
         self._requests = RateLimit(400, 0.05)
-        self._forbidden = RateLimit(30, 6.0)
+        self._forbidden = RateLimit(_FORBIDDEN_MAX, 6.0)
         self._hashing = trio.CapacityLimiter(2)
 
     async def admit(self, request: Request, access: AccessRole) -> Asker:

@@ -180,11 +180,20 @@ async def test_the_audit_has_who_looked_at_what_and_what_was_refused(
     await console.post("/api/agents/hall/jobs", 403, kind="prune", volume="data")
     newest, asked = console.audit.newest(2)
     assert (newest["what"], asked["what"]) == ("refused", "job-create")
-    # No more than the disk bears.
-    statuses = [(await console.client.get("/api/audit")).status_code for _ in range(40)]
-    assert (statuses[0], statuses[-1]) == (403, 429)
-    lines = [one for one in console.audit.newest(200) if one["what"] == "refused"]
-    assert len(lines) == 4 + statuses.count(403)
+
+
+async def test_refusals_do_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSEJOURNAL_STATE_ROOT", str(tmp_path / "volume"))
+    monkeypatch.setattr("fusejournal.console.gates._FORBIDDEN_MAX", 5)
+    (tmp_path / "volume").mkdir()
+    async with running_console(tmp_path) as console:
+        await console.log_in("operator")
+        statuses = [(await console.client.get("/api/audit")).status_code for _ in range(15)]
+        assert (statuses[0], statuses[-1]) == (403, 429)
+        lines = [one for one in console.audit.newest(99) if one["what"] == "refused"]
+        assert len(lines) == statuses.count(403)
 
 
 async def test_the_overview_and_its_alerts(console: RunningConsole) -> None:

@@ -6,7 +6,7 @@ together with the seq it reflects. A commit reaches the page cache, which outliv
 crash; :meth:`CatalogStore.sync` (blocking, in a thread) makes commits durable. The environment is
 opened without LMDB's own fsyncs, so after a system crash it is thrown away.
 
-Called from the event loop's thread only, except for ``sync``.
+Called from the event loop's thread only, except for ``sync``. The file itself: catalog_file.py.
 
 Databases (integers big-endian, so that keys sort by number):
 
@@ -23,7 +23,6 @@ meta       a word                           applied seq, checkpoint seq, next fi
 What is changed, and when, is the catalog's affair (catalog.py)."""
 
 import errno
-import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +32,16 @@ from typing import Any, NamedTuple
 
 import lmdb
 
+from fusejournal.backing.catalog_file import (
+    DATA,
+    break_seal,
+    end_of_pages,
+    is_sealed,
+    open_environment,
+    opening,
+    seal,
+)
 from fusejournal.disk import calls, failpoints
-from fusejournal.errors import FusejournalError
 from fusejournal.file_operations import JOURNALED_FLAGS, LOCKING_FLAGS
 from fusejournal.types import ROOT_FID, Epoch, Fid, Seq, first_fid
 
@@ -51,10 +58,6 @@ _FILE_FLAGS_AT = 1
 # A NamedTuple's own constructor takes twice the time, and a listing makes one for each name.
 _new: Any = tuple.__new__
 
-# Address space, not disk: enough for 400 million files. Some machines have 512 GiB of it, in which
-# a change of the role finds no second 256 GiB where the first were.
-_MAP_BYTES = 1 << 37
-_PAGE_BYTES = 4096
 _NODES_CACHED = 32_768
 _SPARE_BYTES = 8 << 20
 _SCAN_FIDS = 4096
@@ -74,23 +77,6 @@ def _as_os_error() -> Iterator[None]:
         yield
     except lmdb.Error as error:
         raise OSError(errno.EIO, str(error)) from error
-
-
-class CatalogSpoiltError(FusejournalError):
-    """The catalog's file cannot be used. It is only a cache: delete it, and it is made anew."""
-
-
-def _open_environment(directory: Path) -> lmdb.Environment:
-    return lmdb.open(
-        os.fsencode(directory),
-        map_size=_MAP_BYTES,
-        max_dbs=8,
-        sync=False,
-        metasync=False,
-        lock=False,
-        readahead=False,
-        mode=0o600,
-    )
 
 
 class CatalogNode:
@@ -172,21 +158,10 @@ class CatalogStore:
     def __init__(self, directory: Path, on_commit_due: Callable[[], None] = lambda: None) -> None:
         """*on_commit_due* is called when COMMIT_CHANGES entries were recorded since a commit.
         Raises CatalogSpoiltError when what is there is no catalog, OSError."""
-        directory.mkdir(mode=0o700, exist_ok=True)
-        self._data_path = directory / "data.mdb"
-        with open(self._data_path, "ab", buffering=0) as data:
-            if not data.tell():  # LMDB would leave half of a new one on a full disk
-                calls.fallocate("catalog.begin", data.fileno(), 0, 32 * _PAGE_BYTES)
-        try:
-            self._env = _open_environment(directory)
-            pages = self._env.info()["last_pgno"] + 1
-        except lmdb.Error as error:
-            raise CatalogSpoiltError(f"{directory}: {error}") from error
-        if self._data_path.stat().st_size < pages * _PAGE_BYTES:
-            # Reading beyond the end of a mapped file would end the process.
-            self._env.close()
-            raise CatalogSpoiltError(f"{directory}: shorter than it says")
-        with _as_os_error():
+        self._directory = directory
+        self._env = open_environment(directory)
+        self._is_sealed = is_sealed(directory)
+        with opening(directory):
             self._nodes_db, self._names_db, self._order_db, self._links_db, self._meta_db = (
                 self._env.open_db(name)
                 for name in (b"nodes", b"names", b"order", b"links", b"meta")
@@ -222,6 +197,9 @@ class CatalogStore:
             self._txn.put(flag.encode(), _U64.pack(getattr(self, flag)), db=self._meta_db)
         # Space first: an LMDB commit that fails takes the whole transaction with it.
         self._reserve()
+        if self._is_sealed:
+            break_seal(self._directory)
+            self._is_sealed = False
         failpoints.reached("catalog.commit")
         with _as_os_error():
             try:
@@ -236,6 +214,12 @@ class CatalogStore:
         with _as_os_error():
             self._env.sync(True)
 
+    def seal(self) -> None:
+        """Have the next opening know what is committed now by its checksum. Blocks. Raises
+        OSError."""
+        seal(self._directory, self._env)
+        self._is_sealed = True
+
     def close(self) -> None:
         """Give up what was not committed and close the environment."""
         self._txn.abort()
@@ -245,10 +229,10 @@ class CatalogStore:
         """Lengthen the data file by blocks past its last page, so that the commit's writes cannot
         meet a full disk. Of pages that a transaction both takes and frees LMDB writes nothing:
         without that the file could be shorter than its last page, as one that was cut is."""
-        end = (self._env.info()["last_pgno"] + 1) * _PAGE_BYTES
+        end = end_of_pages(self._env)
         # LMDB writes every page it changes anew, but none twice.
         need = min(self.changes * _CHANGED_BYTES, end) + self.changes * _ADDED_BYTES
-        with open(self._data_path, "r+b", buffering=0) as data:
+        with open(self._directory / DATA, "r+b", buffering=0) as data:
             calls.fallocate("catalog.reserve", data.fileno(), end, _SPARE_BYTES + need, flags=0)
 
     def _meta(self, word: str) -> int:

@@ -20,7 +20,8 @@ from typing import Any
 from fusejournal.backing.apply import Applier
 from fusejournal.backing.apply_results import Made
 from fusejournal.backing.catalog import Catalog
-from fusejournal.backing.catalog_store import COMMIT_CHANGES, CatalogSpoiltError
+from fusejournal.backing.catalog_file import CatalogSpoiltError
+from fusejournal.backing.catalog_store import COMMIT_CHANGES
 from fusejournal.disk import syscalls
 from fusejournal.disk.acls import ACCESS_ACL_XATTR, mode_of
 from fusejournal.disk.errnos import NO_SPACE

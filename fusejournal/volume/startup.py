@@ -471,6 +471,8 @@ class VolumeStartup:
         with explain_full(self._state_dir, _STOP_NEEDS):
             catalog.commit()
         catalog.sync()
+        with suppress_full():
+            catalog.seal()
         if is_mirror:
             # On a full disk it is no orderly stop, which the next start can do without.
             with suppress_full():

@@ -12,7 +12,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from fusejournal.backing.catalog import Catalog
-from fusejournal.backing.catalog_store import CatalogSpoiltError
+from fusejournal.backing.catalog_file import CatalogSpoiltError
 from fusejournal.backing.root_mark import BackingRoot, holds_copies_alone, read_root_mark
 from fusejournal.disk import calls, syscalls
 from fusejournal.errors import BackingError, JournalDamagedError, RecoveryError

@@ -1,6 +1,7 @@
 """Damaged journals: a torn tail is cut off and kept, anything else is named and never skipped."""
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -16,6 +17,7 @@ from fusejournal.journal.segment import SegmentReader, list_segments
 from fusejournal.types import Seq
 from tests.support.layer import Layer
 from tests.support.losses import begin_another_boot
+from tests.support.trees import difference, image
 from tests.support.volumes import open_volume
 
 pytestmark = pytest.mark.mount
@@ -231,6 +233,26 @@ def test_spoilt_catalog_is_made_anew(killed: Layer, how: str) -> None:
     killed.start()
     assert any("catalog" in line for line in killed.ask()["repairs"])
     assert known == {name: (killed.mountpoint / name).stat().st_ino for name in known}
+
+
+def test_a_catalog_that_has_changed_on_its_disk_is_made_anew(layer: Layer) -> None:
+    """Single bits, which LMDB takes for what was put there: a name would be another, or gone."""
+    layer.start()
+    for number in range(60):
+        (layer.mountpoint / f"file {number}").write_text(f"content {number}")
+    layer.stop()
+    path = layer.state / "catalog" / "data.mdb"
+    known = image(layer.backing)
+    for number in range(3):
+        spoilt = bytearray(path.read_bytes())
+        places = [at.start() for at in re.finditer(b"file 3", spoilt)]
+        assert len(places) > 3
+        spoilt[places[number]] ^= 1
+        path.write_bytes(spoilt)
+        layer.start()
+        assert any("not as it was when it was closed" in line for line in layer.ask()["repairs"])
+        assert not (found := difference(image(layer.mountpoint), known)), found
+        layer.stop()
 
 
 @pytest.fixture

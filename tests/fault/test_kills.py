@@ -320,6 +320,32 @@ def test_kill_while_rebuilding_the_catalog(layer: Layer, tmp_path: Path, count: 
     layer.check_rebuilt(tmp_path / "rebuilt")
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        "catalog.unseal", "catalog.seal.write", "catalog.seal.sync", "catalog.seal.rename",
+        "catalog.seal.directory",
+    ],
+)  # fmt: skip
+def test_kill_around_the_seal_of_the_catalog(layer: Layer, label: str) -> None:
+    """The seal, if there is one, never is that of what the file was before."""
+    layer.start()
+    (layer.mountpoint / "before").mkdir()
+    layer.stop()
+    layer.start(fault=f"{label}:1:kill")
+    names = {"before"}
+    if layer.is_alive():
+        (layer.mountpoint / "after").mkdir()
+        names.add("after")
+        os.kill(layer.pid, signal.SIGTERM)
+    assert layer.wait() == -signal.SIGKILL
+    for _ in range(2):
+        layer.start()
+        assert set(os.listdir(layer.mountpoint)) == names
+        layer.stop()
+    assert "made anew" not in layer.words()
+
+
 @pytest.mark.parametrize("label", ["apply.*", "catalog.commit"])
 def test_kill_while_recovering(tmp_path: Path, label: str) -> None:
     """The recovery of a kill between append and apply is killed, too."""

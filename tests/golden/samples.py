@@ -369,6 +369,7 @@ GOLDENS = {
     "key-v1": Golden(state_files.make_key),
     "witness-v1": Golden(state_files.make_witness),
     "catalog-v1": Golden(state_files.make_catalog),
+    "catalog-seal-v1": Golden(state_files.make_catalog_seal),
     "clients-v1": Golden(state_files.make_clients),
     "progress-v1": Golden(state_files.make_progress),
     "store-v1": Golden(store_objects.make_store_of_blocks, is_compared=False),  # as seekable-v1

@@ -12,6 +12,7 @@ import lmdb
 
 from fusejournal.admin.scrub_record import save_scrub
 from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_file import DATA, seal
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.journal.base import JournalBase, save_base
 from fusejournal.journal.branches import Branch, make_branch
@@ -257,6 +258,13 @@ def make_catalog(directory: Path) -> object:
     catalog.commit()
     catalog.close()
     return catalog_rows(directory / "catalog")
+
+
+def make_catalog_seal(directory: Path) -> object:
+    """The seal of a catalog of two pages."""
+    (directory / DATA).write_bytes(b"page" * 2048 + b"space for more")
+    seal(directory, SimpleNamespace(info=lambda: {"last_pgno": 1}))  # type: ignore[arg-type]
+    return _read(directory / "seal")
 
 
 def catalog_rows(directory: Path) -> dict[str, list[list[str]]]:

@@ -19,6 +19,7 @@ from fusejournal.agent.consoles import ConsoleBook
 from fusejournal.agent.fields import Fields
 from fusejournal.agent.job_process import Job
 from fusejournal.agent.jobs import JobBook
+from fusejournal.backing.catalog_file import read_seal
 from fusejournal.backing.root_mark import BackingRoot
 from fusejournal.console.agents import AgentBook
 from fusejournal.console.alerts import Alerts
@@ -345,6 +346,7 @@ RECORD_DECODERS = {
     "parted": Decoding(_file("parted.json", load_parting), ()),
     "rejoin": Decoding(_file("rejoin.json", load_rollback), _REFUSED),
     "scrub": Decoding(_file("scrub.json", load_scrub), ()),
+    "seal": Decoding(_file("seal", read_seal), _REFUSED),
     "versions": Decoding(_file("versions.json", _versions), ()),
     "witness": Decoding(_file("witness.json", load_seen), _REFUSED),
     "key": Decoding(_file("store.key", _key), (StoreKeyError,)),

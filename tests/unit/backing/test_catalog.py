@@ -1,5 +1,6 @@
 """The catalog after entries: names, cookies, links, fids."""
 
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from random import Random
 import pytest
 
 from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_file import DATA, CatalogSpoiltError, read_seal
 from fusejournal.operations import (
     Create,
     Link,
@@ -215,6 +217,7 @@ _OPEN_TWICE = """
 import resource, sys
 from pathlib import Path
 from fusejournal.backing.catalog import Catalog
+from fusejournal.backing.catalog_file import DATA, CatalogSpoiltError, read_seal
 resource.setrlimit(resource.RLIMIT_AS, (1 << 38, 1 << 38))
 directory = Path(sys.argv[1])
 for _ in range(2):
@@ -254,3 +257,62 @@ def test_pages_that_came_and_went_are_no_cut(tmp_path: Path) -> None:
             driver.catalog = Catalog(driver.directory)
             assert driver.names(1) == left
         driver.catalog.close()
+
+
+def _spoil(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_sealed_file_that_has_changed_is_damage(driver: Driver, tmp_path: Path) -> None:
+    for number in range(500):
+        driver.create(number + 2, 1, b"file %d" % number)
+    driver.catalog.commit()
+    driver.catalog.sync()
+    driver.catalog.seal()
+    driver.catalog.close()
+    whole = tmp_path / "whole"
+    shutil.copytree(driver.directory, whole)
+    random = Random(7)
+    found = read_seal(whole)
+    assert found is not None
+    sealed = found.bytes
+    assert sealed > 100_000
+    for at in [0, sealed - 1, *(random.randrange(sealed) for _ in range(20))]:
+        spoilt = tmp_path / f"spoilt {at}"
+        shutil.copytree(whole, spoilt)
+        _spoil(spoilt / DATA, at)
+        with pytest.raises(CatalogSpoiltError, match="not as it was when it was closed"):
+            Catalog(spoilt)
+    _spoil(whole / DATA, sealed)  # what is beyond is space for more
+    driver.catalog = Catalog(whole)
+    assert len(driver.names(1)) == 500
+
+
+@pytest.mark.parametrize("seal", [b"", b"{}", b'{"format": 1, "bytes": "x", "xxh3_128": ""}'])
+def test_a_seal_that_is_none(driver: Driver, seal: bytes) -> None:
+    driver.catalog.commit()
+    driver.catalog.close()
+    (driver.directory / "seal").write_bytes(seal)
+    with pytest.raises(CatalogSpoiltError, match="its seal is spoilt"):
+        Catalog(driver.directory)
+    (driver.directory / "seal").unlink()
+    driver.catalog = Catalog(driver.directory)
+
+
+def test_a_commit_breaks_the_seal(driver: Driver) -> None:
+    """Until then the file is as it was: a process that only looks, or dies first, leaves it."""
+    driver.create(2, 1, b"file")
+    driver.catalog.commit()
+    driver.catalog.seal()
+    for _ in range(2):
+        driver.catalog.close()
+        driver.catalog = Catalog(driver.directory)
+        driver.create(3, 1, b"another")
+        assert read_seal(driver.directory) is not None
+    driver.catalog.commit()
+    assert read_seal(driver.directory) is None
+    driver.catalog.close()
+    driver.catalog = Catalog(driver.directory)
+    assert driver.names(1) == [b"file", b"another"]

@@ -162,7 +162,11 @@ class Node:
         try:
             due = self._role.next
             becomes_mirror = due is not None and due[0] is Event.DEMOTED
-            self._startup.close(keep_orphans=self._is_leaving, becomes_mirror=becomes_mirror)
+            self._startup.close(
+                keep_orphans=self._is_leaving,
+                becomes_mirror=becomes_mirror,
+                goes_on=self._is_leaving or due is not None,
+            )
         finally:
             if not self._is_leaving:
                 self._mount.let_go()

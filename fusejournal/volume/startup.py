@@ -434,12 +434,14 @@ class VolumeStartup:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    def close(self, *, keep_orphans: bool = False, becomes_mirror: bool = False) -> None:
+    def close(
+        self, *, keep_orphans: bool = False, becomes_mirror: bool = False, goes_on: bool = False
+    ) -> None:
         """An orderly stop, blocking: everything flushed, a CLEAN entry (or, of a mirror, whose
         journal has no entry of its own, a word in its page), everything closed. A disk that fails
         at it is remembered, as one that fails earlier. *keep_orphans*: open files without a name
-        stay, for the next process. *becomes_mirror*: it is a mirror's stop, which a primary makes
-        that is no more to be one. Raises FusejournalError, OSError."""
+        stay, for the next process. *becomes_mirror*: a primary ends as a mirror. *goes_on*: callers
+        wait for the next opening, so no seal is made. Raises FusejournalError, OSError."""
         volume = self.volume
         # (All of them, whichever fails: what is still open would keep a file system in use.)
         with ExitStack() as stack:
@@ -448,13 +450,13 @@ class VolumeStartup:
             stack.callback(volume.tree.close, keep_orphans=keep_orphans)
             stack.callback(volume.catalog.close)
             try:
-                self._finish(becomes_mirror)
+                self._finish(becomes_mirror, seals=not goes_on)
             except (OSError, JournalFailedError) as error:
                 if getattr(error, "errno", None) not in NO_SPACE:
                     self.mark_unclean()
                 raise
 
-    def _finish(self, becomes_mirror: bool) -> None:
+    def _finish(self, becomes_mirror: bool, *, seals: bool) -> None:
         volume, page = self.volume, self.page
         journal, catalog = volume.journal, volume.catalog
         is_mirror = self._watermarks is not None and volume.failure is None and journal.is_writable
@@ -471,8 +473,9 @@ class VolumeStartup:
         with explain_full(self._state_dir, _STOP_NEEDS):
             catalog.commit()
         catalog.sync()
-        with suppress_full():
-            catalog.seal()
+        if seals:
+            with suppress_full():
+                catalog.seal()
         if is_mirror:
             # On a full disk it is no orderly stop, which the next start can do without.
             with suppress_full():

@@ -100,7 +100,10 @@ async def test_parts_are_made_twice_in_one_process(tmp_path: Path) -> None:
             assert start.startup.volume.write_errno is None
             _make_directory(start, b"made %d" % number)
             assert serving.durability.durable_seq <= start.startup.volume.journal.head_seq
-            start.startup.close()
+            # The second time another is to go on at once, and nothing is to take its time.
+            start.startup.close(goes_on=number == 2)
+            is_sealed = (state.directory / "catalog" / "seal").exists()
+            assert is_sealed == (number == 1)
     assert sorted(os.listdir(spec.backing)) == ["made 1", "made 2"]
 
 

@@ -84,6 +84,7 @@ def test_one_process_runs_them_all(server: Path, process: HookProcess) -> None:
 def test_one_that_is_gone_gets_a_successor(
     server: Path, process: HookProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hook_process, "_GRACE_SECONDS", PATIENCE_SECONDS)
     process.begin()
     first = pid_of(process)
     os.kill(first, signal.SIGKILL)
@@ -113,7 +114,7 @@ def test_one_that_is_gone_gets_a_successor(
 
 def is_alive(pid: int) -> bool:
     """Returns True if the program that a hook has run still runs."""
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, 0)
         return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
     return False
@@ -163,7 +164,7 @@ async def test_one_that_hangs_is_ended(server: Path, tmp_path: Path) -> None:
 async def test_one_that_heeds_nothing_is_killed_while_the_layer_goes_on(
     server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook_process, "_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(hook_process, "_GRACE_SECONDS", 4.0)
     (server / "goes-on").touch()
     command = " ".join((*python_module("fusejournal"), *_NOTIFY))
     config = Config.of({"hooks": {"after": [command]}})
@@ -183,7 +184,7 @@ async def test_one_that_heeds_nothing_is_killed_while_the_layer_goes_on(
                     began = time.monotonic()
                     await trio.sleep(0.01)
                     longest = max(longest, time.monotonic() - began)
-        assert longest < 0.9
+        assert longest < 3.5  # as long as it is waited for, if the loop did that
     finally:
         (server / "goes-on").unlink()
 

@@ -66,9 +66,9 @@ class _Alerts(Collector):
 
 def alert_metrics(overview: Mapping[str, Any]) -> bytes:
     """Returns the metrics of *overview*: alerts and servers."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Alerts(overview))
-    return generate_latest(registry)
+    collected = CollectorRegistry(auto_describe=False)
+    collected.register(_Alerts(overview))
+    return generate_latest(collected)
 
 
 def _labels_of(alert: Mapping[str, Any]) -> tuple[str, str, str, str, str]:

@@ -37,7 +37,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "var/lib/nfs/fusejournal-vol/sm").mkdir(parents=True)
     (root / "var/lib/nfs/fusejournal-vol/sm/client").touch()
     program = root / "usr/sbin/sm-notify"
-    lines = ("#!/bin/sh", f"echo $$ >>{root}/told", f"while test -e {root}/goes-on", "do sleep 0.1")
+    # (Not at once: Python leaves a program alone that it was interrupted in beginning.)
+    lines = (
+        *("#!/bin/sh", "sleep 0.5", f"echo $$ >>{root}/told"),
+        *(f"while test -e {root}/goes-on", "do sleep 0.1"),
+    )
     program.write_text("\n".join((*lines, "done", "")))
     program.chmod(0o755)
     monkeypatch.setenv("FUSEJOURNAL_NFS_ROOT", str(root))

@@ -161,11 +161,15 @@ class CatalogStore:
         self._directory = directory
         self._env = open_environment(directory)
         self._is_sealed = is_sealed(directory)
-        with opening(directory):
-            self._nodes_db, self._names_db, self._order_db, self._links_db, self._meta_db = (
-                self._env.open_db(name)
-                for name in (b"nodes", b"names", b"order", b"links", b"meta")
-            )
+        try:
+            with opening(directory):
+                self._nodes_db, self._names_db, self._order_db, self._links_db, self._meta_db = (
+                    self._env.open_db(name)
+                    for name in (b"nodes", b"names", b"order", b"links", b"meta")
+                )
+        except BaseException:
+            self._env.close()  # another may be made in its place, and needs the address space
+            raise
         self._txn = self._env.begin(write=True)
         self._nodes: dict[Fid, CatalogNode] = {}
         self._dirty: dict[Fid, CatalogNode] = {}

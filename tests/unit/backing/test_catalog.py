@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import lmdb
 import pytest
 
 from fusejournal.backing.catalog import Catalog
@@ -316,3 +317,22 @@ def test_a_commit_breaks_the_seal(driver: Driver) -> None:
     driver.catalog.close()
     driver.catalog = Catalog(driver.directory)
     assert driver.names(1) == [b"file", b"another"]
+
+
+def test_a_database_that_is_none_is_damage(driver: Driver) -> None:
+    """Found by LMDB itself, where there is no seal: nothing of the file stays open."""
+    driver.catalog.commit()
+    driver.catalog.close()
+    with (
+        lmdb.open(str(driver.directory), max_dbs=8, lock=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.drop(environment.open_db(b"nodes", transaction))
+        transaction.put(b"nodes", b"what is no database")
+    with pytest.raises(CatalogSpoiltError, match=str(driver.directory)) as found:
+        Catalog(driver.directory)
+    assert found.value.__traceback__ is not None  # it may still hold the catalog
+    mapped = Path("/proc/self/maps").read_text()
+    assert str(driver.directory) not in mapped
+    shutil.rmtree(driver.directory)
+    driver.catalog = Catalog(driver.directory)
